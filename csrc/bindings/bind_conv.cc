@@ -1,0 +1,516 @@
+// Convolution for Python: ConvSpec, the passes, plans and decisions.
+//
+// The passes are plain METH_FASTCALL functions rather than pybind11 ones: with eleven arguments pybind11's dispatcher
+// adds 0.15 us, a quarter of what a whole call on a tiny input costs here. All arguments are positional, None is an absent operand, and a Refusal thrown
+// anywhere leaves as the Python exception Refused with nothing written.
+#include <new>
+#include <utility>
+
+#include "bindings.h"
+#include "casters.h"
+#include "fastconv/conv.h"
+
+namespace fastconv::bindings {
+namespace {
+
+PyObject* refused_type = nullptr;
+PyTypeObject* spec_type = nullptr;
+PyTypeObject* plan_type = nullptr;
+
+// --- from C++ to Python and back -------------------------------------------------------------------------------
+
+void raise_refused(const char* status) {
+  PyObject* name = PyUnicode_FromString(status);
+  if (!name) return;
+  PyErr_SetObject(refused_type, name);
+  Py_DECREF(name);
+}
+
+template <typename Body>
+PyObject* guarded(Body body) {
+  try {
+    return body();
+  } catch (const Refusal& refusal) {
+    raise_refused(refusal.status);
+  } catch (py::error_already_set& error) {
+    error.restore();
+  } catch (const std::bad_alloc&) {
+    raise_refused("out_of_memory");
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_RuntimeError, error.what());
+  }
+  return nullptr;
+}
+
+// A module function of exactly kCount positional arguments.
+template <py::object (*kFunction)(PyObject* const*), Py_ssize_t kCount>
+PyObject* entry(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  if (count != kCount) {
+    PyErr_Format(PyExc_TypeError, "expected %zd positional arguments, got %zd", kCount, count);
+    return nullptr;
+  }
+  return guarded([&] { return kFunction(args).release().ptr(); });
+}
+
+// The C++ value inside an instance of one of this file's final classes.
+template <typename T>
+const T& value_of(PyObject* object, const PyTypeObject* type) {
+  if (Py_TYPE(object) != type) {
+    PyErr_Format(PyExc_TypeError, "expected %s, got %s", type->tp_name, Py_TYPE(object)->tp_name);
+    throw py::error_already_set();
+  }
+  const void* value = reinterpret_cast<py::detail::instance*>(object)->simple_value_holder[0];
+  if (!value) {
+    PyErr_Format(PyExc_TypeError, "%s was not initialised", type->tp_name);
+    throw py::error_already_set();
+  }
+  return *static_cast<const T*>(value);
+}
+
+// --- ConvSpec --------------------------------------------------------------------------------------------------
+
+// The options of a layer, checked and in canonical form (see _args.py): what functional.py caches.
+struct ConvSpec {
+  ConvDesc desc;
+  Activation activation, input_activation;
+};
+
+void read_entries(const py::tuple& entries, int spatial, int64_t* values) {
+  if (static_cast<int>(entries.size()) != spatial) throw py::value_error("expected one entry a spatial dimension");
+  for (int i = 0; i < spatial; ++i) values[i] = entries[i].cast<int64_t>();
+}
+
+template <typename Enum>
+Enum read_enum(int32_t value, Enum last) {
+  if (value < 0 || value > static_cast<int32_t>(last)) throw py::value_error("enumerator out of range");
+  return static_cast<Enum>(value);
+}
+
+Activation read_activation(const py::tuple& parts) {
+  if (parts.size() != 3) throw py::value_error("an activation is (kind, a, b)");
+  return {read_enum(parts[0].cast<int32_t>(), ActivationKind::clip), parts[1].cast<double>(), parts[2].cast<double>()};
+}
+
+ConvSpec make_spec(int32_t spatial, bool transposed, bool channels_last, const py::tuple& stride,
+                   const py::tuple& dilation, const py::tuple& pad_before, const py::tuple& pad_after,
+                   const py::tuple& output_padding, int64_t groups, int32_t padding_mode, int32_t auto_padding,
+                   int32_t algorithm, const py::tuple& activation, const py::tuple& input_activation) {
+  if (spatial < 1 || spatial > 3) throw py::value_error("spatial must be 1, 2 or 3");
+  ConvSpec spec;
+  ConvDesc& desc = spec.desc;
+  desc.spatial = spatial;
+  desc.transposed = transposed;
+  desc.channels_last = channels_last;
+  read_entries(stride, spatial, desc.stride);
+  read_entries(dilation, spatial, desc.dilation);
+  read_entries(pad_before, spatial, desc.pad_before);
+  read_entries(pad_after, spatial, desc.pad_after);
+  read_entries(output_padding, spatial, desc.output_padding);
+  desc.groups = groups;
+  desc.padding_mode = read_enum(padding_mode, PaddingMode::circular);
+  desc.auto_padding = read_enum(auto_padding, AutoPadding::same_lower);
+  desc.algorithm = read_enum(algorithm, Algorithm::direct);
+  spec.activation = read_activation(activation);
+  spec.input_activation = read_activation(input_activation);
+  return spec;
+}
+
+template <int64_t (ConvDesc::*kMember)[3]>
+py::tuple entries_of(const ConvSpec& spec) {
+  return shape_tuple(spec.desc.*kMember, spec.desc.spatial);
+}
+
+py::tuple activation_tuple(const Activation& activation) {
+  return py::make_tuple(static_cast<int32_t>(activation.kind), activation.a, activation.b);
+}
+
+// --- operands --------------------------------------------------------------------------------------------------
+
+bool is_shape(PyObject* object) { return PyTuple_Check(object) || PyList_Check(object); }
+
+// An image-like operand (x, y, residual): given its batch axis where it has none. `batched` is what x (or dy, the
+// leading operand) was; the others must follow it.
+void complete_image(TensorView& view, const ConvDesc& desc, bool batched) {
+  if (view.ndim != desc.spatial + (batched ? 2 : 1)) throw Refusal{"bad_rank"};
+  if (!batched) insert_batch_axis(view);
+}
+
+TensorView leading_image(TensorView view, const ConvDesc& desc, bool& batched) {
+  batched = view.ndim == desc.spatial + 2;
+  complete_image(view, desc, batched);
+  return view;
+}
+
+TensorView following_image(PyObject* object, const ConvDesc& desc, bool batched) {
+  TensorView view = optional_view(object);
+  if (view.data) complete_image(view, desc, batched);
+  return view;
+}
+
+TensorView gate_view(PyObject* object, bool batched) {
+  TensorView view = optional_view(object);
+  if (!view.data) return view;
+  if (view.ndim != (batched ? 2 : 1)) throw Refusal{"bad_rank"};
+  if (!batched) insert_batch_axis(view);
+  return view;
+}
+
+bool read_flag(PyObject* object) {
+  if (object == Py_False) return false;
+  if (object == Py_True) return true;
+  throw Refusal{"bad_type"};
+}
+
+struct Result {
+  py::object array;
+  TensorView view;
+};
+
+// What a call reads, kept beside the arrays it came from for the overlap check.
+struct Read {
+  PyObject* array;
+  const TensorView& view;
+};
+
+Result user_output(PyObject* out, const TensorView& expected, std::initializer_list<Read> reads) {
+  Result result;
+  result.view = array_view(out);
+  if (result.view.dtype != expected.dtype) throw Refusal{"bad_dtype"};
+  if (!(py::detail::array_proxy(out)->flags & py::detail::npy_api::NPY_ARRAY_WRITEABLE_)) throw Refusal{"bad_output"};
+  if (!same_shape(result.view, expected) || overlaps_itself(result.view)) throw Refusal{"bad_output"};
+  for (const Read& read : reads) check_no_overlap(out, result.view, read.array, read.view);
+  result.array = py::reinterpret_borrow<py::object>(out);
+  return result;
+}
+
+// The output of a call: `out` where the user gave one, else a new array. `expected` holds dtype and shape in the
+// user's rank; `order` lists the axes of a new array from the outermost to the innermost in memory.
+Result make_output(PyObject* out, TensorView expected, const int* order, std::initializer_list<Read> reads) {
+  const int64_t bytes = pack_strides(expected, order);
+  if (out != Py_None) return user_output(out, expected, reads);
+  Result result;
+  result.view = expected;
+  result.array = new_array(result.view, bytes);
+  return result;
+}
+
+// As make_output, for an image-like output of `shape` (with its batch axis); the returned view has the batch axis.
+Result make_image(PyObject* out, const ConvDesc& desc, const TensorView& like, const int64_t* shape, bool batched,
+                  std::initializer_list<Read> reads) {
+  const int ndim = desc.spatial + (batched ? 2 : 1);
+  TensorView expected;
+  expected.dtype = like.dtype;
+  expected.ndim = ndim;
+  for (int i = 0; i < ndim; ++i) expected.shape[i] = shape[batched ? i : i + 1];
+  const int first = batched ? 1 : 0;  // the axes before the channels and the pixels
+  const int channels = desc.channels_last ? ndim - 1 : first;
+  const bool innermost = output_is_channels_last(desc, like);
+  int order[kMaxDims];
+  int n = 0;
+  if (batched) order[n++] = 0;
+  if (!innermost) order[n++] = channels;
+  for (int i = first; i < ndim; ++i) {
+    if (i != channels) order[n++] = i;
+  }
+  if (innermost) order[n++] = channels;
+  Result result = make_output(out, expected, order, reads);
+  if (!batched) insert_batch_axis(result.view);
+  return result;
+}
+
+// --- the passes ------------------------------------------------------------------------------------------------
+
+// (spec, x, weight, bias, scale, shift, residual, input_scale, input_shift, input_gate, out)
+py::object conv_forward(PyObject* const* args) {
+  const ConvSpec& spec = value_of<ConvSpec>(args[0], spec_type);
+  const ConvDesc& desc = spec.desc;
+  ConvOperands op;
+  bool batched = false;
+  op.x = leading_image(array_view(args[1]), desc, batched);
+  op.w = array_view(args[2]);
+  op.epilogue = {optional_view(args[3]), optional_view(args[4]), optional_view(args[5]),
+                 following_image(args[6], desc, batched), spec.activation};
+  op.prologue = {optional_view(args[7]), optional_view(args[8]), gate_view(args[9], batched), spec.input_activation};
+  int64_t shape[kMaxDims];
+  check(conv_output_shape(desc, op.x, op.w, shape));
+  Result y = make_image(args[10], desc, op.x, shape, batched,
+                        {{args[1], op.x},
+                         {args[2], op.w},
+                         {args[3], op.epilogue.bias},
+                         {args[4], op.epilogue.scale},
+                         {args[5], op.epilogue.shift},
+                         {args[6], op.epilogue.residual},
+                         {args[7], op.prologue.scale},
+                         {args[8], op.prologue.shift},
+                         {args[9], op.prologue.gate}});
+  op.y = y.view;
+  Status status;
+  {
+    ReleaseGil gil;
+    status = conv_run(desc, Pass::forward, op);
+  }
+  check(status);
+  return std::move(y.array);
+}
+
+// (spec, dy, weight, input_shape, accumulate, out)
+py::object conv_backward_input(PyObject* const* args) {
+  const ConvDesc& desc = value_of<ConvSpec>(args[0], spec_type).desc;
+  ConvOperands op;
+  bool batched = false;
+  op.y = leading_image(array_view(args[1]), desc, batched);
+  op.w = array_view(args[2]);
+  TensorView shape = shape_view(args[3], op.y.dtype);
+  complete_image(shape, desc, batched);
+  op.accumulate = read_flag(args[4]);
+  if (op.accumulate && args[5] == Py_None) throw Refusal{"bad_output"};
+  Result dx = make_image(args[5], desc, op.y, shape.shape, batched, {{args[1], op.y}, {args[2], op.w}});
+  op.x = dx.view;
+  Status status;
+  {
+    ReleaseGil gil;
+    status = conv_run(desc, Pass::backward_input, op);
+  }
+  check(status);
+  return std::move(dx.array);
+}
+
+// (spec, dy, x, weight_shape, accumulate, out)
+py::object conv_backward_weight(PyObject* const* args) {
+  const ConvDesc& desc = value_of<ConvSpec>(args[0], spec_type).desc;
+  ConvOperands op;
+  bool batched = false;
+  op.y = leading_image(array_view(args[1]), desc, batched);
+  op.x = array_view(args[2]);
+  complete_image(op.x, desc, batched);
+  const TensorView shape = shape_view(args[3], op.y.dtype);
+  op.accumulate = read_flag(args[4]);
+  if (op.accumulate && args[5] == Py_None) throw Refusal{"bad_output"};
+  Result dw = make_output(args[5], shape, nullptr, {{args[1], op.y}, {args[2], op.x}});
+  op.w = dw.view;
+  Status status;
+  {
+    ReleaseGil gil;
+    status = conv_run(desc, Pass::backward_weight, op);
+  }
+  check(status);
+  return std::move(dw.array);
+}
+
+// (spec, dy, accumulate, out)
+py::object conv_backward_bias_entry(PyObject* const* args) {
+  const ConvDesc& desc = value_of<ConvSpec>(args[0], spec_type).desc;
+  bool batched = false;
+  const TensorView dy = leading_image(array_view(args[1]), desc, batched);
+  const bool accumulate = read_flag(args[2]);
+  if (accumulate && args[3] == Py_None) throw Refusal{"bad_output"};
+  TensorView expected;
+  expected.dtype = dy.dtype;
+  expected.ndim = 1;
+  expected.shape[0] = dy.shape[desc.channels_last ? dy.ndim - 1 : 1];
+  Result db = make_output(args[3], expected, nullptr, {{args[1], dy}});
+  Status status;
+  {
+    ReleaseGil gil;
+    status = conv_backward_bias(desc, dy, db.view, accumulate);
+  }
+  check(status);
+  return std::move(db.array);
+}
+
+// (spec, x_shape, w_shape)
+py::object output_shape(PyObject* const* args) {
+  const ConvDesc& desc = value_of<ConvSpec>(args[0], spec_type).desc;
+  bool batched = false;
+  const TensorView x = leading_image(shape_view(args[1], DType::f32), desc, batched);
+  int64_t shape[kMaxDims];
+  check(conv_output_shape(desc, x, shape_view(args[2], DType::f32), shape));
+  return batched ? shape_tuple(shape, desc.spatial + 2) : shape_tuple(shape + 1, desc.spatial + 1);
+}
+
+// --- plans and decisions ---------------------------------------------------------------------------------------
+
+py::dict decision_dict(const Decision& decision) {
+  py::dict result;
+  result["algorithm"] = decision.algorithm;
+  result["role"] = decision.role;
+  result["isa"] = decision.isa;
+  result["tile_rows"] = decision.tile_rows;
+  result["tile_columns"] = decision.tile_columns;
+  result["reduction_block"] = decision.reduction_block;
+  result["channel_block"] = decision.channel_block;
+  result["pixel_block"] = decision.pixel_block;
+  result["workspace_per_thread"] = decision.workspace_per_thread;
+  result["packed_weight_bytes"] = decision.packed_weight_bytes;
+  result["flops"] = decision.flops;
+  result["bytes"] = decision.bytes;
+  result["error_bound"] = decision.error_bound;
+  result["passed_over"] = decision.passed_over;
+  return result;
+}
+
+// An operand that may be given as an array or, for its shape alone, as a tuple.
+TensorView array_or_shape(PyObject* object, DType dtype) {
+  return is_shape(object) ? shape_view(object, dtype) : array_view(object);
+}
+
+// (spec, pass, x, weight, y, bias, scale, shift, residual, input_scale, input_shift, input_gate)
+// The pass's result (y, x or weight) is a shape or, for y of a forward pass, None; x may always be a shape.
+py::object conv_decide_entry(PyObject* const* args) {
+  const ConvSpec& spec = value_of<ConvSpec>(args[0], spec_type);
+  const ConvDesc& desc = spec.desc;
+  const auto pass = read_enum(py::handle(args[1]).cast<int32_t>(), Pass::backward_weight);
+  // The dtype of the shapes among the operands is that of the arrays.
+  DType dtype = DType::f32;
+  for (PyObject* operand : {args[2], args[3], args[4]}) {
+    if (operand != Py_None && !is_shape(operand)) dtype = array_view(operand).dtype;
+  }
+  ConvOperands op;
+  bool batched = false;
+  op.x = leading_image(array_or_shape(args[2], dtype), desc, batched);
+  op.w = array_or_shape(args[3], dtype);
+  if (args[4] == Py_None) {
+    op.y.data = no_data;
+    op.y.dtype = dtype;
+    op.y.ndim = desc.spatial + 2;
+    check(conv_output_shape(desc, op.x, op.w, op.y.shape));
+    pack_strides(op.y, nullptr);
+  } else {
+    op.y = array_or_shape(args[4], dtype);
+    complete_image(op.y, desc, batched);
+  }
+  op.epilogue = {optional_view(args[5]), optional_view(args[6]), optional_view(args[7]),
+                 following_image(args[8], desc, batched), spec.activation};
+  op.prologue = {optional_view(args[9]), optional_view(args[10]), gate_view(args[11], batched), spec.input_activation};
+  Decision decision;
+  check(conv_decide(desc, pass, op, &decision));
+  return decision_dict(decision);
+}
+
+// A ConvPlan with what its binding needs to allocate the output.
+struct PlanHandle {
+  std::shared_ptr<const ConvPlan> plan;
+  ConvDesc desc;
+  TensorView weight;  // dtype and shape
+};
+
+// (spec, x_like, weight, bias, scale, shift, input_scale, input_shift)
+py::object conv_plan_entry(PyObject* const* args) {
+  const ConvSpec& spec = value_of<ConvSpec>(args[0], spec_type);
+  ConvOperands op;
+  bool batched = false;
+  op.w = array_view(args[2]);
+  op.x = leading_image(array_or_shape(args[1], op.w.dtype), spec.desc, batched);
+  op.epilogue = {optional_view(args[3]), optional_view(args[4]), optional_view(args[5]), {}, spec.activation};
+  op.prologue = {optional_view(args[6]), optional_view(args[7]), {}, spec.input_activation};
+  PlanHandle handle{nullptr, spec.desc, op.w};
+  handle.weight.data = no_data;
+  Status status = Status::ok;
+  {
+    ReleaseGil gil;
+    handle.plan = conv_plan(spec.desc, op, &status);
+  }
+  check(status);
+  return py::cast(std::move(handle));
+}
+
+// ConvPlan.run(x, residual, input_gate, out)
+PyObject* plan_run(PyObject* self, PyObject* const* args, Py_ssize_t count) {
+  if (count != 4) {
+    PyErr_Format(PyExc_TypeError, "expected 4 positional arguments, got %zd", count);
+    return nullptr;
+  }
+  return guarded([&] {
+    const PlanHandle& handle = value_of<PlanHandle>(self, plan_type);
+    const ConvDesc& desc = handle.desc;
+    bool batched = false;
+    const TensorView x = leading_image(array_view(args[0]), desc, batched);
+    const TensorView residual = following_image(args[1], desc, batched);
+    const TensorView gate = gate_view(args[2], batched);
+    int64_t shape[kMaxDims];
+    check(conv_output_shape(desc, x, handle.weight, shape));
+    Result y = make_image(args[3], desc, x, shape, batched, {{args[0], x}, {args[1], residual}, {args[2], gate}});
+    Status status;
+    {
+      ReleaseGil gil;
+      status = conv_plan_run(*handle.plan, x, y.view, residual, gate);
+    }
+    check(status);
+    return y.array.release().ptr();
+  });
+}
+
+// --- the tables ------------------------------------------------------------------------------------------------
+
+template <py::object (*kFunction)(PyObject* const*), Py_ssize_t kCount>
+constexpr PyMethodDef method(const char* name, const char* doc) {
+  // The cast is CPython's own convention for METH_FASTCALL.
+  return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&entry<kFunction, kCount>)), METH_FASTCALL, doc};
+}
+
+PyMethodDef functions[] = {
+    method<conv_forward, 11>("conv_forward",
+                             "(spec, x, weight, bias, scale, shift, residual, input_scale, input_shift, input_gate, "
+                             "out) -> y"),
+    method<conv_backward_input, 6>("conv_backward_input", "(spec, dy, weight, input_shape, accumulate, out) -> dx"),
+    method<conv_backward_weight, 6>("conv_backward_weight", "(spec, dy, x, weight_shape, accumulate, out) -> dw"),
+    method<conv_backward_bias_entry, 4>("conv_backward_bias", "(spec, dy, accumulate, out) -> db"),
+    method<conv_plan_entry, 8>("conv_plan",
+                               "(spec, x_like, weight, bias, scale, shift, input_scale, input_shift) -> ConvPlan"),
+    method<conv_decide_entry, 12>("conv_decide",
+                                  "(spec, pass, x, weight, y, bias, scale, shift, residual, input_scale, input_shift, "
+                                  "input_gate) -> dict"),
+    method<output_shape, 3>("output_shape", "(spec, x_shape, weight_shape) -> shape of y"),
+};
+
+PyMethodDef plan_run_method = {"run", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&plan_run)), METH_FASTCALL,
+                               "(x, residual, input_gate, out) -> y"};
+
+}  // namespace
+
+void bind_conv(py::module_& m) {
+  load_numpy_types();
+
+  // As everything a static PyMethodDef reaches, these live as long as the process.
+  refused_type = PyErr_NewExceptionWithDoc("fastconv._core.Refused",
+                                           "A call was refused; args[0] is the status. Nothing has been written.",
+                                           nullptr, nullptr);
+  if (!refused_type) throw py::error_already_set();
+  m.attr("Refused") = py::handle(refused_type);
+
+  py::class_<ConvSpec> spec(m, "ConvSpec", py::is_final(), "The options of a layer, checked; immutable.");
+  spec.def(py::init(&make_spec), py::arg("spatial"), py::arg("transposed"), py::arg("channels_last"),
+           py::arg("stride"), py::arg("dilation"), py::arg("pad_before"), py::arg("pad_after"),
+           py::arg("output_padding"), py::arg("groups"), py::arg("padding_mode"), py::arg("auto_padding"),
+           py::arg("algorithm"), py::arg("activation"), py::arg("input_activation"))
+      .def_property_readonly("spatial", [](const ConvSpec& s) { return s.desc.spatial; })
+      .def_property_readonly("transposed", [](const ConvSpec& s) { return s.desc.transposed; })
+      .def_property_readonly("channels_last", [](const ConvSpec& s) { return s.desc.channels_last; })
+      .def_property_readonly("stride", &entries_of<&ConvDesc::stride>)
+      .def_property_readonly("dilation", &entries_of<&ConvDesc::dilation>)
+      .def_property_readonly("pad_before", &entries_of<&ConvDesc::pad_before>)
+      .def_property_readonly("pad_after", &entries_of<&ConvDesc::pad_after>)
+      .def_property_readonly("output_padding", &entries_of<&ConvDesc::output_padding>)
+      .def_property_readonly("groups", [](const ConvSpec& s) { return s.desc.groups; })
+      .def_property_readonly("padding_mode", [](const ConvSpec& s) { return static_cast<int32_t>(s.desc.padding_mode); })
+      .def_property_readonly("auto_padding", [](const ConvSpec& s) { return static_cast<int32_t>(s.desc.auto_padding); })
+      .def_property_readonly("algorithm", [](const ConvSpec& s) { return static_cast<int32_t>(s.desc.algorithm); })
+      .def_property_readonly("activation", [](const ConvSpec& s) { return activation_tuple(s.activation); })
+      .def_property_readonly("input_activation", [](const ConvSpec& s) { return activation_tuple(s.input_activation); });
+  spec_type = reinterpret_cast<PyTypeObject*>(spec.ptr());
+
+  py::class_<PlanHandle> plan(m, "ConvPlan", py::is_final(), "A prepared layer; immutable, safe in several threads.");
+  plan.def_property_readonly("decision",
+                             [](const PlanHandle& handle) { return decision_dict(conv_plan_decision(*handle.plan)); });
+  plan_type = reinterpret_cast<PyTypeObject*>(plan.ptr());
+  plan.attr("run") = py::reinterpret_steal<py::object>(PyDescr_NewMethod(plan_type, &plan_run_method));
+
+  const py::str module_name = m.attr("__name__");
+  for (PyMethodDef& function : functions) {
+    PyObject* object = PyCFunction_NewEx(&function, nullptr, module_name.ptr());
+    if (!object) throw py::error_already_set();
+    m.attr(function.ml_name) = py::reinterpret_steal<py::object>(object);
+  }
+}
+
+}  // namespace fastconv::bindings

@@ -1,0 +1,10 @@
+// What module.cc assembles: one bind_* function a family, each in its own bind_*.cc.
+#pragma once
+#include <pybind11/pybind11.h>
+
+namespace fastconv::bindings {
+
+void bind_runtime(pybind11::module_& m);
+void bind_conv(pybind11::module_& m);
+
+}  // namespace fastconv::bindings

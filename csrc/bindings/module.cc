@@ -1,0 +1,6 @@
+#include "bindings.h"
+
+PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
+  fastconv::bindings::bind_runtime(m);
+  fastconv::bindings::bind_conv(m);
+}

@@ -1,0 +1,152 @@
+// The plain structs that cross the border between baseline code and the kernels of one ISA.
+//
+// They have no methods and no initialisers: a kernel's translation unit is compiled with -mavx512f, and any inline
+// function it emits could be the copy that the linker keeps for everyone.
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+
+namespace fastconv {
+
+// One panel of the product C[m][n] (+)= sum_k rows[m][k] * panel[k][n], every row of C reached through a pointer.
+//
+// The reduction runs over `taps` pieces of `length` terms. Row m of piece t starts at rows[t * row_pitch + m] +
+// row_offset and advances by row_step elements a term. The panel holds taps * length rows of vectors * W elements.
+template <class T>
+struct GemmArgs {
+  const T* const* rows;
+  int64_t row_pitch, row_offset, row_step;
+  int64_t taps, length;
+  int64_t m;                // rows of C
+  const T* panel;
+  int32_t vectors;          // width of the panel in vectors: 1 .. kMaxVectors of the ISA
+  int32_t tail;             // lanes of the last vector that exist: 1 .. W
+  T* const* c;              // row m of C is c[m] + c_offset
+  int64_t c_offset;
+  const T* const* residual; // like c, with residual_offset; null: none
+  int64_t residual_offset;
+  int32_t accumulate;       // add to what C holds
+  int32_t finish;           // this is the last piece of the reduction: apply the epilogue
+  int32_t channel_rows;     // scale and shift belong to the rows of C (else to its columns)
+  const T* scale;           // y = scale * acc + shift; null: 1, 0
+  const T* shift;
+  int32_t activation;       // fastconv::ActivationKind
+  T a, b;
+};
+
+// Packs the vector operand of the "pixel rows" role: panel[(t * length + c) * columns + j] from
+// w[j * column_stride + c * channel_stride + tap_offset[t]], zero for j >= valid.
+template <class T>
+struct PackWeightsArgs {
+  T* panel;
+  const T* w;
+  int64_t column_stride, channel_stride;
+  const int64_t* tap_offset;
+  int64_t taps, length;
+  int64_t columns, valid;
+};
+
+// A run of output pixels whose inputs are neighbours in the source: columns [column, column + length) of a panel read
+// source elements offset, offset + 1, ...
+struct Segment {
+  int64_t column, offset, length;
+};
+
+// Packs the vector operand of the "pixel columns" role: panel[(c * taps + t) * columns + j] from
+// source[c * channel_stride + tap_offset[t] + (segment's offset)]. Unless `exact`, W - 1 elements past a segment may be
+// read. Up to W - 1 elements past the panel's end are written.
+template <class T>
+struct PackColumnsArgs {
+  T* panel;
+  const T* source;
+  int64_t channel_stride;
+  const int64_t* tap_offset;
+  int64_t channels, taps;
+  const Segment* segments;
+  int64_t segment_count;
+  int64_t columns;
+  int32_t exact;
+};
+
+// Packs a panel whose rows are pixels and whose columns come from `columns` pointers: panel[i * columns + j] =
+// source[j][segment's offset + i - segment's column]. Reads up to W - 1 elements past a segment; writes up to W - 1 rows
+// past the end. `columns` is a multiple of W.
+template <class T>
+struct PackTransposedArgs {
+  T* panel;
+  const T* const* source;
+  const Segment* segments;
+  int64_t segment_count;
+  int64_t columns;
+};
+
+// Copies `length` elements from each of `count` pointers: panel[i * pitch ...] = rows[i][offset ...], zero up to pitch.
+template <class T>
+struct PackRowsArgs {
+  T* panel;
+  const T* const* rows;
+  int64_t count, offset, length, pitch;
+};
+
+// What is applied to the input while it is read: gate * act(scale * x + shift).
+template <class T>
+struct InputMap {
+  const T* scale;  // a channel each; null: absent
+  const T* shift;
+  const T* gate;   // a channel each (of this image), gate_stride elements apart
+  int64_t gate_stride;
+  int32_t activation;
+  T a, b;
+  int32_t active;  // any of the above
+};
+
+// Copies pixels' channels for the "pixel rows" role: dst[i * pitch + t * length + c] = map(rows[t * row_pitch + i][offset
+// + c]); a row that equals `zero_row` stays zero whatever the map.
+template <class T>
+struct PackPixelsArgs {
+  T* dst;
+  int64_t pitch;
+  const T* const* rows;
+  int64_t row_pitch, offset;
+  int64_t pixels, taps, length;
+  const T* zero_row;
+  InputMap<T> map;  // vectors already advanced to the first channel
+};
+
+inline constexpr int64_t kZeroRow = INT64_MIN, kUnusedRow = INT64_MIN + 1;
+
+// Fills a slab: the rows of the input that a block of output pixels needs, channel by channel, padded, with the columns
+// split by their residue modulo the stride so that neighbours in a sub-row are neighbouring output pixels.
+//   slab[c * channel_pitch + r * row_pitch + f * phase_pitch + i] = x(c, row r, column first + i * stride + phases[f])
+template <class T>
+struct SlabArgs {
+  T* slab;
+  int64_t channel_pitch, row_pitch, phase_pitch;
+  const T* source;                // the image at channel 0 of the block
+  int64_t channel_stride, column_stride;
+  int64_t channels;
+  const int64_t* row_offset;      // source offset of each slab row, or one of the two below
+  int64_t rows;
+  const int32_t* phases;          // residues that are needed
+  int64_t phase_count;
+  int64_t phase_length;           // elements of a sub-row
+  int64_t first, stride;          // slab column i of residue f is image column first + i * stride + f; may be negative
+  int64_t image_columns;
+  const int64_t* column_map;      // padding other than zeros: source column of padded column first + j; null: zeros
+  InputMap<T> map;
+};
+
+// Moves a block between a tensor of any strides and a dense buffer[m * pitch + n]; element (m, n) of the tensor is at
+// row_offset[m] + column_offset[n].
+template <class T>
+struct MoveBlockArgs {
+  T* tensor;
+  T* buffer;
+  int64_t pitch;
+  const int64_t* row_offset;
+  const int64_t* column_offset;
+  int64_t m, n;
+  int32_t accumulate;  // scatter: add to the tensor
+};
+
+}  // namespace fastconv

@@ -1,0 +1,38 @@
+// A non-owning view of an array: the only shape in which data enters the library.
+#pragma once
+#include <cstdint>
+
+namespace fastconv {
+
+enum class DType : int32_t { f32 = 0, f64 = 1 };
+enum class Device : int32_t { cpu = 0 };
+
+inline constexpr int kMaxDims = 5;
+
+struct TensorView {
+  void* data = nullptr;  // null: the operand is absent
+  DType dtype = DType::f32;
+  Device device = Device::cpu;
+  int32_t ndim = 0;
+  int64_t shape[kMaxDims] = {};
+  int64_t strides[kMaxDims] = {};  // in elements; may be negative or zero for operands that are only read
+};
+
+// What every entry point returns. Nothing has been written when it is not `ok` or `cancelled`.
+enum class Status : int32_t {
+  ok = 0,
+  bad_rank,        // a tensor's ndim does not fit the descriptor
+  bad_dtype,       // dtypes differ or are not supported
+  bad_shape,       // shapes contradict each other
+  bad_groups,      // groups does not divide the channels
+  bad_stride,      // a stride, dilation or size below its minimum
+  bad_padding,     // padding outside what the mode allows
+  bad_output,      // out has the wrong shape or overlaps an input
+  empty_output,    // the (dilated) kernel is larger than the padded input
+  overflow,        // a size does not fit in 63 bits
+  unsupported,     // a combination that this build does not serve
+  out_of_memory,
+  cancelled,       // the poll hook asked to stop; the output is unspecified
+};
+
+}  // namespace fastconv

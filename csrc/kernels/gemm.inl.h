@@ -1,0 +1,173 @@
+// The one micro-kernel: C[m][n] (+)= sum_k rows[m][k] * panel[k][n].
+//
+// Rows are broadcast, an element at a time, through a pointer each; the panel is read in whole vectors. In NHWC the rows
+// are output pixels (one pointer a tap, nothing is copied) and the panel holds packed weights; in NCHW the rows are the
+// weights of an output channel as they lie in memory and the panel holds packed pixels.
+//
+// Register map, shown for AVX2 6x2 (traits.h has the other shapes):
+//
+//              b0     b1        <- panel[k][0..7], panel[k][8..15]
+//   a0 (bcast) ymm0   ymm1      The accumulators take 12 of 16 registers, b0 and b1 two more, the broadcast of one
+//   a1         ymm2   ymm3      row's element a fifteenth; one is left. A step of the reduction is 2 + 6 loads for
+//   ...                         12 FMAs: the FMA units are the bound. The general registers hold six row pointers,
+//   a5         ymm10  ymm11     the panel, the step's index and its end.
+#pragma once
+#include "dispatch/kernel_args.h"
+#include "kernels/activation.inl.h"
+#include "kernels/traits.h"
+
+namespace fastconv::FASTCONV_ISA_NS {
+
+template <class T>
+inline bool is_clamp(const GemmArgs<T>& g) {
+  return g.activation == 1 || g.activation == 2 || g.activation == 11;
+}
+
+template <class T, int MR, int NV>
+__attribute__((noinline)) void gemm_tile(const GemmArgs<T>& g, int64_t m0) {
+  using V = Vec<T>;
+  constexpr int W = V::kLanes;
+  V acc[MR][NV];
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 16
+    for (int v = 0; v < NV; ++v) acc[i][v] = V::zero();
+
+  const T* panel = g.panel;
+  const int64_t step = g.row_step, end = g.length * step;
+  for (int64_t t = 0; t < g.taps; ++t) {
+    const T* const* row = g.rows + t * g.row_pitch + m0;
+    const T* a[MR];
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; ++i) a[i] = row[i] + g.row_offset;
+    for (int64_t k = 0; k < end; k += step) {
+      V b[NV];
+#pragma GCC unroll 16
+      for (int v = 0; v < NV; ++v) b[v] = V::load(panel + v * W);
+      panel += NV * W;
+#pragma GCC unroll 16
+      for (int i = 0; i < MR; ++i) {
+        V x = V::set1(a[i][k]);
+#pragma GCC unroll 16
+        for (int v = 0; v < NV; ++v) acc[i][v] = fma(x, b[v], acc[i][v]);
+      }
+    }
+  }
+
+  // Lanes that a full vector would touch beyond the last column are neither read nor written.
+  const int64_t tail = g.tail;
+  auto load = [tail](const T* p, int v) { return v + 1 < NV || tail == W ? V::load(p + v * W) : V::load_n(p + v * W, tail); };
+  if (g.accumulate) {
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 16
+      for (int v = 0; v < NV; ++v) acc[i][v] = load(g.c[m0 + i] + g.c_offset, v) + acc[i][v];
+  }
+  if (g.finish) {
+    if (g.scale) {
+#pragma GCC unroll 16
+      for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 16
+        for (int v = 0; v < NV; ++v) acc[i][v] = acc[i][v] * (g.channel_rows ? V::set1(g.scale[m0 + i]) : load(g.scale, v));
+    }
+    if (g.shift) {
+#pragma GCC unroll 16
+      for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 16
+        for (int v = 0; v < NV; ++v) acc[i][v] = acc[i][v] + (g.channel_rows ? V::set1(g.shift[m0 + i]) : load(g.shift, v));
+    }
+    if (g.residual) {
+#pragma GCC unroll 16
+      for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 16
+        for (int v = 0; v < NV; ++v) acc[i][v] = acc[i][v] + load(g.residual[m0 + i] + g.residual_offset, v);
+    }
+    if (is_clamp(g)) {
+      const V lower = V::set1(g.a), upper = V::set1(g.b);
+#pragma GCC unroll 16
+      for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 16
+        for (int v = 0; v < NV; ++v) acc[i][v] = min(upper, max(lower, acc[i][v]));
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; ++i) {
+    T* c = g.c[m0 + i] + g.c_offset;
+#pragma GCC unroll 16
+    for (int v = 0; v < NV; ++v) {
+      if (v + 1 < NV || tail == W)
+        acc[i][v].store(c + v * W);
+      else
+        acc[i][v].store_n(c + v * W, tail);
+    }
+  }
+}
+
+template <class T, int NV>
+inline void gemm_rows(const GemmArgs<T>& g, int64_t m0, int64_t rows) {
+  // Only the heights that traits.h allows for this width are instantiated.
+  constexpr int M = kTileRows[NV];
+#define FASTCONV_ROWS(R) \
+  case R:                \
+    if constexpr (R <= M) gemm_tile<T, R, NV>(g, m0); \
+    break;
+  switch (rows) {
+    FASTCONV_ROWS(1)
+    FASTCONV_ROWS(2)
+    FASTCONV_ROWS(3)
+    FASTCONV_ROWS(4)
+    FASTCONV_ROWS(5)
+    FASTCONV_ROWS(6)
+    FASTCONV_ROWS(7)
+    FASTCONV_ROWS(8)
+  }
+#undef FASTCONV_ROWS
+}
+
+template <class T, int NV>
+inline void gemm_panel(const GemmArgs<T>& g) {
+  using V = Vec<T>;
+  constexpr int W = V::kLanes;
+  // Tiles of nearly equal height: a lone short one would wait for its own latency.
+  const int64_t tiles = (g.m + kTileRows[NV] - 1) / kTileRows[NV];
+  if (tiles == 0) return;
+  const int64_t height = g.m / tiles, taller = g.m % tiles;
+  int64_t m0 = 0;
+  for (int64_t i = 0; i < tiles; ++i) {
+    const int64_t rows = height + (i < taller);
+    gemm_rows<T, NV>(g, m0, rows);
+    m0 += rows;
+  }
+  // Functions that need more than a clamp run over the panel's part of C while it is in the first-level cache: inlined
+  // into the tile they would cost it its registers.
+  if (g.finish && g.activation != 0 && !is_clamp(g)) {
+    for (int64_t m = 0; m < g.m; ++m) {
+      T* c = g.c[m] + g.c_offset;
+      for (int v = 0; v < NV; ++v) {
+        const int64_t lanes = v + 1 < NV ? W : g.tail;
+        V x = lanes == W ? V::load(c + v * W) : V::load_n(c + v * W, lanes);
+        x = activate(g.activation, g.a, g.b, x);
+        if (lanes == W)
+          x.store(c + v * W);
+        else
+          x.store_n(c + v * W, lanes);
+      }
+    }
+  }
+}
+
+template <class T>
+void gemm(const GemmArgs<T>& g) {
+  switch (g.vectors) {
+    case 1: return gemm_panel<T, 1>(g);
+    case 2: return gemm_panel<T, 2>(g);
+    case 3:
+      if constexpr (kMaxVectors >= 3) return gemm_panel<T, 3>(g);
+      return;
+    case 4:
+      if constexpr (kMaxVectors >= 4) return gemm_panel<T, 4>(g);
+      return;
+  }
+}
+
+}  // namespace fastconv::FASTCONV_ISA_NS

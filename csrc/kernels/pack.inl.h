@@ -1,0 +1,267 @@
+// Everything that brings an operand into the order in which the GEMM tile reads it.
+#pragma once
+#include "dispatch/kernel_args.h"
+#include "kernels/activation.inl.h"
+#include "kernels/vec.h"
+
+namespace fastconv::FASTCONV_ISA_NS {
+
+template <class T>
+void pack_weights(const PackWeightsArgs<T>& p) {
+  using V = Vec<T>;
+  constexpr int W = V::kLanes;
+  // Weights that lie as (column)(channel)(tap) with nothing between: transpose W columns of W reduction terms at a time.
+  bool plain = p.channel_stride == p.taps;
+  for (int64_t t = 0; t < p.taps; ++t) plain = plain && p.tap_offset[t] == t;
+  for (int64_t j0 = 0; j0 < p.columns; j0 += W) {
+    const int64_t lanes = p.valid - j0 < W ? p.valid - j0 : W;
+    T* out = p.panel + j0;
+    if (lanes <= 0) {
+      for (int64_t k = 0; k < p.taps * p.length; ++k) V::zero().store(out + k * p.columns);
+      continue;
+    }
+    const T* w = p.w + j0 * p.column_stride;
+    if (plain) {
+      const int64_t terms = p.taps * p.length;
+      int64_t c = 0, t = 0;
+      for (int64_t k = 0; k < terms; k += W) {
+        const int64_t n = terms - k < W ? terms - k : W;
+        V r[W];
+#pragma GCC unroll 16
+        for (int i = 0; i < W; ++i)
+          r[i] = i >= lanes ? V::zero() : n == W ? V::load(w + i * p.column_stride + k) : V::load_n(w + i * p.column_stride + k, n);
+        V::transpose(r);
+        for (int64_t i = 0; i < n; ++i) {
+          r[i].store(out + (t * p.length + c) * p.columns);
+          if (++t == p.taps) t = 0, ++c;
+        }
+      }
+      continue;
+    }
+    for (int64_t t = 0; t < p.taps; ++t) {
+      const T* wt = w + p.tap_offset[t];
+      T* o = out + t * p.length * p.columns;
+      if (p.column_stride == 1) {
+        for (int64_t c = 0; c < p.length; ++c) {
+          const T* s = wt + c * p.channel_stride;
+          (lanes == W ? V::load(s) : V::load_n(s, lanes)).store(o + c * p.columns);
+        }
+        continue;
+      }
+      for (int64_t c = 0; c < p.length; ++c) {
+        const T* s = wt + c * p.channel_stride;
+        T* d = o + c * p.columns;
+        for (int64_t i = 0; i < lanes; ++i) d[i] = s[i * p.column_stride];
+        for (int64_t i = lanes; i < W; ++i) d[i] = 0;
+      }
+    }
+  }
+}
+
+// Rows of the "pixel columns" role when the weights are not already (column)(channel)(tap): the arguments are those of
+// pack_weights, `columns` is the pitch between output rows of taps * length terms in (channel)(tap) order.
+template <class T>
+void pack_weight_rows(const PackWeightsArgs<T>& p) {
+  for (int64_t j = 0; j < p.valid; ++j) {
+    const T* w = p.w + j * p.column_stride;
+    T* out = p.panel + j * p.columns;
+    for (int64_t c = 0; c < p.length; ++c)
+      for (int64_t t = 0; t < p.taps; ++t) *out++ = w[c * p.channel_stride + p.tap_offset[t]];
+  }
+}
+
+template <class T>
+void pack_columns(const PackColumnsArgs<T>& p) {
+  using V = Vec<T>;
+  constexpr int W = V::kLanes;
+  T* out = p.panel;
+  if (p.segment_count == 1 && !p.exact) {
+    // One run: whole vectors, the last of which may spill into the next row and is overwritten with it.
+    const int64_t length = p.segments[0].length;
+    const T* source = p.source + p.segments[0].offset;
+    for (int64_t c = 0; c < p.channels; ++c, source += p.channel_stride)
+      for (int64_t t = 0; t < p.taps; ++t, out += p.columns) {
+        const T* s = source + p.tap_offset[t];
+        for (int64_t i = 0; i < length; i += W) V::load(s + i).store(out + i);
+      }
+    return;
+  }
+  for (int64_t c = 0; c < p.channels; ++c) {
+    const T* source = p.source + c * p.channel_stride;
+    for (int64_t t = 0; t < p.taps; ++t, out += p.columns) {
+      const T* s = source + p.tap_offset[t];
+      for (int64_t g = 0; g < p.segment_count; ++g) {
+        const Segment& seg = p.segments[g];
+        const T* from = s + seg.offset;
+        T* to = out + seg.column;
+        int64_t i = 0;
+        for (; i + W <= seg.length; i += W) V::load(from + i).store(to + i);
+        if (i < seg.length) (p.exact ? V::load_n(from + i, seg.length - i) : V::load(from + i)).store(to + i);
+      }
+    }
+  }
+}
+
+template <class T>
+void pack_transposed(const PackTransposedArgs<T>& p) {
+  using V = Vec<T>;
+  constexpr int W = V::kLanes;
+  for (int64_t j = 0; j < p.columns; j += W) {
+    for (int64_t g = 0; g < p.segment_count; ++g) {
+      const Segment& seg = p.segments[g];
+      T* out = p.panel + seg.column * p.columns + j;
+      for (int64_t i = 0; i < seg.length; i += W) {
+        V r[W];
+#pragma GCC unroll 16
+        for (int l = 0; l < W; ++l) r[l] = V::load(p.source[j + l] + seg.offset + i);
+        V::transpose(r);
+        T* o = out + i * p.columns;
+#pragma GCC unroll 16
+        for (int l = 0; l < W; ++l) r[l].store(o + l * p.columns);
+      }
+    }
+  }
+}
+
+template <class T>
+void pack_rows(const PackRowsArgs<T>& p) {
+  using V = Vec<T>;
+  constexpr int W = V::kLanes;
+  for (int64_t i = 0; i < p.count; ++i) {
+    const T* s = p.rows[i] + p.offset;
+    T* d = p.panel + i * p.pitch;
+    int64_t j = 0;
+    for (; j + W <= p.length; j += W) V::load(s + j).store(d + j);
+    if (j < p.length) {
+      V::load_n(s + j, p.length - j).store(d + j);
+      j += W;
+    }
+    for (; j < p.pitch; j += W) V::zero().store(d + j);
+  }
+}
+
+template <class T>
+inline Vec<T> map_channel(const InputMap<T>& map, int64_t c, Vec<T> x) {
+  using V = Vec<T>;
+  if (map.scale) x = x * V::set1(map.scale[c]);
+  if (map.shift) x = x + V::set1(map.shift[c]);
+  if (map.activation) x = activate(map.activation, map.a, map.b, x);
+  if (map.gate) x = x * V::set1(map.gate[c * map.gate_stride]);
+  return x;
+}
+
+template <class T>
+void pack_pixels(const PackPixelsArgs<T>& p) {
+  using V = Vec<T>;
+  constexpr int W = V::kLanes;
+  for (int64_t i = 0; i < p.pixels; ++i) {
+    T* out = p.dst + i * p.pitch;
+    for (int64_t t = 0; t < p.taps;) {
+      const T* row = p.rows[t * p.row_pitch + i];
+      // Taps that follow each other in memory are one copy; with few channels that is most of them.
+      int64_t merged = 1;
+      if (!p.map.active)
+        while (t + merged < p.taps && p.rows[(t + merged) * p.row_pitch + i] == row + merged * p.length) ++merged;
+      const T* s = row + p.offset;
+      const int64_t n = merged * p.length;
+      const bool mapped = p.map.active && row != p.zero_row;
+      for (int64_t c = 0; c < n; c += W) {
+        const int64_t lanes = n - c < W ? n - c : W;
+        V x = lanes == W ? V::load(s + c) : V::load_n(s + c, lanes);
+        if (mapped) {
+          const InputMap<T>& map = p.map;
+          if (map.scale) x = x * V::load_n(map.scale + c, lanes);
+          if (map.shift) x = x + V::load_n(map.shift + c, lanes);
+          if (map.activation) x = activate(map.activation, map.a, map.b, x);
+          if (map.gate) {
+            T g[W];
+            for (int64_t l = 0; l < W; ++l) g[l] = l < lanes ? map.gate[(c + l) * map.gate_stride] : 0;
+            x = x * V::load(g);
+          }
+        }
+        x.store(out + c);
+      }
+      out += n;
+      t += merged;
+    }
+  }
+}
+
+// One sub-row of a slab: columns first + i * stride of a row of the image, zero outside it.
+template <class T>
+inline void fill_sub_row(const SlabArgs<T>& p, T* out, const T* row, int64_t first, int64_t c) {
+  using V = Vec<T>;
+  constexpr int W = V::kLanes;
+  const int64_t n = p.phase_length, s = p.stride;
+  if (p.column_map) {
+    for (int64_t i = 0; i < n; ++i) out[i] = row[p.column_map[first + i * s] * p.column_stride];
+    if (p.map.active)
+      for (int64_t i = 0; i < n; i += W) {
+        const int64_t lanes = n - i < W ? n - i : W;
+        map_channel(p.map, c, V::load_n(out + i, lanes)).store_n(out + i, lanes);
+      }
+    return;
+  }
+  const int64_t column = p.first + first;  // of the image, for i = 0
+  int64_t lo = column >= 0 ? 0 : (-column + s - 1) / s;
+  int64_t hi = column >= p.image_columns ? 0 : (p.image_columns - 1 - column) / s + 1;
+  lo = lo < n ? lo : n;
+  hi = hi < n ? hi : n;
+  hi = hi > lo ? hi : lo;
+  for (int64_t i = 0; i < lo; ++i) out[i] = 0;
+  const T* from = row + (column + lo * s) * p.column_stride;
+  const int64_t step = s * p.column_stride, count = hi - lo;
+  T* to = out + lo;
+  int64_t i = 0;
+  if (step == 1) {
+    for (; i + W <= count; i += W) V::load(from + i).store(to + i);
+    if (i < count) V::load_n(from + i, count - i).store_n(to + i, count - i);
+  } else {
+    if (step == 2)  // the odd element after the last even one need not exist
+      for (; i + W < count; i += W) V::even(V::load(from + 2 * i), V::load(from + 2 * i + W)).store(to + i);
+    for (; i < count; ++i) to[i] = from[i * step];
+  }
+  if (p.map.active)
+    for (i = 0; i < count; i += W) {
+      const int64_t lanes = count - i < W ? count - i : W;
+      map_channel(p.map, c, V::load_n(to + i, lanes)).store_n(to + i, lanes);
+    }
+  for (i = hi; i < n; ++i) out[i] = 0;
+}
+
+template <class T>
+void fill_slab(const SlabArgs<T>& p) {
+  for (int64_t c = 0; c < p.channels; ++c)
+    for (int64_t r = 0; r < p.rows; ++r) {
+      if (p.row_offset[r] == kUnusedRow) continue;
+      T* row = p.slab + c * p.channel_pitch + r * p.row_pitch;
+      for (int64_t f = 0; f < p.phase_count; ++f) {
+        T* out = row + f * p.phase_pitch;
+        if (p.row_offset[r] == kZeroRow) {
+          for (int64_t i = 0; i < p.phase_length; ++i) out[i] = 0;
+          continue;
+        }
+        fill_sub_row(p, out, p.source + c * p.channel_stride + p.row_offset[r], p.phases[f], c);
+      }
+    }
+}
+
+template <class T>
+void gather_block(const MoveBlockArgs<T>& p) {
+  for (int64_t m = 0; m < p.m; ++m)
+    for (int64_t n = 0; n < p.n; ++n) p.buffer[m * p.pitch + n] = p.tensor[p.row_offset[m] + p.column_offset[n]];
+}
+
+template <class T>
+void scatter_block(const MoveBlockArgs<T>& p) {
+  for (int64_t m = 0; m < p.m; ++m) {
+    T* row = p.tensor + p.row_offset[m];
+    const T* from = p.buffer + m * p.pitch;
+    if (p.accumulate)
+      for (int64_t n = 0; n < p.n; ++n) row[p.column_offset[n]] += from[n];
+    else
+      for (int64_t n = 0; n < p.n; ++n) row[p.column_offset[n]] = from[n];
+  }
+}
+
+}  // namespace fastconv::FASTCONV_ISA_NS

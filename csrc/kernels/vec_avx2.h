@@ -1,0 +1,122 @@
+// Vectors of 256 bits for AVX2 and FMA.
+#pragma once
+#include <immintrin.h>
+#include <stdint.h>
+
+namespace fastconv::FASTCONV_ISA_NS {
+
+template <class T>
+struct Vec;
+
+namespace {
+// Lanes [0, n) of a masked load or store: a window that slides over 8 ones and 8 zeros.
+alignas(32) const int32_t kLaneWindow[16] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
+}  // namespace
+
+template <>
+struct Vec<float> {
+  using T = float;
+  static constexpr int kLanes = 8;
+  __m256 v;
+
+  static Vec zero() { return {_mm256_setzero_ps()}; }
+  static Vec set1(T x) { return {_mm256_set1_ps(x)}; }
+  static Vec load(const T* p) { return {_mm256_loadu_ps(p)}; }
+  void store(T* p) const { _mm256_storeu_ps(p, v); }
+  void stream(T* p) const { _mm256_stream_ps(p, v); }
+  static __m256i mask(int64_t n) { return _mm256_loadu_si256((const __m256i*)(kLaneWindow + 8 - n)); }
+  static Vec load_n(const T* p, int64_t n) { return {_mm256_maskload_ps(p, mask(n))}; }
+  void store_n(T* p, int64_t n) const { _mm256_maskstore_ps(p, mask(n), v); }
+
+  friend Vec operator+(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
+  friend Vec operator-(Vec a, Vec b) { return {_mm256_sub_ps(a.v, b.v)}; }
+  friend Vec operator*(Vec a, Vec b) { return {_mm256_mul_ps(a.v, b.v)}; }
+  friend Vec operator/(Vec a, Vec b) { return {_mm256_div_ps(a.v, b.v)}; }
+  // a * b + c in one rounding
+  friend Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+  // A NaN in the second operand comes through.
+  friend Vec max(Vec bound, Vec x) { return {_mm256_max_ps(bound.v, x.v)}; }
+  friend Vec min(Vec bound, Vec x) { return {_mm256_min_ps(bound.v, x.v)}; }
+  static Vec abs(Vec x) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), x.v)}; }
+  // x < y ? a : b
+  static Vec select_less(Vec x, Vec y, Vec a, Vec b) {
+    return {_mm256_blendv_ps(b.v, a.v, _mm256_cmp_ps(x.v, y.v, _CMP_LT_OQ))};
+  }
+  static Vec round(Vec x) { return {_mm256_round_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+  // 2^n for an integral n within the exponent's range
+  static Vec exp2i(Vec n) {
+    __m256i e = _mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127));
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(e, 23))};
+  }
+  // Elements 0, 2, 4, ... of the 16 in lo, hi.
+  static Vec even(Vec lo, Vec hi) {
+    __m256 s = _mm256_shuffle_ps(lo.v, hi.v, 0x88);
+    return {_mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(s), 0xD8))};
+  }
+  static void transpose(Vec (&r)[8]) {
+    __m256 a[8], b[8];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      a[2 * i] = _mm256_unpacklo_ps(r[2 * i].v, r[2 * i + 1].v);
+      a[2 * i + 1] = _mm256_unpackhi_ps(r[2 * i].v, r[2 * i + 1].v);
+    }
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i) {
+      b[4 * i] = _mm256_shuffle_ps(a[4 * i], a[4 * i + 2], 0x44);
+      b[4 * i + 1] = _mm256_shuffle_ps(a[4 * i], a[4 * i + 2], 0xEE);
+      b[4 * i + 2] = _mm256_shuffle_ps(a[4 * i + 1], a[4 * i + 3], 0x44);
+      b[4 * i + 3] = _mm256_shuffle_ps(a[4 * i + 1], a[4 * i + 3], 0xEE);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      r[i].v = _mm256_permute2f128_ps(b[i], b[i + 4], 0x20);
+      r[i + 4].v = _mm256_permute2f128_ps(b[i], b[i + 4], 0x31);
+    }
+  }
+};
+
+template <>
+struct Vec<double> {
+  using T = double;
+  static constexpr int kLanes = 4;
+  __m256d v;
+
+  static Vec zero() { return {_mm256_setzero_pd()}; }
+  static Vec set1(T x) { return {_mm256_set1_pd(x)}; }
+  static Vec load(const T* p) { return {_mm256_loadu_pd(p)}; }
+  void store(T* p) const { _mm256_storeu_pd(p, v); }
+  void stream(T* p) const { _mm256_stream_pd(p, v); }
+  static __m256i mask(int64_t n) { return _mm256_loadu_si256((const __m256i*)(kLaneWindow + 8 - 2 * n)); }
+  static Vec load_n(const T* p, int64_t n) { return {_mm256_maskload_pd(p, mask(n))}; }
+  void store_n(T* p, int64_t n) const { _mm256_maskstore_pd(p, mask(n), v); }
+
+  friend Vec operator+(Vec a, Vec b) { return {_mm256_add_pd(a.v, b.v)}; }
+  friend Vec operator-(Vec a, Vec b) { return {_mm256_sub_pd(a.v, b.v)}; }
+  friend Vec operator*(Vec a, Vec b) { return {_mm256_mul_pd(a.v, b.v)}; }
+  friend Vec operator/(Vec a, Vec b) { return {_mm256_div_pd(a.v, b.v)}; }
+  friend Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_pd(a.v, b.v, c.v)}; }
+  friend Vec max(Vec bound, Vec x) { return {_mm256_max_pd(bound.v, x.v)}; }
+  friend Vec min(Vec bound, Vec x) { return {_mm256_min_pd(bound.v, x.v)}; }
+  static Vec abs(Vec x) { return {_mm256_andnot_pd(_mm256_set1_pd(-0.0), x.v)}; }
+  static Vec select_less(Vec x, Vec y, Vec a, Vec b) {
+    return {_mm256_blendv_pd(b.v, a.v, _mm256_cmp_pd(x.v, y.v, _CMP_LT_OQ))};
+  }
+  static Vec round(Vec x) { return {_mm256_round_pd(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+  static Vec exp2i(Vec n) {
+    __m256i e = _mm256_cvtepi32_epi64(_mm_add_epi32(_mm256_cvtpd_epi32(n.v), _mm_set1_epi32(1023)));
+    return {_mm256_castsi256_pd(_mm256_slli_epi64(e, 52))};
+  }
+  static Vec even(Vec lo, Vec hi) {
+    return {_mm256_permute4x64_pd(_mm256_shuffle_pd(lo.v, hi.v, 0x0), 0xD8)};
+  }
+  static void transpose(Vec (&r)[4]) {
+    __m256d a = _mm256_unpacklo_pd(r[0].v, r[1].v), b = _mm256_unpackhi_pd(r[0].v, r[1].v);
+    __m256d c = _mm256_unpacklo_pd(r[2].v, r[3].v), d = _mm256_unpackhi_pd(r[2].v, r[3].v);
+    r[0].v = _mm256_permute2f128_pd(a, c, 0x20);
+    r[1].v = _mm256_permute2f128_pd(b, d, 0x20);
+    r[2].v = _mm256_permute2f128_pd(a, c, 0x31);
+    r[3].v = _mm256_permute2f128_pd(b, d, 0x31);
+  }
+};
+
+}  // namespace fastconv::FASTCONV_ISA_NS

@@ -1,0 +1,135 @@
+// Vectors of 512 bits for AVX-512 F, BW, DQ and VL.
+#pragma once
+// GCC 12 takes the deliberately undefined operand inside its own AVX-512 header for a mistake of ours.
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#include <immintrin.h>
+#include <stdint.h>
+
+namespace fastconv::FASTCONV_ISA_NS {
+
+template <class T>
+struct Vec;
+
+template <>
+struct Vec<float> {
+  using T = float;
+  static constexpr int kLanes = 16;
+  __m512 v;
+
+  static Vec zero() { return {_mm512_setzero_ps()}; }
+  static Vec set1(T x) { return {_mm512_set1_ps(x)}; }
+  static Vec load(const T* p) { return {_mm512_loadu_ps(p)}; }
+  void store(T* p) const { _mm512_storeu_ps(p, v); }
+  void stream(T* p) const { _mm512_stream_ps(p, v); }
+  static __mmask16 mask(int64_t n) { return (__mmask16)((1u << n) - 1); }
+  static Vec load_n(const T* p, int64_t n) { return {_mm512_maskz_loadu_ps(mask(n), p)}; }
+  void store_n(T* p, int64_t n) const { _mm512_mask_storeu_ps(p, mask(n), v); }
+
+  friend Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
+  friend Vec operator-(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
+  friend Vec operator*(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
+  friend Vec operator/(Vec a, Vec b) { return {_mm512_div_ps(a.v, b.v)}; }
+  friend Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+  // A NaN in the second operand comes through.
+  friend Vec max(Vec bound, Vec x) { return {_mm512_max_ps(bound.v, x.v)}; }
+  friend Vec min(Vec bound, Vec x) { return {_mm512_min_ps(bound.v, x.v)}; }
+  static Vec abs(Vec x) { return {_mm512_abs_ps(x.v)}; }
+  static Vec select_less(Vec x, Vec y, Vec a, Vec b) {
+    return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(x.v, y.v, _CMP_LT_OQ), b.v, a.v)};
+  }
+  static Vec round(Vec x) { return {_mm512_roundscale_ps(x.v, 0)}; }
+  static Vec exp2i(Vec n) {
+    __m512i e = _mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127));
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(e, 23))};
+  }
+  static Vec even(Vec lo, Vec hi) {
+    const __m512i index = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    return {_mm512_permutex2var_ps(lo.v, index, hi.v)};
+  }
+  static void transpose(Vec (&r)[16]) {
+    __m512 a[16], b[16];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) {
+      a[2 * i] = _mm512_unpacklo_ps(r[2 * i].v, r[2 * i + 1].v);
+      a[2 * i + 1] = _mm512_unpackhi_ps(r[2 * i].v, r[2 * i + 1].v);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      b[4 * i] = _mm512_shuffle_ps(a[4 * i], a[4 * i + 2], 0x44);
+      b[4 * i + 1] = _mm512_shuffle_ps(a[4 * i], a[4 * i + 2], 0xEE);
+      b[4 * i + 2] = _mm512_shuffle_ps(a[4 * i + 1], a[4 * i + 3], 0x44);
+      b[4 * i + 3] = _mm512_shuffle_ps(a[4 * i + 1], a[4 * i + 3], 0xEE);
+    }
+    // b[4 * i + j] holds, in 128-bit lane l, column 4 * l + j of rows 4 * i ..: transpose the lanes.
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      __m512 lo = _mm512_shuffle_f32x4(b[j], b[4 + j], 0x88), hi = _mm512_shuffle_f32x4(b[8 + j], b[12 + j], 0x88);
+      r[j].v = _mm512_shuffle_f32x4(lo, hi, 0x88);
+      r[8 + j].v = _mm512_shuffle_f32x4(lo, hi, 0xDD);
+      lo = _mm512_shuffle_f32x4(b[j], b[4 + j], 0xDD);
+      hi = _mm512_shuffle_f32x4(b[8 + j], b[12 + j], 0xDD);
+      r[4 + j].v = _mm512_shuffle_f32x4(lo, hi, 0x88);
+      r[12 + j].v = _mm512_shuffle_f32x4(lo, hi, 0xDD);
+    }
+  }
+};
+
+template <>
+struct Vec<double> {
+  using T = double;
+  static constexpr int kLanes = 8;
+  __m512d v;
+
+  static Vec zero() { return {_mm512_setzero_pd()}; }
+  static Vec set1(T x) { return {_mm512_set1_pd(x)}; }
+  static Vec load(const T* p) { return {_mm512_loadu_pd(p)}; }
+  void store(T* p) const { _mm512_storeu_pd(p, v); }
+  void stream(T* p) const { _mm512_stream_pd(p, v); }
+  static __mmask8 mask(int64_t n) { return (__mmask8)((1u << n) - 1); }
+  static Vec load_n(const T* p, int64_t n) { return {_mm512_maskz_loadu_pd(mask(n), p)}; }
+  void store_n(T* p, int64_t n) const { _mm512_mask_storeu_pd(p, mask(n), v); }
+
+  friend Vec operator+(Vec a, Vec b) { return {_mm512_add_pd(a.v, b.v)}; }
+  friend Vec operator-(Vec a, Vec b) { return {_mm512_sub_pd(a.v, b.v)}; }
+  friend Vec operator*(Vec a, Vec b) { return {_mm512_mul_pd(a.v, b.v)}; }
+  friend Vec operator/(Vec a, Vec b) { return {_mm512_div_pd(a.v, b.v)}; }
+  friend Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_pd(a.v, b.v, c.v)}; }
+  friend Vec max(Vec bound, Vec x) { return {_mm512_max_pd(bound.v, x.v)}; }
+  friend Vec min(Vec bound, Vec x) { return {_mm512_min_pd(bound.v, x.v)}; }
+  static Vec abs(Vec x) { return {_mm512_abs_pd(x.v)}; }
+  static Vec select_less(Vec x, Vec y, Vec a, Vec b) {
+    return {_mm512_mask_blend_pd(_mm512_cmp_pd_mask(x.v, y.v, _CMP_LT_OQ), b.v, a.v)};
+  }
+  static Vec round(Vec x) { return {_mm512_roundscale_pd(x.v, 0)}; }
+  static Vec exp2i(Vec n) {
+    __m512i e = _mm512_add_epi64(_mm512_cvtpd_epi64(n.v), _mm512_set1_epi64(1023));
+    return {_mm512_castsi512_pd(_mm512_slli_epi64(e, 52))};
+  }
+  static Vec even(Vec lo, Vec hi) {
+    const __m512i index = _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14);
+    return {_mm512_permutex2var_pd(lo.v, index, hi.v)};
+  }
+  static void transpose(Vec (&r)[8]) {
+    __m512d a[8], b[8];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      a[2 * i] = _mm512_unpacklo_pd(r[2 * i].v, r[2 * i + 1].v);
+      a[2 * i + 1] = _mm512_unpackhi_pd(r[2 * i].v, r[2 * i + 1].v);
+    }
+    // a[2 * i + j] holds, in 128-bit lane l, column 2 * l + j of rows 2 * i, 2 * i + 1: transpose the lanes.
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; ++j) {
+      b[0] = _mm512_shuffle_f64x2(a[j], a[2 + j], 0x88);
+      b[1] = _mm512_shuffle_f64x2(a[4 + j], a[6 + j], 0x88);
+      b[2] = _mm512_shuffle_f64x2(a[j], a[2 + j], 0xDD);
+      b[3] = _mm512_shuffle_f64x2(a[4 + j], a[6 + j], 0xDD);
+      r[j].v = _mm512_shuffle_f64x2(b[0], b[1], 0x88);
+      r[4 + j].v = _mm512_shuffle_f64x2(b[0], b[1], 0xDD);
+      r[2 + j].v = _mm512_shuffle_f64x2(b[2], b[3], 0x88);
+      r[6 + j].v = _mm512_shuffle_f64x2(b[2], b[3], 0xDD);
+    }
+  }
+};
+
+}  // namespace fastconv::FASTCONV_ISA_NS

@@ -1,0 +1,90 @@
+// Vectors in the compiler's own vector extension: correct on any CPU. FASTCONV_PORTABLE_BYTES sets their width; a test
+// build takes 64 to run the tiles of the 512-bit ISA on a CPU without it.
+#pragma once
+#include <stdint.h>
+
+#ifndef FASTCONV_PORTABLE_BYTES
+#define FASTCONV_PORTABLE_BYTES 16
+#endif
+
+namespace fastconv::FASTCONV_ISA_NS {
+
+template <class T>
+struct PortableTypes;
+template <>
+struct PortableTypes<float> {
+  typedef float V __attribute__((vector_size(FASTCONV_PORTABLE_BYTES)));
+  typedef int32_t I __attribute__((vector_size(FASTCONV_PORTABLE_BYTES)));
+  static constexpr int kBias = 127, kMantissa = 23;
+  static constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding and subtracting it rounds to nearest
+};
+template <>
+struct PortableTypes<double> {
+  typedef double V __attribute__((vector_size(FASTCONV_PORTABLE_BYTES)));
+  typedef int64_t I __attribute__((vector_size(FASTCONV_PORTABLE_BYTES)));
+  static constexpr int kBias = 1023, kMantissa = 52;
+  static constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
+};
+
+template <class E>
+struct Vec {
+  using T = E;
+  using V = typename PortableTypes<T>::V;
+  using I = typename PortableTypes<T>::I;
+  static constexpr int kLanes = FASTCONV_PORTABLE_BYTES / sizeof(T);
+  V v;
+
+  static Vec zero() { return {V{}}; }
+  static Vec set1(T x) { return {V{} + x}; }
+  static Vec load(const T* p) {
+    Vec r;
+    __builtin_memcpy(&r.v, p, sizeof(V));
+    return r;
+  }
+  void store(T* p) const { __builtin_memcpy(p, &v, sizeof(V)); }
+  void stream(T* p) const { store(p); }
+  static Vec load_n(const T* p, int64_t n) {
+    V r{};
+    for (int64_t i = 0; i < n; ++i) r[i] = p[i];
+    return {r};
+  }
+  void store_n(T* p, int64_t n) const {
+    for (int64_t i = 0; i < n; ++i) p[i] = v[i];
+  }
+
+  friend Vec operator+(Vec a, Vec b) { return {a.v + b.v}; }
+  friend Vec operator-(Vec a, Vec b) { return {a.v - b.v}; }
+  friend Vec operator*(Vec a, Vec b) { return {a.v * b.v}; }
+  friend Vec operator/(Vec a, Vec b) { return {a.v / b.v}; }
+  // Two roundings: a baseline CPU need not have a fused multiply-add.
+  friend Vec fma(Vec a, Vec b, Vec c) { return {a.v * b.v + c.v}; }
+  // A NaN in the second operand comes through.
+  friend Vec max(Vec bound, Vec x) { return {bound.v > x.v ? bound.v : x.v}; }
+  friend Vec min(Vec bound, Vec x) { return {bound.v < x.v ? bound.v : x.v}; }
+  static Vec abs(Vec x) { return {(V)((I)x.v & ~(I)set1((T)-0.0).v)}; }
+  static Vec select_less(Vec x, Vec y, Vec a, Vec b) { return {x.v < y.v ? a.v : b.v}; }
+  // To the nearest integer, for |x| below 2^22.
+  static Vec round(Vec x) {
+    const Vec magic = set1(PortableTypes<T>::kRound);
+    return (x + magic) - magic;
+  }
+  static Vec exp2i(Vec n) {
+    I e = __builtin_convertvector(n.v, I) + PortableTypes<T>::kBias;
+    return {(V)(e << PortableTypes<T>::kMantissa)};
+  }
+  static Vec even(Vec lo, Vec hi) {
+    V r;
+    for (int i = 0; i < kLanes / 2; ++i) r[i] = lo.v[2 * i], r[i + kLanes / 2] = hi.v[2 * i];
+    return {r};
+  }
+  static void transpose(Vec (&r)[kLanes]) {
+    for (int i = 0; i < kLanes; ++i)
+      for (int j = i + 1; j < kLanes; ++j) {
+        T t = r[i].v[j];
+        r[i].v[j] = r[j].v[i];
+        r[j].v[i] = t;
+      }
+  }
+};
+
+}  // namespace fastconv::FASTCONV_ISA_NS

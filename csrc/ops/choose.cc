@@ -1,0 +1,146 @@
+#include "ops/choose.h"
+
+#include <algorithm>
+
+#include "dispatch/kernel_table.h"
+
+namespace fastconv::ops {
+
+Machine current_machine(DType dtype) {
+  const Isa isa = current_isa();
+  const CacheSizes caches = cache_sizes();
+  Machine m{};
+  m.isa = isa;
+  m.l1 = caches.l1d;
+  m.l2 = caches.l2;
+  auto take = [&m](const auto& table) {
+    m.lanes = table.lanes;
+    m.max_vectors = table.max_vectors;
+    std::copy(std::begin(table.tile_rows), std::end(table.tile_rows), m.tile_rows);
+  };
+  if (dtype == DType::f32)
+    take(kernel_table<float>(isa));
+  else
+    take(kernel_table<double>(isa));
+  return m;
+}
+
+int preferred_vectors(const Machine& m) { return m.max_vectors == 3 ? 2 : m.max_vectors; }
+
+int64_t reduction_terms(const Machine& m, int64_t item_size) {
+  // A panel takes five eighths of L1; the rest is for the rows that pass by it.
+  const int64_t row_bytes = preferred_vectors(m) * m.lanes * item_size;
+  return std::clamp<int64_t>(m.l1 * 5 / 8 / row_bytes, 128, 512);
+}
+
+Panels::Panels(int64_t n, const Machine& m) : vectors(n) {
+  // One panel may be wider than the preferred width where that saves a narrow one.
+  const int64_t preferred = preferred_vectors(m), spare = m.max_vectors - preferred;
+  count = std::max<int64_t>(1, (n - spare + preferred - 1) / preferred);
+}
+
+std::vector<Chunk> split_reduction(int64_t C, int64_t T, int64_t terms, int64_t line, int64_t channels_apart) {
+  std::vector<Chunk> chunks;
+  if (T == 0) return {Chunk{0, 0, 0, 0}};
+  if (C * T <= terms + terms / 4) return {Chunk{0, C, 0, T}};
+  int64_t channels = std::max<int64_t>(1, terms / T), taps = T;
+  if (channels > line) {
+    // Whole cache lines, and pieces of nearly equal size.
+    const int64_t pieces = (C + channels - 1) / channels;
+    channels = (C + pieces - 1) / pieces;
+    channels = std::max(line, (channels + line / 2) / line * line);
+  } else {
+    channels = std::min(C, std::max(channels, std::min(line, channels_apart)));
+  }
+  if (channels * T > terms * 2) {
+    channels = std::min(C, channels_apart);
+    const int64_t fit = std::max<int64_t>(1, terms / channels), pieces = (T + fit - 1) / fit;
+    taps = (T + pieces - 1) / pieces;
+  }
+  for (int64_t c = 0; c < C; c += channels)
+    for (int64_t t = 0; t < T; t += taps)
+      chunks.push_back({c, std::min(channels, C - c), t, std::min(taps, T - t)});
+  return chunks;
+}
+
+Problem describe(const DenseJob& job, int64_t item_size, bool mapped) {
+  Problem p{};
+  p.C = job.C, p.K = job.K;
+  bool padded = false;
+  for (int a = 0; a < 3; ++a) {
+    p.filter[a] = job.filter[a], p.out[a] = job.out[a], p.stride[a] = job.stride[a], p.dilation[a] = job.dilation[a];
+    const int64_t last = (job.out[a] - 1) * job.stride[a] - job.pad[a] + (job.filter[a] - 1) * job.dilation[a];
+    padded = padded || job.pad[a] != 0 || last >= job.in[a];
+  }
+  p.item_size = item_size;
+  const bool one_pixel = job.pixels() == 1;
+  int64_t step;
+  p.in_channels_unit = job.is.c == 1 || job.G * job.C == 1;
+  p.in_columns_unit = job.is.s[2] == 1 || job.in[2] == 1;
+  p.out_channels_unit = job.os.c == 1 || job.G * job.K == 1;
+  p.out_columns_unit = one_pixel || (uniform_pixels(job.out, job.os, &step) && step == 1);
+  p.has_residual = job.has_residual;
+  p.residual_channels_unit = job.rs.c == 1 || job.G * job.K == 1;
+  p.residual_columns_unit = one_pixel || (uniform_pixels(job.out, job.rs, &step) && step == 1);
+  p.padded = padded;
+  p.mapped = mapped;
+  return p;
+}
+
+Choice choose(const Problem& p, const Machine& m) {
+  Choice c{};
+  const int64_t T = p.filter[0] * p.filter[1] * p.filter[2];
+  const int64_t pixels = p.out[0] * p.out[1] * p.out[2];
+  const bool rows_fit = p.in_channels_unit && p.out_channels_unit;
+  const bool columns_fit = p.in_columns_unit && p.out_columns_unit;
+  if (rows_fit != columns_fit)
+    c.role = rows_fit ? Role::pixel_rows : Role::pixel_columns;
+  else if (rows_fit)  // both read alike: the longer side takes the vectors
+    c.role = pixels >= p.K ? Role::pixel_columns : Role::pixel_rows;
+  else
+    c.role = p.in_channels_unit && p.C > 1 ? Role::pixel_rows : Role::pixel_columns;
+  c.passed_over = c.role == Role::pixel_rows ? "pixel columns: the image's channels are neighbours in memory, its columns are not"
+                                             : "pixel rows: the image's columns are neighbours in memory, its channels are not";
+
+  const int64_t terms = reduction_terms(m, p.item_size), line = 64 / p.item_size;
+  if (c.role == Role::pixel_rows) {
+    c.move_output = !p.out_channels_unit;
+    // A pixel's taps are short runs when it has few channels: copied together they are one long run.
+    c.copy_pixels = p.mapped || !p.in_channels_unit || (T > 1 && p.C < line);
+    c.chunks = split_reduction(p.C, T, terms, line, line);
+    const int64_t piece = std::max<int64_t>(1, c.reduction_block());
+    // The block's rows stay in a third of L2, its table of pointers within 64 KB.
+    const int64_t tile = m.tile_rows[preferred_vectors(m)];
+    int64_t block = std::clamp<int64_t>(m.l2 / 3 / (piece * p.item_size), 2 * tile, 192);
+    block = std::min(block, std::max<int64_t>(tile, 8192 / std::max<int64_t>(T, 1)));
+    c.pixel_block = std::min(pixels, block / tile * tile);
+  } else {
+    c.move_output = !p.out_columns_unit;
+    c.direct = T == 1 && !p.padded && !p.mapped && p.in_columns_unit && p.stride[0] * p.stride[1] * p.stride[2] == 1;
+    c.chunks = split_reduction(p.C, T, terms, line, 1);
+    // The slab of a block stays in a quarter of L2.
+    const int64_t channels = std::max<int64_t>(1, c.chunks[0].channels);
+    const int64_t panel = preferred_vectors(m) * m.lanes;
+    int64_t block = 256;
+    auto slab_bytes = [&](int64_t n) {
+      const int64_t w = std::min(n, p.out[2]), h = std::min((n + w - 1) / w + 1, p.out[1]);
+      const int64_t d = std::min((n + w * p.out[1] - 1) / (w * p.out[1]), p.out[0]);
+      const int64_t width = (w - 1) * p.stride[2] + (p.filter[2] - 1) * p.dilation[2] + 1;
+      const int64_t height = (h - 1) * p.stride[1] + (p.filter[1] - 1) * p.dilation[1] + 1;
+      const int64_t depth = d == 1 ? p.filter[0] : (d - 1) * p.stride[0] + (p.filter[0] - 1) * p.dilation[0] + 1;
+      return channels * width * height * depth * p.item_size;
+    };
+    while (!c.direct && block > panel && slab_bytes(block) > m.l2 / 4) block /= 2;
+    c.pixel_block = std::min(pixels, std::max(block / panel * panel, panel));
+  }
+  c.move_residual = p.has_residual && !(c.role == Role::pixel_rows ? p.residual_channels_unit : p.residual_columns_unit);
+  return c;
+}
+
+int64_t Choice::reduction_block() const {
+  int64_t most = 0;
+  for (const Chunk& chunk : chunks) most = std::max(most, chunk.channels * chunk.taps);
+  return most;
+}
+
+}  // namespace fastconv::ops

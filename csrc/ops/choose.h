@@ -1,0 +1,76 @@
+// choose(): a pure function from a problem and a machine to a decision. Execution, plan, explain and the log all read the
+// same decision; how the tasks are split over threads is no part of it.
+//
+// Nothing here depends on the batch or on the number of threads: the result's bits follow from the decision alone.
+#pragma once
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "fastconv/conv.h"
+#include "fastconv/runtime.h"
+#include "ops/shape.h"
+
+namespace fastconv::ops {
+
+// Which operand of the product the tile broadcasts.
+enum class Role : int32_t {
+  pixel_rows,     // rows are output pixels, columns are output channels: the panel holds packed weights
+  pixel_columns,  // rows are output channels, columns are pixels: the panel holds packed pixels
+};
+
+struct Machine {
+  Isa isa;
+  int32_t lanes, max_vectors, tile_rows[5];
+  int64_t l1, l2;
+};
+
+// What choose() may know of a product. Strides enter only as facts about neighbours in memory.
+struct Problem {
+  int64_t C, K, filter[3], out[3], stride[3], dilation[3];
+  int64_t item_size;
+  bool in_channels_unit, in_columns_unit;    // neighbours in memory: channels, columns of the image
+  bool out_channels_unit, out_columns_unit;  // for the output, columns: all flattened pixels
+  bool has_residual, residual_channels_unit, residual_columns_unit;
+  bool padded;                               // any padding or cropping
+  bool mapped;                               // a prologue is applied to the input
+};
+
+// One piece of the reduction: channels [c0, c0 + channels) of taps [t0, t0 + taps).
+struct Chunk {
+  int64_t c0, channels, t0, taps;
+};
+
+struct Choice {
+  Role role;
+  bool copy_pixels;  // pixel_rows: pixels are copied first (few channels, or a prologue)
+  bool direct;       // pixel_columns: the panel is packed straight from the image (1x1, no padding, stride 1)
+  bool move_output;  // the output is computed in a buffer and moved: its strides do not suit the role
+  bool move_residual;
+  std::vector<Chunk> chunks;
+  int64_t pixel_block;
+  std::string passed_over;
+  int64_t reduction_block() const;
+};
+
+Machine current_machine(DType dtype);
+Problem describe(const DenseJob& job, int64_t item_size, bool mapped);
+Choice choose(const Problem& problem, const Machine& machine);
+
+// Pieces of a reduction over C channels and T taps of about `terms` terms each. Channels are outermost; taps are split
+// only where one channel's taps alone are too many (then channels_apart limits the channels a piece may join).
+std::vector<Chunk> split_reduction(int64_t C, int64_t T, int64_t terms, int64_t line, int64_t channels_apart);
+
+// Widths of the panels that cover `vectors` vectors: panel i starts at vector start(i) and has width(i).
+struct Panels {
+  int64_t vectors, count;
+  Panels(int64_t vectors, const Machine& machine);
+  int64_t start(int64_t i) const { return i * (vectors / count) + (i < vectors % count ? i : vectors % count); }
+  int64_t width(int64_t i) const { return start(i + 1) - start(i); }
+};
+
+// The panel width in vectors that an ISA's best tile has, and the terms of a reduction whose panel stays in L1.
+int preferred_vectors(const Machine& machine);
+int64_t reduction_terms(const Machine& machine, int64_t item_size);
+
+}  // namespace fastconv::ops

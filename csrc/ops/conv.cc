@@ -1,0 +1,665 @@
+// Convolution: canonicalise -> choose -> split over threads -> call the kernel table.
+#include "fastconv/conv.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <new>
+
+#include "ops/dense.h"
+#include "ops/memory.h"
+#include "ops/parallel.h"
+
+namespace fastconv {
+namespace ops {
+namespace {
+
+// A block from the output cache, for packed weights and other scratch that may be larger than a cache.
+class Block {
+ public:
+  Block() = default;
+  explicit Block(int64_t bytes) : bytes_(static_cast<size_t>(bytes)), data_(bytes ? output_allocate(bytes_) : nullptr) {}
+  Block(Block&& other) noexcept : bytes_(other.bytes_), data_(other.data_) { other.data_ = nullptr; }
+  Block& operator=(Block&& other) noexcept {
+    std::swap(bytes_, other.bytes_);
+    std::swap(data_, other.data_);
+    return *this;
+  }
+  ~Block() {
+    if (data_) output_release(data_, bytes_);
+  }
+  void* data() const { return data_; }
+  bool failed() const { return bytes_ && !data_; }
+
+ private:
+  size_t bytes_ = 0;
+  void* data_ = nullptr;
+};
+
+bool absent(const TensorView& t) { return t.data == nullptr; }
+
+Status check_vector(const TensorView& v, DType dtype, int64_t n) {
+  if (absent(v)) return Status::ok;
+  if (v.dtype != dtype) return Status::bad_dtype;
+  return v.ndim == 1 && v.shape[0] == n ? Status::ok : Status::bad_shape;
+}
+
+template <class T>
+void clamp_bounds(const Activation& act, int32_t* kind, T* a, T* b) {
+  *kind = static_cast<int32_t>(act.kind);
+  *a = static_cast<T>(act.a);
+  *b = static_cast<T>(act.b);
+  // The tile applies every clamp as max and min against a and b.
+  if (act.kind == ActivationKind::relu) *a = 0, *b = std::numeric_limits<T>::infinity();
+  if (act.kind == ActivationKind::relu6) *a = 0, *b = 6;
+}
+
+// scale * (acc + bias) + shift as scale * acc + (scale * bias + shift), in vectors of `n` entries. `buffer` holds 2 n.
+template <class T>
+Finish<T> join_epilogue(const Epilogue& e, int64_t n, T* buffer) {
+  Finish<T> f;
+  clamp_bounds(e.act, &f.activation, &f.a, &f.b);
+  auto at = [](const TensorView& v, int64_t i) { return static_cast<const T*>(v.data)[i * v.strides[0]]; };
+  if (!absent(e.scale)) {
+    for (int64_t i = 0; i < n; ++i) buffer[i] = at(e.scale, i);
+    f.scale = buffer;
+  }
+  if (!absent(e.bias) || !absent(e.shift)) {
+    T* shift = buffer + n;
+    for (int64_t i = 0; i < n; ++i) {
+      T v = absent(e.bias) ? T{0} : at(e.bias, i);
+      if (!absent(e.scale)) v *= at(e.scale, i);
+      shift[i] = absent(e.shift) ? v : v + at(e.shift, i);
+    }
+    f.shift = shift;
+  }
+  return f;
+}
+
+template <class T>
+InputMap<T> join_prologue(const Prologue& p, int64_t n, T* buffer) {
+  InputMap<T> map{};
+  map.activation = static_cast<int32_t>(p.act.kind);
+  map.a = static_cast<T>(p.act.a), map.b = static_cast<T>(p.act.b);
+  auto copy = [n](const TensorView& v, T* to) {
+    for (int64_t i = 0; i < n; ++i) to[i] = static_cast<const T*>(v.data)[i * v.strides[0]];
+    return to;
+  };
+  if (!absent(p.scale)) map.scale = copy(p.scale, buffer);
+  if (!absent(p.shift)) map.shift = copy(p.shift, buffer + n);
+  if (!absent(p.gate)) map.gate = static_cast<const T*>(p.gate.data), map.gate_stride = p.gate.strides[1];
+  map.active = map.scale || map.shift || map.gate || map.activation;
+  return map;
+}
+
+bool has_prologue(const Prologue& p) {
+  return !absent(p.scale) || !absent(p.shift) || !absent(p.gate) || p.act.kind != ActivationKind::none;
+}
+
+struct Layer {
+  Geometry geometry;
+  Strides x, y, r;
+  WeightStrides w;
+  int64_t in_channels, out_channels;
+};
+
+// Everything about a forward call that can be refused. y may be absent (for a decision or a plan).
+Status check_forward(const ConvDesc& desc, const ConvOperands& o, Layer* layer) {
+  Geometry& g = layer->geometry;
+  Status s = make_geometry(desc, o.x, o.w, &g);
+  if (s != Status::ok) return s;
+  layer->in_channels = g.G * (desc.transposed ? g.K : g.C);
+  layer->out_channels = g.G * (desc.transposed ? g.C : g.K);
+  if ((s = lift(desc, g, !desc.transposed, o.x, &layer->x)) != Status::ok) return s;
+  if ((s = lift_weight(desc, g, o.w, &layer->w)) != Status::ok) return s;
+  if (!absent(o.y) && lift(desc, g, desc.transposed, o.y, &layer->y) != Status::ok) return Status::bad_output;
+  if (!absent(o.epilogue.residual) && (s = lift(desc, g, desc.transposed, o.epilogue.residual, &layer->r)) != Status::ok)
+    return s;
+  for (const TensorView* v : {&o.epilogue.bias, &o.epilogue.scale, &o.epilogue.shift})
+    if ((s = check_vector(*v, g.dtype, layer->out_channels)) != Status::ok) return s;
+  for (const TensorView* v : {&o.prologue.scale, &o.prologue.shift})
+    if ((s = check_vector(*v, g.dtype, layer->in_channels)) != Status::ok) return s;
+  const TensorView& gate = o.prologue.gate;
+  if (!absent(gate)) {
+    if (gate.dtype != g.dtype) return Status::bad_dtype;
+    if (gate.ndim != 2 || gate.shape[0] != g.N || gate.shape[1] != layer->in_channels) return Status::bad_shape;
+  }
+  return Status::ok;
+}
+
+// Strides of an output that does not exist yet: contiguous in the order that the caller is going to allocate.
+Strides dense_strides(bool channels_last, int64_t channels, const int64_t size[3]) {
+  Strides s{};
+  if (channels_last) {
+    s.c = 1;
+    s.s[2] = channels;
+    s.s[1] = s.s[2] * size[2];
+    s.s[0] = s.s[1] * size[1];
+    s.n = s.s[0] * size[0];
+  } else {
+    s.s[2] = 1;
+    s.s[1] = size[2];
+    s.s[0] = s.s[1] * size[1];
+    s.c = s.s[0] * size[0];
+    s.n = s.c * channels;
+  }
+  return s;
+}
+
+// The products of a forward pass with their decisions; bind() gives them their data.
+template <class T>
+std::vector<Run<T>> forward_runs(const ConvDesc& desc, const Layer& l, const Machine& m, bool mapped, bool has_residual) {
+  std::vector<Run<T>> runs;
+  auto add = [&](const PhaseJob& p) {
+    Run<T>& run = runs.emplace_back();
+    run.job = p.job;
+    run.output_offset = p.output_offset, run.residual_offset = p.residual_offset, run.weight_offset = p.weight_offset;
+    merge_axes(&run.job);
+    run.choice = choose(describe(run.job, sizeof(T), mapped), m);
+  };
+  const Strides* residual = has_residual ? &l.r : nullptr;
+  if (desc.transposed) {
+    const int64_t origin[3] = {0, 0, 0};
+    for (const PhaseJob& p : dgrad_jobs(l.geometry, origin, l.geometry.in, l.x, l.y, residual, l.w)) add(p);
+  } else {
+    add({fprop_job(l.geometry, l.x, l.y, residual, l.w), 0, 0, 0});
+  }
+  return runs;
+}
+
+template <class T>
+void bind_runs(std::vector<Run<T>>& runs, const void* input, const void* weight, void* output, const void* residual) {
+  for (Run<T>& run : runs) run.bind(input, weight, output, residual);
+}
+
+// Packs the weights of all runs into one block; runs that read the weights in place keep null.
+template <class T>
+Status pack_runs(std::vector<Run<T>>& runs, const Machine& m, const KernelTable<T>& kernels, bool keep, Block* block) {
+  int64_t total = 0;
+  for (const Run<T>& run : runs) total += packed_size(run.job, run.choice, m, keep);
+  if (total == 0) return Status::ok;
+  *block = Block(total * static_cast<int64_t>(sizeof(T)));
+  if (block->failed()) return Status::out_of_memory;
+  T* at = static_cast<T*>(block->data());
+  for (Run<T>& run : runs) {
+    const int64_t size = packed_size(run.job, run.choice, m, keep);
+    if (size == 0) continue;
+    const Status s = pack_job(run.job, run.choice, m, kernels, at);
+    if (s != Status::ok) return s;
+    run.packed = at;
+    at += size;
+  }
+  return Status::ok;
+}
+
+template <class T>
+Status forward(const ConvDesc& desc, const ConvOperands& o) {
+  Layer l;
+  Status s = check_forward(desc, o, &l);
+  if (s != Status::ok) return s;
+  if (l.geometry.N == 0) return Status::ok;
+  const Machine m = current_machine(l.geometry.dtype);
+  const KernelTable<T>& kernels = kernel_table<T>(m.isa);
+  std::vector<Run<T>> runs = forward_runs<T>(desc, l, m, has_prologue(o.prologue), !absent(o.epilogue.residual));
+  bind_runs(runs, o.x.data, o.w.data, o.y.data, o.epilogue.residual.data);
+  Workspace vectors(sizeof(T) * static_cast<size_t>(2 * (l.in_channels + l.out_channels)));
+  if (!vectors) return Status::out_of_memory;
+  T* buffer = static_cast<T*>(vectors.data());
+  const Finish<T> finish = join_epilogue<T>(o.epilogue, l.out_channels, buffer);
+  const InputMap<T> map = join_prologue<T>(o.prologue, l.in_channels, buffer + 2 * l.out_channels);
+  Block packed;
+  if ((s = pack_runs(runs, m, kernels, false, &packed)) != Status::ok) return s;
+  return run_dense(runs, m, kernels, finish, map, absent(o.prologue.gate) ? 0 : o.prologue.gate.strides[0], false);
+}
+
+// dx over the part [origin, origin + extent) of the padded input, written to `dx` with strides `out`.
+template <class T>
+Status gradient_part(const Layer& l, const Machine& m, const KernelTable<T>& kernels, const ConvOperands& o,
+                     const int64_t origin[3], const int64_t extent[3], T* dx, const Strides& out, bool accumulate) {
+  std::vector<Run<T>> runs;
+  for (const PhaseJob& p : dgrad_jobs(l.geometry, origin, extent, l.y, out, nullptr, l.w)) {
+    Run<T>& run = runs.emplace_back();
+    run.job = p.job;
+    run.output_offset = p.output_offset, run.weight_offset = p.weight_offset;
+    merge_axes(&run.job);
+    run.choice = choose(describe(run.job, sizeof(T), false), m);
+  }
+  bind_runs(runs, o.y.data, o.w.data, dx, nullptr);
+  Block packed;
+  const Status s = pack_runs(runs, m, kernels, false, &packed);
+  if (s != Status::ok) return s;
+  return run_dense(runs, m, kernels, Finish<T>{}, InputMap<T>{}, 0, accumulate);
+}
+
+// The frame of the padded input around the image, as boxes: for each axis the two slabs before and after the image,
+// over the image's range on earlier axes and the padded range on later ones.
+struct Box {
+  int64_t origin[3], extent[3];
+};
+std::vector<Box> frame_boxes(const Geometry& g) {
+  std::vector<Box> boxes;
+  for (int axis = 0; axis < 3; ++axis)
+    for (int side = 0; side < 2; ++side) {
+      Box b;
+      for (int a = 0; a < 3; ++a) {
+        b.origin[a] = a < axis ? 0 : -g.pad[a];
+        b.extent[a] = a < axis ? g.in[a] : g.in[a] + g.pad[a] + g.pad_after[a];
+      }
+      b.origin[axis] = side == 0 ? -g.pad[axis] : g.in[axis];
+      b.extent[axis] = side == 0 ? g.pad[axis] : g.pad_after[axis];
+      if (b.extent[0] > 0 && b.extent[1] > 0 && b.extent[2] > 0) boxes.push_back(b);
+    }
+  return boxes;
+}
+
+// Padding other than zeros: an element of the frame is a copy of one of the image, so its gradient is added there. The
+// frame is computed in pieces of bounded size, one after the other, which fixes the order of the sums.
+template <class T>
+Status fold_frame(const Layer& l, const Machine& m, const KernelTable<T>& kernels, const ConvOperands& o) {
+  const Geometry& g = l.geometry;
+  const int64_t channels = g.G * g.C, most = std::max<int64_t>(1, 262144 / (channels * static_cast<int64_t>(sizeof(T))));
+  for (const Box& whole : frame_boxes(g)) {
+    // Pieces along the axes, innermost whole first.
+    int64_t piece[3] = {1, 1, std::min(whole.extent[2], most)};
+    if (piece[2] == whole.extent[2]) piece[1] = std::min(whole.extent[1], std::max<int64_t>(1, most / piece[2]));
+    if (piece[1] == whole.extent[1] && piece[2] == whole.extent[2])
+      piece[0] = std::min(whole.extent[0], std::max<int64_t>(1, most / (piece[1] * piece[2])));
+    Workspace scratch(sizeof(T) * static_cast<size_t>(channels * piece[0] * piece[1] * piece[2]));
+    if (!scratch) return Status::out_of_memory;
+    T* part = static_cast<T*>(scratch.data());
+    Box b;
+    for (int64_t i0 = 0; i0 < whole.extent[0]; i0 += piece[0])
+      for (int64_t i1 = 0; i1 < whole.extent[1]; i1 += piece[1])
+        for (int64_t i2 = 0; i2 < whole.extent[2]; i2 += piece[2]) {
+          const int64_t at[3] = {i0, i1, i2};
+          for (int a = 0; a < 3; ++a) {
+            b.origin[a] = whole.origin[a] + at[a];
+            b.extent[a] = std::min(piece[a], whole.extent[a] - at[a]);
+          }
+          const Strides dense = dense_strides(l.x.c == 1, channels, b.extent);
+          for (int64_t n = 0; n < g.N; ++n) {
+            Layer one = l;
+            one.geometry.N = 1;
+            ConvOperands operands = o;
+            operands.y.data = static_cast<T*>(o.y.data) + n * l.y.n;
+            const Status s = gradient_part<T>(one, m, kernels, operands, b.origin, b.extent, part, dense, false);
+            if (s != Status::ok) return s;
+            T* image = static_cast<T*>(o.x.data) + n * l.x.n;
+            for (int64_t d = 0; d < b.extent[0]; ++d)
+              for (int64_t h = 0; h < b.extent[1]; ++h)
+                for (int64_t w = 0; w < b.extent[2]; ++w) {
+                  T* to = image + map_index(g.mode, b.origin[0] + d, g.in[0]) * l.x.s[0] +
+                          map_index(g.mode, b.origin[1] + h, g.in[1]) * l.x.s[1] +
+                          map_index(g.mode, b.origin[2] + w, g.in[2]) * l.x.s[2];
+                  const T* from = part + d * dense.s[0] + h * dense.s[1] + w * dense.s[2];
+                  for (int64_t c = 0; c < channels; ++c) to[c * l.x.c] += from[c * dense.c];
+                }
+          }
+        }
+  }
+  return Status::ok;
+}
+
+// The layer's operands for a gradient: x and y are both given, as data or as the output.
+Status check_backward(const ConvDesc& desc, const ConvOperands& o, Pass pass, Layer* l) {
+  Geometry& g = l->geometry;
+  Status s = make_geometry(desc, o.x, o.w, &g);
+  if (s != Status::ok) return s;
+  // x is the side with C channels of a plain convolution and the side with K of a transposed one.
+  const bool x_in = !desc.transposed;
+  const Status sx = lift(desc, g, x_in, o.x, &l->x), sy = lift(desc, g, !x_in, o.y, &l->y), sw = lift_weight(desc, g, o.w, &l->w);
+  if (sy != Status::ok) return sy;
+  if (sx != Status::ok) return pass == Pass::backward_input ? Status::bad_output : sx;
+  if (sw != Status::ok) return pass == Pass::backward_weight ? Status::bad_output : sw;
+  if (pass == Pass::backward_weight) {
+    // The gradient is written as one run of memory.
+    int64_t expect = 1;
+    for (int i = o.w.ndim - 1; i >= 0; --i) {
+      if (o.w.shape[i] != 1 && o.w.strides[i] != expect) return Status::bad_output;
+      expect *= o.w.shape[i];
+    }
+  }
+  return Status::ok;
+}
+
+template <class T>
+Status backward_input(const ConvDesc& desc, const ConvOperands& o) {
+  Layer l;
+  Status s = check_backward(desc, o, Pass::backward_input, &l);
+  if (s != Status::ok) return s;
+  const Geometry& g = l.geometry;
+  if (g.N == 0) return Status::ok;
+  const Machine m = current_machine(g.dtype);
+  const KernelTable<T>& kernels = kernel_table<T>(m.isa);
+  if (desc.transposed) {
+    // The gradient of a transposed convolution's input is the plain convolution of dy.
+    std::vector<Run<T>> runs(1);
+    DenseJob& job = runs[0].job;
+    job = fprop_job(g, l.y, l.x, nullptr, l.w);
+    merge_axes(&job);
+    runs[0].choice = choose(describe(job, sizeof(T), false), m);
+    bind_runs(runs, o.y.data, o.w.data, o.x.data, nullptr);
+    Block packed;
+    if ((s = pack_runs(runs, m, kernels, false, &packed)) != Status::ok) return s;
+    return run_dense(runs, m, kernels, Finish<T>{}, InputMap<T>{}, 0, o.accumulate);
+  }
+  const int64_t origin[3] = {0, 0, 0};
+  s = gradient_part<T>(l, m, kernels, o, origin, g.in, static_cast<T*>(o.x.data), l.x, o.accumulate);
+  if (s != Status::ok || g.mode == PaddingMode::zeros) return s;
+  return fold_frame<T>(l, m, kernels, o);
+}
+
+template <class T>
+Status backward_weight(const ConvDesc& desc, const ConvOperands& o) {
+  Layer l;
+  const Status s = check_backward(desc, o, Pass::backward_weight, &l);
+  if (s != Status::ok) return s;
+  const Machine m = current_machine(l.geometry.dtype);
+  // Of a transposed layer, dy is the side that the filter slides over.
+  const bool t = desc.transposed;
+  DenseJob job = fprop_job(l.geometry, t ? l.y : l.x, t ? l.x : l.y, nullptr, l.w);
+  job.input = t ? o.y.data : o.x.data;
+  job.output = t ? o.x.data : o.y.data;
+  if (job.filter[0] * job.filter[1] * job.filter[2] == 1) merge_axes(&job);
+  return run_weight_gradient<T>(job, m, kernel_table<T>(m.isa), static_cast<T*>(o.w.data), o.accumulate);
+}
+
+template <class T>
+Status backward_bias(const ConvDesc& desc, const TensorView& dy, const TensorView& db, bool accumulate) {
+  const int d = desc.spatial;
+  const int channel = desc.channels_last ? d + 1 : 1, first = desc.channels_last ? 1 : 2;
+  const int64_t K = dy.shape[channel], N = dy.shape[0];
+  int64_t out[3] = {1, 1, 1};
+  Strides s{};
+  s.n = dy.strides[0], s.c = dy.strides[channel];
+  for (int i = 0; i < d; ++i) out[3 - d + i] = dy.shape[first + i], s.s[3 - d + i] = dy.strides[first + i];
+  const Machine m = current_machine(dy.dtype);
+  const KernelTable<T>& kernels = kernel_table<T>(m.isa);
+  const T* data = static_cast<const T*>(dy.data);
+  const int64_t pixels = out[0] * out[1] * out[2];
+  const double work = static_cast<double>(N) * K * pixels * 0.1;
+  T* result = static_cast<T*>(db.data);
+  // Partial sums of at most this many terms are joined in double, in order.
+  constexpr int64_t kRun = 4096;
+  auto put = [&](int64_t k, double sum) {
+    T& to = result[k * db.strides[0]];
+    to = accumulate ? static_cast<T>(to + sum) : static_cast<T>(sum);
+  };
+  const bool columns = s.c == 1 && s.s[2] != 1;
+  const int64_t width = columns ? 64 : 1, tasks = (K + width - 1) / width;
+  return parallel_for(tasks, work, [&](int64_t task, int) {
+    const int64_t k0 = task * width, k1 = std::min(K, k0 + width);
+    double total[64] = {};
+    T part[64];
+    for (int64_t n = 0; n < N; ++n)
+      for (int64_t a = 0; a < out[0]; ++a)
+        for (int64_t b = 0; b < out[1]; ++b)
+          for (int64_t c = 0; c < out[2]; c += kRun) {
+            const T* row = data + n * s.n + a * s.s[0] + b * s.s[1] + c * s.s[2];
+            const int64_t count = std::min(kRun, out[2] - c);
+            if (columns) {
+              kernels.sum_columns(part, row + k0, count, s.s[2], k1 - k0);
+              for (int64_t k = 0; k < k1 - k0; ++k) total[k] += part[k];
+            } else {
+              total[0] += kernels.sum_run(row + k0 * s.c, count, s.s[2]);
+            }
+          }
+    for (int64_t k = k0; k < k1; ++k) put(k, total[k - k0]);
+  });
+}
+
+template <class T>
+Decision summarise(const std::vector<Run<T>>& runs, const Machine& m, const Geometry& g, double bytes, int64_t packed) {
+  Decision d;
+  const Choice& c = runs[0].choice;
+  d.algorithm = "direct";
+  d.role = c.role == Role::pixel_rows ? "pixel rows" : "pixel columns";
+  d.isa = isa_name(m.isa);
+  d.tile_rows = m.tile_rows[preferred_vectors(m)];
+  d.tile_columns = preferred_vectors(m) * m.lanes;
+  d.reduction_block = c.reduction_block();
+  d.channel_block = c.chunks[0].channels;
+  d.pixel_block = c.pixel_block;
+  int64_t terms = 0, pieces = 0;
+  for (const Run<T>& run : runs) {
+    d.workspace_per_thread = std::max(d.workspace_per_thread, task_workspace<T>(run.job, run.choice, m));
+    terms = std::max(terms, run.choice.reduction_block());
+    pieces = std::max(pieces, static_cast<int64_t>(run.choice.chunks.size()));
+  }
+  d.packed_weight_bytes = packed * static_cast<int64_t>(sizeof(T));
+  d.flops = 2 * g.macs();
+  d.bytes = bytes;
+  // A piece is one chain of fused additions, the pieces are another; the epilogue adds four roundings. Without a fused
+  // multiply-add each product rounds too.
+  d.error_bound = static_cast<double>(terms + pieces + 4 + (m.isa == Isa::portable ? 1 : 0));
+  d.passed_over = c.passed_over;
+  return d;
+}
+
+}  // namespace
+}  // namespace ops
+
+using namespace ops;
+
+Status conv_run(const ConvDesc& desc, Pass pass, const ConvOperands& o) {
+  if (o.x.dtype != DType::f32 && o.x.dtype != DType::f64) return Status::bad_dtype;
+  const bool single = o.x.dtype == DType::f32;
+  switch (pass) {
+    case Pass::forward: return single ? forward<float>(desc, o) : forward<double>(desc, o);
+    case Pass::backward_input: return single ? backward_input<float>(desc, o) : backward_input<double>(desc, o);
+    case Pass::backward_weight: return single ? backward_weight<float>(desc, o) : backward_weight<double>(desc, o);
+  }
+  return Status::unsupported;
+}
+
+Status conv_backward_bias(const ConvDesc& desc, const TensorView& dy, const TensorView& db, bool accumulate) {
+  if (dy.ndim != desc.spatial + 2 || db.ndim != 1) return Status::bad_rank;
+  if (dy.dtype != db.dtype) return Status::bad_dtype;
+  if (db.shape[0] != dy.shape[desc.channels_last ? desc.spatial + 1 : 1]) return Status::bad_output;
+  return dy.dtype == DType::f32 ? backward_bias<float>(desc, dy, db, accumulate) : backward_bias<double>(desc, dy, db, accumulate);
+}
+
+// A plan is made for one memory order of x and y. Tensors in another order are copied to it and back.
+class ConvPlan {
+ public:
+  virtual ~ConvPlan() = default;
+  virtual Status run(const TensorView& x, const TensorView& y, const TensorView& residual, const TensorView& gate) const = 0;
+  Decision decision;
+};
+
+namespace {
+
+// Least traffic: every operand once.
+double least_bytes(const Geometry& g, bool residual, int64_t item) {
+  const double in = static_cast<double>(g.N) * g.G * g.C * g.in[0] * g.in[1] * g.in[2];
+  const double out = static_cast<double>(g.N) * g.G * g.K * g.out[0] * g.out[1] * g.out[2];
+  const double w = static_cast<double>(g.G) * g.K * g.C * g.taps();
+  return static_cast<double>(item) * (in + out * (residual ? 2 : 1) + w);
+}
+
+// A copy between two tensors of one shape.
+template <class T>
+void copy_tensor(const Geometry& g, bool in_side, const T* from, const Strides& f, T* to, const Strides& t) {
+  const int64_t channels = g.G * (in_side ? g.C : g.K);
+  const int64_t* size = in_side ? g.in : g.out;
+  for (int64_t n = 0; n < g.N; ++n)
+    for (int64_t c = 0; c < channels; ++c)
+      for (int64_t d = 0; d < size[0]; ++d)
+        for (int64_t h = 0; h < size[1]; ++h)
+          for (int64_t w = 0; w < size[2]; ++w)
+            to[n * t.n + c * t.c + d * t.s[0] + h * t.s[1] + w * t.s[2]] =
+                from[n * f.n + c * f.c + d * f.s[0] + h * f.s[1] + w * f.s[2]];
+}
+
+bool same_image(const Strides& a, const Strides& b) {
+  return a.c == b.c && a.s[0] == b.s[0] && a.s[1] == b.s[1] && a.s[2] == b.s[2];
+}
+
+template <class T>
+class TypedPlan final : public ConvPlan {
+ public:
+  Status build(const ConvDesc& desc, const ConvOperands& o) {
+    desc_ = desc;
+    Status s = check_forward(desc, o, &layer_);
+    if (s != Status::ok) return s;
+    const Geometry& g = layer_.geometry;
+    channels_last_ = output_is_channels_last(desc, o.x);
+    layer_.x = dense_strides(channels_last_, layer_.in_channels, desc.transposed ? g.out : g.in);
+    layer_.y = dense_strides(channels_last_, layer_.out_channels, desc.transposed ? g.in : g.out);
+    layer_.r = layer_.y;
+    for (Strides* side : {&layer_.x, &layer_.y, &layer_.r}) {
+      const int64_t* size = (side == &layer_.x) != desc.transposed ? g.in : g.out;
+      for (int a = 2; a >= 0; --a)
+        if (size[a] == 1) side->s[a] = a == 2 ? (size[1] > 1 ? side->s[1] : size[0] > 1 ? side->s[0] : side->c) : side->s[a + 1] * size[a + 1];
+    }
+    machine_ = current_machine(g.dtype);
+    mapped_ = has_prologue(o.prologue);
+    const KernelTable<T>& kernels = kernel_table<T>(machine_.isa);
+    // With and without a residual the decision is the same: its memory order is the output's.
+    runs_ = forward_runs<T>(desc, layer_, machine_, mapped_, true);
+    bind_runs(runs_, nullptr, o.w.data, nullptr, nullptr);
+    vectors_ = Block(static_cast<int64_t>(sizeof(T)) * 2 * (layer_.in_channels + layer_.out_channels));
+    if (vectors_.failed()) return Status::out_of_memory;
+    T* buffer = static_cast<T*>(vectors_.data());
+    finish_ = join_epilogue<T>(o.epilogue, layer_.out_channels, buffer);
+    map_ = join_prologue<T>(o.prologue, layer_.in_channels, buffer + 2 * layer_.out_channels);
+    if ((s = pack_runs(runs_, machine_, kernels, true, &packed_)) != Status::ok) return s;
+    int64_t packed = 0;
+    for (const Run<T>& run : runs_) packed += packed_size(run.job, run.choice, machine_, true);
+    decision = summarise(runs_, machine_, g, least_bytes(g, !absent(o.epilogue.residual), sizeof(T)), packed);
+    return Status::ok;
+  }
+
+  Status run(const TensorView& x, const TensorView& y, const TensorView& residual, const TensorView& gate) const override {
+    Geometry g = layer_.geometry;
+    // Any batch: nothing in the plan depends on it.
+    g.N = x.ndim > 0 ? x.shape[0] : 0;
+    Strides xs{}, ys{}, rs{};
+    Status s = lift(desc_, g, !desc_.transposed, x, &xs);
+    if (s != Status::ok) return s;
+    if (lift(desc_, g, desc_.transposed, y, &ys) != Status::ok) return Status::bad_output;
+    if (!absent(residual) && (s = lift(desc_, g, desc_.transposed, residual, &rs)) != Status::ok) return s;
+    if (!absent(gate) && (!mapped_ || gate.dtype != g.dtype)) return mapped_ ? Status::bad_dtype : Status::unsupported;
+    if (!absent(gate) && (gate.ndim != 2 || gate.shape[0] != g.N || gate.shape[1] != layer_.in_channels)) return Status::bad_shape;
+    if (g.N == 0) return Status::ok;
+
+    const void *input = x.data, *addend = residual.data;
+    void* output = y.data;
+    Block copies[3];
+    auto dense = [&](bool in_side, Block* block, Strides* strides) {
+      const int64_t channels = g.G * (in_side ? g.C : g.K);
+      const int64_t* size = in_side ? g.in : g.out;
+      const int64_t elements = g.N * channels * size[0] * size[1] * size[2];
+      *block = Block(elements * static_cast<int64_t>(sizeof(T)));
+      *strides = in_side != desc_.transposed ? layer_.x : layer_.y;
+      strides->n = elements / g.N;
+      return static_cast<T*>(block->data());
+    };
+    Strides user = ys;
+    if (!same_image(xs, layer_.x)) {
+      Strides to;
+      T* copy = dense(!desc_.transposed, &copies[0], &to);
+      if (!copy) return Status::out_of_memory;
+      copy_tensor(g, !desc_.transposed, static_cast<const T*>(x.data), xs, copy, to);
+      input = copy, xs = to;
+    }
+    if (!absent(residual) && !same_image(rs, layer_.y)) {
+      Strides to;
+      T* copy = dense(desc_.transposed, &copies[1], &to);
+      if (!copy) return Status::out_of_memory;
+      copy_tensor(g, desc_.transposed, static_cast<const T*>(residual.data), rs, copy, to);
+      addend = copy, rs = to;
+    }
+    const bool scattered = !same_image(ys, layer_.y);
+    if (scattered && !(output = dense(desc_.transposed, &copies[2], &ys))) return Status::out_of_memory;
+
+    std::vector<Run<T>> runs = runs_;
+    for (Run<T>& r : runs) {
+      r.job.N = g.N;
+      r.job.is.n = xs.n, r.job.os.n = ys.n, r.job.rs.n = rs.n;
+      r.job.has_residual = addend != nullptr;
+    }
+    bind_runs(runs, input, nullptr, output, addend);
+    InputMap<T> map = map_;
+    if (!absent(gate)) map.gate = static_cast<const T*>(gate.data), map.gate_stride = gate.strides[1], map.active = 1;
+    s = run_dense(runs, machine_, kernel_table<T>(machine_.isa), finish_, map, absent(gate) ? 0 : gate.strides[0], false);
+    if (s == Status::ok && scattered)
+      copy_tensor(g, desc_.transposed, static_cast<const T*>(output), ys, static_cast<T*>(y.data), user);
+    return s;
+  }
+
+ private:
+  ConvDesc desc_;
+  Layer layer_{};
+  Machine machine_{};
+  bool channels_last_ = false, mapped_ = false;
+  std::vector<Run<T>> runs_;
+  Block packed_, vectors_;
+  Finish<T> finish_;
+  InputMap<T> map_{};
+};
+
+template <class T>
+std::shared_ptr<const ConvPlan> make_plan(const ConvDesc& desc, const ConvOperands& o, Status* status) {
+  auto plan = std::make_shared<TypedPlan<T>>();
+  *status = plan->build(desc, o);
+  if (*status != Status::ok) return nullptr;
+  return plan;
+}
+
+// Runs with their decisions for any pass, for explain() alone: pointers are never followed.
+template <class T>
+Status decide(const ConvDesc& desc, Pass pass, const ConvOperands& o, Decision* out) {
+  Layer l;
+  Status s;
+  const Machine m = current_machine(o.x.dtype);
+  std::vector<Run<T>> runs;
+  bool keep = false;
+  if (pass == Pass::forward) {
+    if ((s = check_forward(desc, o, &l)) != Status::ok) return s;
+    const Geometry& g = l.geometry;
+    if (absent(o.y)) l.y = dense_strides(output_is_channels_last(desc, o.x), l.out_channels, desc.transposed ? g.in : g.out);
+    runs = forward_runs<T>(desc, l, m, has_prologue(o.prologue), !absent(o.epilogue.residual));
+  } else {
+    if ((s = check_backward(desc, o, pass, &l)) != Status::ok) return s;
+    const Geometry& g = l.geometry;
+    if (pass == Pass::backward_input && !desc.transposed) {
+      const int64_t origin[3] = {0, 0, 0};
+      for (const PhaseJob& p : dgrad_jobs(g, origin, g.in, l.y, l.x, nullptr, l.w)) {
+        Run<T>& run = runs.emplace_back();
+        run.job = p.job;
+        merge_axes(&run.job);
+        run.choice = choose(describe(run.job, sizeof(T), false), m);
+      }
+    } else {
+      Run<T>& run = runs.emplace_back();
+      const bool t = desc.transposed;
+      run.job = fprop_job(g, t ? l.y : l.x, t ? l.x : l.y, nullptr, l.w);
+      run.choice = choose(describe(run.job, sizeof(T), false), m);
+    }
+  }
+  int64_t packed = 0;
+  for (const Run<T>& run : runs) packed += packed_size(run.job, run.choice, m, keep);
+  *out = summarise(runs, m, l.geometry, least_bytes(l.geometry, !absent(o.epilogue.residual), sizeof(T)), packed);
+  return Status::ok;
+}
+
+}  // namespace
+
+Status conv_decide(const ConvDesc& desc, Pass pass, const ConvOperands& o, Decision* out) {
+  return o.x.dtype == DType::f32 ? decide<float>(desc, pass, o, out) : decide<double>(desc, pass, o, out);
+}
+
+std::shared_ptr<const ConvPlan> conv_plan(const ConvDesc& desc, const ConvOperands& o, Status* status) {
+  return o.x.dtype == DType::f32 ? make_plan<float>(desc, o, status) : make_plan<double>(desc, o, status);
+}
+
+Status conv_plan_run(const ConvPlan& plan, const TensorView& x, const TensorView& y, const TensorView& residual,
+                     const TensorView& gate) {
+  return plan.run(x, y, residual, gate);
+}
+
+const Decision& conv_plan_decision(const ConvPlan& plan) { return plan.decision; }
+
+}  // namespace fastconv

@@ -1,0 +1,1005 @@
+#include "ops/dense.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+
+#include "ops/memory.h"
+#include "ops/parallel.h"
+
+namespace fastconv::ops {
+namespace {
+
+int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Hands out aligned pieces of a block; without a block it only counts.
+class Arena {
+ public:
+  explicit Arena(void* base) : base_(static_cast<char*>(base)) {}
+  template <class U>
+  U* take(int64_t n) {
+    U* piece = reinterpret_cast<U*>(base_ + size_);
+    size_ += round_up(n * static_cast<int64_t>(sizeof(U)), 64);
+    return piece;
+  }
+  int64_t size() const { return size_; }
+
+ private:
+  char* base_;
+  int64_t size_ = 0;
+};
+
+// The blocks of output pixels of a job. A block never spans two planes unless it holds whole ones, so that the input
+// it needs stays small.
+struct PixelBlocks {
+  int64_t plane, planes, per_plane, size, planes_per_block, count;
+  PixelBlocks(const DenseJob& job, int64_t block, int64_t multiple) {
+    plane = job.out[1] * job.out[2];
+    planes = job.out[0];
+    if (planes > 1 && plane * 2 <= block) {
+      planes_per_block = std::max<int64_t>(1, block / plane);
+      per_plane = 0;
+      size = planes_per_block * plane;
+      count = ceil_div(planes, planes_per_block);
+    } else {
+      planes_per_block = 0;
+      per_plane = ceil_div(plane, std::max<int64_t>(block, 1));
+      size = round_up(ceil_div(plane, per_plane), multiple);
+      per_plane = ceil_div(plane, size);
+      count = planes * per_plane;
+    }
+  }
+  void range(int64_t b, int64_t* j0, int64_t* j1) const {
+    if (planes_per_block) {
+      *j0 = b * size;
+      *j1 = std::min(*j0 + size, plane * planes);
+    } else {
+      const int64_t p = b / per_plane, i = b % per_plane;
+      *j0 = p * plane + i * size;
+      *j1 = std::min(*j0 + size, (p + 1) * plane);
+    }
+  }
+  int64_t largest() const { return std::min(size, plane * planes); }
+};
+
+// --- The input of a block of pixels, for the "pixel columns" role -------------------------------------------------------
+
+// Sizes of the slab of output pixels [j0, j1): which padded rows and columns of the input it covers.
+struct SlabShape {
+  int64_t first_row, rows_out;  // flattened (d, h) rows of the output
+  int64_t d0, h0;
+  bool one_plane;
+  int64_t depth, height;        // rows of the slab: depth * height
+  int64_t q0, columns;          // output columns
+  int64_t phases, phase_length, row_pitch, channel_pitch;
+  int64_t padded_columns;       // of the input, from the first that is read
+
+  SlabShape(const DenseJob& job, int64_t j0, int64_t j1) {
+    const int64_t q = job.out[2], p = job.out[1];
+    first_row = j0 / q;
+    const int64_t last_row = (j1 - 1) / q;
+    rows_out = last_row - first_row + 1;
+    d0 = first_row / p;
+    const int64_t d1 = last_row / p;
+    one_plane = d0 == d1;
+    h0 = one_plane ? first_row % p : 0;
+    const int64_t h1 = one_plane ? last_row % p : p - 1;
+    height = (h1 - h0) * job.stride[1] + (job.filter[1] - 1) * job.dilation[1] + 1;
+    depth = one_plane ? job.filter[0] : (d1 - d0) * job.stride[0] + (job.filter[0] - 1) * job.dilation[0] + 1;
+    q0 = rows_out == 1 ? j0 % q : 0;
+    columns = rows_out == 1 ? j1 - j0 : q;
+    phases = std::min(job.stride[2], job.filter[2]);
+    phase_length = columns + (job.filter[2] - 1) * job.dilation[2] / job.stride[2];
+    padded_columns = (phase_length - 1) * job.stride[2] + std::min(job.stride[2] - 1, (job.filter[2] - 1) * job.dilation[2]) + 1;
+    row_pitch = phases * phase_length;
+    // Channels a multiple of 4 KB apart would fall into the same sets of the first-level cache.
+    channel_pitch = round_up(depth * height * row_pitch, 16) + 16;
+  }
+};
+
+template <class T>
+class Slab {
+ public:
+  // `tail` elements beyond the last row are read by whole-vector loads.
+  Slab(const DenseJob& job, int64_t j0, int64_t j1, int64_t channels, int64_t tail, Arena& arena)
+      : shape_(job, j0, j1), slab_(arena.take<T>(channels * shape_.channel_pitch + tail)),
+        row_offset_(arena.take<int64_t>(shape_.depth * shape_.height)), phases_(arena.take<int32_t>(shape_.phases)),
+        column_map_(job.mode == PaddingMode::zeros ? nullptr : arena.take<int64_t>(shape_.padded_columns)),
+        tap_offset_(arena.take<int64_t>(job.taps())), segments_(arena.take<Segment>(shape_.rows_out)) {}
+
+  void prepare(const DenseJob& job, int64_t j0, int64_t j1) {
+    const SlabShape& s = shape_;
+    const int64_t q = job.out[2], p = job.out[1];
+    // Residues of the stride that the taps of a row fall on, and where each tap reads.
+    int64_t phase_count = 0;
+    const int64_t depth_step = s.one_plane ? 1 : job.dilation[0];
+    for (int64_t c = 0; c < job.filter[2]; ++c) {
+      const int32_t residue = static_cast<int32_t>(c * job.dilation[2] % job.stride[2]);
+      int64_t f = 0;
+      while (f < phase_count && phases_[f] != residue) ++f;
+      if (f == phase_count) phases_[phase_count++] = residue;
+      const int64_t column = f * s.phase_length + c * job.dilation[2] / job.stride[2];
+      for (int64_t a = 0; a < job.filter[0]; ++a)
+        for (int64_t b = 0; b < job.filter[1]; ++b)
+          tap_offset_[(a * job.filter[1] + b) * job.filter[2] + c] =
+              (a * depth_step * s.height + b * job.dilation[1]) * s.row_pitch + column;
+    }
+    for (int64_t i = 0; i < s.depth * s.height; ++i) row_offset_[i] = kUnusedRow;
+    for (int64_t r = 0; r < s.rows_out; ++r) {
+      const int64_t row = s.first_row + r, d = row / p, h = row % p;
+      const int64_t qs = row * q < j0 ? j0 - row * q : 0, qe = std::min(q, j1 - row * q);
+      const int64_t plane = s.one_plane ? 0 : (d - s.d0) * job.stride[0], line = (h - s.h0) * job.stride[1];
+      segments_[r] = {row * q + qs - j0, (plane * s.height + line) * s.row_pitch + qs - s.q0, qe - qs};
+      for (int64_t a = 0; a < job.filter[0]; ++a)
+        for (int64_t b = 0; b < job.filter[1]; ++b) {
+          int64_t& offset = row_offset_[(plane + a * depth_step) * s.height + line + b * job.dilation[1]];
+          const int64_t di = map_index(job.mode, d * job.stride[0] - job.pad[0] + a * job.dilation[0], job.in[0]);
+          const int64_t hi = map_index(job.mode, h * job.stride[1] - job.pad[1] + b * job.dilation[1], job.in[1]);
+          offset = di < 0 || hi < 0 ? kZeroRow : di * job.is.s[0] + hi * job.is.s[1];
+        }
+    }
+    const int64_t first = s.q0 * job.stride[2] - job.pad[2];
+    if (column_map_)
+      for (int64_t i = 0; i < s.padded_columns; ++i)
+        column_map_[i] = std::clamp<int64_t>(map_index(job.mode, first + i, job.in[2]), 0, job.in[2] - 1);
+    args_.slab = slab_;
+    args_.channel_pitch = s.channel_pitch;
+    args_.row_pitch = s.row_pitch;
+    args_.phase_pitch = args_.phase_length = s.phase_length;
+    args_.channel_stride = job.is.c;
+    args_.column_stride = job.is.s[2];
+    args_.row_offset = row_offset_;
+    args_.rows = s.depth * s.height;
+    args_.phases = phases_;
+    args_.phase_count = phase_count;
+    args_.first = first;
+    args_.stride = job.stride[2];
+    args_.image_columns = job.in[2];
+    args_.column_map = column_map_;
+  }
+
+  void fill(const KernelTable<T>& kernels, const T* source, int64_t channels, const InputMap<T>& map) {
+    args_.source = source;
+    args_.channels = channels;
+    args_.map = map;
+    kernels.fill_slab(args_);
+  }
+
+  const T* data() const { return slab_; }
+  int64_t channel_pitch() const { return shape_.channel_pitch; }
+  const int64_t* tap_offset() const { return tap_offset_; }
+  const Segment* segments() const { return segments_; }
+  int64_t segment_count() const { return shape_.rows_out; }
+
+ private:
+  SlabShape shape_;
+  T* slab_;
+  int64_t* row_offset_;
+  int32_t* phases_;
+  int64_t* column_map_;
+  int64_t* tap_offset_;
+  Segment* segments_;
+  SlabArgs<T> args_{};
+};
+
+// Pixels [j0, j1) as runs of neighbours in the image itself.
+int64_t image_segments(const DenseJob& job, int64_t j0, int64_t j1, Segment* segments) {
+  const int64_t q = job.out[2];
+  int64_t n = 0;
+  for (int64_t row = j0 / q; row * q < j1; ++row) {
+    const int64_t qs = std::max<int64_t>(0, j0 - row * q), qe = std::min(q, j1 - row * q);
+    segments[n++] = {row * q + qs - j0, row / job.out[1] * job.is.s[0] + row % job.out[1] * job.is.s[1] + qs, qe - qs};
+  }
+  return n;
+}
+
+// The part of `segments` that falls into columns [c0, c1), relative to c0.
+int64_t clip_segments(const Segment* segments, int64_t count, int64_t c0, int64_t c1, Segment* out) {
+  int64_t n = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const Segment& s = segments[i];
+    const int64_t lo = std::max(s.column, c0), hi = std::min(s.column + s.length, c1);
+    if (lo < hi) out[n++] = {lo - c0, s.offset + lo - s.column, hi - lo};
+  }
+  return n;
+}
+
+// Pointers to the input of every pixel in [j0, j1), tap by tap: table[t * (j1 - j0) + i].
+template <class T>
+void pixel_pointers(const DenseJob& job, const T* image, const T* zero_row, int64_t j0, int64_t j1, const T** table) {
+  const int64_t n = j1 - j0, q = job.out[2], p = job.out[1];
+  int64_t row = j0 / q, w = j0 % q;
+  for (int64_t i = 0; i < n; ++i) {
+    const int64_t d0 = row / p * job.stride[0] - job.pad[0], h0 = row % p * job.stride[1] - job.pad[1];
+    const int64_t w0 = w * job.stride[2] - job.pad[2];
+    const T** entry = table + i;
+    for (int64_t a = 0; a < job.filter[0]; ++a) {
+      const int64_t di = map_index(job.mode, d0 + a * job.dilation[0], job.in[0]);
+      for (int64_t b = 0; b < job.filter[1]; ++b) {
+        const int64_t hi = map_index(job.mode, h0 + b * job.dilation[1], job.in[1]);
+        const T* line = di < 0 || hi < 0 ? nullptr : image + di * job.is.s[0] + hi * job.is.s[1];
+        for (int64_t c = 0; c < job.filter[2]; ++c, entry += n) {
+          const int64_t wi = map_index(job.mode, w0 + c * job.dilation[2], job.in[2]);
+          *entry = line && wi >= 0 ? line + wi * job.is.s[2] : zero_row;
+        }
+      }
+    }
+    if (++w == q) w = 0, ++row;
+  }
+}
+
+int64_t pixel_offset(const int64_t out[3], const Strides& s, int64_t j) {
+  return j / (out[1] * out[2]) * s.s[0] + j / out[2] % out[1] * s.s[1] + j % out[2] * s.s[2];
+}
+
+template <class T>
+void set_finish(const Finish<T>& finish, int64_t channel, GemmArgs<T>* g) {
+  g->scale = finish.scale ? finish.scale + channel : nullptr;
+  g->shift = finish.shift ? finish.shift + channel : nullptr;
+  g->activation = finish.activation;
+  g->a = finish.a;
+  g->b = finish.b;
+}
+
+template <class T>
+InputMap<T> map_at(const InputMap<T>& map, int64_t image, int64_t gate_batch_stride, int64_t channel) {
+  InputMap<T> m = map;
+  if (m.scale) m.scale += channel;
+  if (m.shift) m.shift += channel;
+  if (m.gate) m.gate += image * gate_batch_stride + channel * m.gate_stride;
+  return m;
+}
+
+bool weights_are_rows(const DenseJob& job) {
+  int64_t expect = 1;
+  for (int a = 2; a >= 0; --a) {
+    if (job.filter[a] > 1 && job.wf[a] != expect) return false;
+    expect *= job.filter[a];
+  }
+  return job.C == 1 || job.wc == expect;
+}
+
+// Everything that the tasks of one call share.
+template <class T>
+struct Context {
+  const Machine& machine;
+  const KernelTable<T>& kernels;
+  const Finish<T>& finish;
+  const InputMap<T>& map;
+  int64_t gate_batch_stride;
+  bool accumulate;
+};
+
+// A task: one image, one group, pixels [j0, j1), output channels [k0, k1).
+struct Task {
+  int64_t n, g, j0, j1, k0, k1;
+};
+
+// The buffers that stand in for an output (and a residual) whose strides do not suit the role.
+template <class T>
+struct Moved {
+  T* output = nullptr;
+  T* residual = nullptr;
+  int64_t* row_offset = nullptr;
+  int64_t* column_offset = nullptr;
+  int64_t* residual_column = nullptr;
+  int64_t* residual_row = nullptr;
+  int64_t pitch = 0;
+
+  Moved(const DenseJob& job, const Choice& choice, int64_t rows, int64_t columns, int64_t lanes, Arena& arena) {
+    pitch = round_up(columns, lanes);
+    if (choice.move_output) {
+      output = arena.take<T>(rows * pitch);
+      row_offset = arena.take<int64_t>(rows);
+      column_offset = arena.take<int64_t>(columns);
+    }
+    if (job.has_residual && choice.move_residual) {
+      residual = arena.take<T>(rows * pitch);
+      residual_row = arena.take<int64_t>(rows);
+      residual_column = arena.take<int64_t>(columns);
+    }
+  }
+};
+
+template <class T>
+void move_in(const KernelTable<T>& kernels, T* tensor, T* buffer, int64_t pitch, const int64_t* rows, const int64_t* columns,
+             int64_t m, int64_t n) {
+  MoveBlockArgs<T> args{};
+  args.tensor = tensor, args.buffer = buffer, args.pitch = pitch;
+  args.row_offset = rows, args.column_offset = columns, args.m = m, args.n = n;
+  kernels.gather_block(args);
+}
+
+template <class T>
+void move_out(const KernelTable<T>& kernels, T* tensor, T* buffer, int64_t pitch, const int64_t* rows,
+              const int64_t* columns, int64_t m, int64_t n, bool accumulate) {
+  MoveBlockArgs<T> args{};
+  args.tensor = tensor, args.buffer = buffer, args.pitch = pitch;
+  args.row_offset = rows, args.column_offset = columns, args.m = m, args.n = n;
+  args.accumulate = accumulate;
+  kernels.scatter_block(args);
+}
+
+int64_t terms_of(const Chunk& c) { return c.channels * c.taps; }
+
+// --- Role: pixel rows -----------------------------------------------------------------------------------------------------
+
+template <class T>
+struct RowsTask {
+  const T** table;
+  T* zero_row;
+  T* pixels;
+  const T** pixel_rows;
+  T** c;
+  const T** r;
+  int64_t pixel_pitch;
+  Moved<T> moved;
+
+  RowsTask(const DenseJob& job, const Choice& choice, const Machine& machine, int64_t m, int64_t k, Arena& arena)
+      : table(arena.take<const T*>(job.taps() * m)), zero_row(arena.take<T>(job.C)),
+        pixels(choice.copy_pixels ? arena.take<T>(m * pitch(choice, machine) + machine.lanes) : nullptr),
+        pixel_rows(choice.copy_pixels ? arena.take<const T*>(m) : nullptr), c(arena.take<T*>(m)),
+        r(job.has_residual ? arena.take<const T*>(m) : nullptr), pixel_pitch(pitch(choice, machine)),
+        moved(job, choice, m, k, machine.lanes, arena) {}
+  static int64_t pitch(const Choice& choice, const Machine& machine) {
+    return round_up(choice.reduction_block(), machine.lanes) + machine.lanes;
+  }
+};
+
+template <class T>
+void run_rows(const Run<T>& run, const Context<T>& ctx, const Task& task, Arena& arena) {
+  const DenseJob& job = run.job;
+  const Choice& choice = run.choice;
+  const int64_t m = task.j1 - task.j0, W = ctx.machine.lanes, T_all = job.taps();
+  RowsTask<T> s(job, choice, ctx.machine, m, task.k1 - task.k0, arena);
+  const T* image = static_cast<const T*>(job.input) + task.n * job.is.n + task.g * job.C * job.is.c;
+  std::fill_n(s.zero_row, job.C, T{0});
+  pixel_pointers<T>(job, image, s.zero_row, task.j0, task.j1, s.table);
+
+  T* out = static_cast<T*>(job.output) + task.n * job.os.n + task.g * job.K * job.os.c;
+  Moved<T>& moved = s.moved;
+  for (int64_t i = 0; i < m; ++i) {
+    const int64_t offset = pixel_offset(job.out, job.os, task.j0 + i);
+    if (moved.output) {
+      moved.row_offset[i] = offset;
+      s.c[i] = moved.output + i * moved.pitch - task.k0;
+    } else {
+      s.c[i] = out + offset;
+    }
+  }
+  if (moved.output)
+    for (int64_t k = task.k0; k < task.k1; ++k) moved.column_offset[k - task.k0] = k * job.os.c;
+  if (job.has_residual) {
+    T* residual = static_cast<T*>(const_cast<void*>(job.residual)) + task.n * job.rs.n + task.g * job.K * job.rs.c;
+    for (int64_t i = 0; i < m; ++i) {
+      const int64_t offset = pixel_offset(job.out, job.rs, task.j0 + i);
+      if (moved.residual) {
+        moved.residual_row[i] = offset;
+        s.r[i] = moved.residual + i * moved.pitch - task.k0;
+      } else {
+        s.r[i] = residual + offset;
+      }
+    }
+    if (moved.residual) {
+      for (int64_t k = task.k0; k < task.k1; ++k) moved.residual_column[k - task.k0] = k * job.rs.c;
+      move_in(ctx.kernels, residual, moved.residual, moved.pitch, moved.residual_row, moved.residual_column, m,
+              task.k1 - task.k0);
+    }
+  }
+
+  const Panels panels(ceil_div(job.K, W), ctx.machine);
+  const int64_t padded_k = panels.vectors * W;
+  GemmArgs<T> g{};
+  g.m = m;
+  g.c = s.c;
+  g.residual = s.r;
+  g.row_step = 1;
+  const T* group = run.packed + task.g * padded_k * job.C * T_all;
+  int64_t terms_before = 0;
+  for (size_t i = 0; i < choice.chunks.size(); ++i) {
+    const Chunk& chunk = choice.chunks[i];
+    const int64_t terms = terms_of(chunk);
+    if (choice.copy_pixels) {
+      PackPixelsArgs<T> p{};
+      p.dst = s.pixels, p.pitch = s.pixel_pitch;
+      p.rows = s.table + chunk.t0 * m, p.row_pitch = m, p.offset = chunk.c0;
+      p.pixels = m, p.taps = chunk.taps, p.length = chunk.channels;
+      p.zero_row = s.zero_row;
+      p.map = map_at(ctx.map, task.n, ctx.gate_batch_stride, task.g * job.C + chunk.c0);
+      ctx.kernels.pack_pixels(p);
+      for (int64_t j = 0; j < m; ++j) s.pixel_rows[j] = s.pixels + j * s.pixel_pitch;
+      g.rows = s.pixel_rows, g.row_pitch = 0, g.row_offset = 0;
+      g.taps = 1, g.length = terms;
+    } else {
+      g.rows = s.table + chunk.t0 * m, g.row_pitch = m, g.row_offset = chunk.c0;
+      g.taps = chunk.taps, g.length = chunk.channels;
+    }
+    g.accumulate = i > 0 || (ctx.accumulate && !moved.output);
+    g.finish = i + 1 == choice.chunks.size();
+    for (int64_t p = 0; p < panels.count; ++p) {
+      const int64_t k = panels.start(p) * W;
+      if (k < task.k0 || k >= task.k1) continue;
+      g.vectors = static_cast<int32_t>(panels.width(p));
+      g.tail = static_cast<int32_t>(std::min(W, job.K - k - (g.vectors - 1) * W));
+      g.panel = group + terms_before * padded_k + k * terms;
+      g.c_offset = g.residual_offset = k;
+      set_finish(ctx.finish, task.g * job.K + k, &g);
+      ctx.kernels.gemm(g);
+    }
+    terms_before += terms;
+  }
+  if (moved.output)
+    move_out(ctx.kernels, out, moved.output, moved.pitch, moved.row_offset, moved.column_offset, m, task.k1 - task.k0,
+             ctx.accumulate);
+}
+
+// --- Role: pixel columns --------------------------------------------------------------------------------------------------
+
+template <class T>
+void run_columns(const Run<T>& run, const Context<T>& ctx, const Task& task, Arena& arena) {
+  const DenseJob& job = run.job;
+  const Choice& choice = run.choice;
+  const int64_t n = task.j1 - task.j0, rows = task.k1 - task.k0, W = ctx.machine.lanes, T_all = job.taps();
+  const Panels panels(ceil_div(n, W), ctx.machine);
+  const int64_t widest = ctx.machine.max_vectors * W;
+  T* panel = arena.take<T>(choice.reduction_block() * widest + widest);
+  const T** a = arena.take<const T*>(rows);
+  T** c = arena.take<T*>(rows);
+  const T** r = job.has_residual ? arena.take<const T*>(rows) : nullptr;
+  Moved<T> moved(job, choice, rows, n, W, arena);
+  const int64_t out_rows = (task.j1 - 1) / job.out[2] - task.j0 / job.out[2] + 1;
+  Segment* clipped = arena.take<Segment>(out_rows);
+  Segment* direct = choice.direct ? arena.take<Segment>(out_rows) : nullptr;
+  const int64_t channels = choice.chunks[0].channels;
+
+  T* out = static_cast<T*>(job.output) + task.n * job.os.n + task.g * job.K * job.os.c;
+  const int64_t first = pixel_offset(job.out, job.os, task.j0);
+  for (int64_t k = 0; k < rows; ++k) {
+    if (moved.output) {
+      moved.row_offset[k] = (task.k0 + k) * job.os.c;
+      c[k] = moved.output + k * moved.pitch;
+    } else {
+      c[k] = out + (task.k0 + k) * job.os.c + first;
+    }
+  }
+  if (moved.output)
+    for (int64_t j = 0; j < n; ++j) moved.column_offset[j] = pixel_offset(job.out, job.os, task.j0 + j);
+  if (job.has_residual) {
+    T* residual = static_cast<T*>(const_cast<void*>(job.residual)) + task.n * job.rs.n + task.g * job.K * job.rs.c;
+    const int64_t first_r = pixel_offset(job.out, job.rs, task.j0);
+    for (int64_t k = 0; k < rows; ++k) {
+      if (moved.residual) {
+        moved.residual_row[k] = (task.k0 + k) * job.rs.c;
+        r[k] = moved.residual + k * moved.pitch;
+      } else {
+        r[k] = residual + (task.k0 + k) * job.rs.c + first_r;
+      }
+    }
+    if (moved.residual) {
+      for (int64_t j = 0; j < n; ++j) moved.residual_column[j] = pixel_offset(job.out, job.rs, task.j0 + j);
+      move_in(ctx.kernels, residual, moved.residual, moved.pitch, moved.residual_row, moved.residual_column, rows, n);
+    }
+  }
+
+  const T* image = static_cast<const T*>(job.input) + task.n * job.is.n + task.g * job.C * job.is.c;
+  const T* weights = run.packed ? run.packed + task.g * job.K * job.C * T_all
+                                : static_cast<const T*>(job.weight) + task.g * job.wg;
+  GemmArgs<T> g{};
+  g.rows = a;
+  g.row_step = 1;
+  g.taps = 1;
+  g.m = rows;
+  g.panel = panel;
+  g.c = c;
+  g.residual = r;
+  g.channel_rows = 1;
+  set_finish(ctx.finish, task.g * job.K + task.k0, &g);
+  const int64_t zero_offset = 0;
+
+  // A product without taps (a residue of the stride that no tap meets) has nothing to pack.
+  const bool reads = T_all > 0;
+  const Segment* segments = direct;
+  int64_t segment_count = 0;
+  alignas(Slab<T>) unsigned char storage[sizeof(Slab<T>)];
+  Slab<T>* slab = nullptr;
+  if (reads && choice.direct) {
+    segment_count = image_segments(job, task.j0, task.j1, direct);
+  } else if (reads) {
+    slab = new (storage) Slab<T>(job, task.j0, task.j1, channels, W, arena);
+    slab->prepare(job, task.j0, task.j1);
+    segments = slab->segments();
+    segment_count = slab->segment_count();
+  }
+
+  int64_t terms_before = 0, filled = -1;
+  for (size_t i = 0; i < choice.chunks.size(); ++i) {
+    const Chunk& chunk = choice.chunks[i];
+    const int64_t terms = terms_of(chunk);
+    const T* source = image + chunk.c0 * job.is.c;
+    if (slab && filled != chunk.c0) {
+      slab->fill(ctx.kernels, source, chunk.channels,
+                 map_at(ctx.map, task.n, ctx.gate_batch_stride, task.g * job.C + chunk.c0));
+      filled = chunk.c0;
+    }
+    for (int64_t k = 0; k < rows; ++k)
+      a[k] = run.packed ? weights + terms_before * job.K + (task.k0 + k) * terms
+                        : weights + (task.k0 + k) * job.wk + chunk.c0 * T_all + chunk.t0;
+    g.length = terms;
+    g.accumulate = i > 0 || (ctx.accumulate && !moved.output);
+    g.finish = i + 1 == choice.chunks.size();
+    for (int64_t p = 0; p < panels.count; ++p) {
+      const int64_t j = panels.start(p) * W;
+      g.vectors = static_cast<int32_t>(panels.width(p));
+      const int64_t columns = std::min(g.vectors * W, n - j);
+      g.tail = static_cast<int32_t>(columns - (g.vectors - 1) * W);
+      if (reads) {
+        PackColumnsArgs<T> pack{};
+        pack.panel = panel;
+        pack.source = slab ? slab->data() : source;
+        pack.channel_stride = slab ? slab->channel_pitch() : job.is.c;
+        pack.tap_offset = slab ? slab->tap_offset() + chunk.t0 : &zero_offset;
+        pack.channels = chunk.channels;
+        pack.taps = chunk.taps;
+        pack.segments = clipped;
+        pack.segment_count = clip_segments(segments, segment_count, j, j + columns, clipped);
+        pack.columns = g.vectors * W;
+        pack.exact = !slab;
+        ctx.kernels.pack_columns(pack);
+      }
+      g.c_offset = g.residual_offset = j;
+      ctx.kernels.gemm(g);
+    }
+    terms_before += terms;
+  }
+  if (moved.output)
+    move_out(ctx.kernels, out, moved.output, moved.pitch, moved.row_offset, moved.column_offset, rows, n, ctx.accumulate);
+}
+
+template <class T>
+void run_task(const Run<T>& run, const Context<T>& ctx, const Task& task, void* scratch) {
+  Arena arena(scratch);
+  if (run.choice.role == Role::pixel_rows)
+    run_rows(run, ctx, task, arena);
+  else
+    run_columns(run, ctx, task, arena);
+}
+
+// How a job is cut: pixel blocks times ranges of output channels.
+struct Cut {
+  PixelBlocks blocks;
+  int64_t k_parts, k_size, tasks;
+
+  Cut(const DenseJob& job, const Choice& choice, const Machine& m, int threads)
+      : blocks(job, choice.pixel_block, block_multiple(choice, m)) {
+    const int64_t want = threads == 1 ? 1 : 4 * threads;
+    const int64_t unit = choice.role == Role::pixel_rows ? preferred_vectors(m) * m.lanes : 16;
+    k_size = job.K;
+    // A buffer for a moved output holds at most this many channels.
+    if (choice.move_output || choice.move_residual)
+      k_size = std::min(k_size, std::max(unit, 65536 / std::max<int64_t>(blocks.largest(), 1) / unit * unit));
+    int64_t have = job.N * job.G * blocks.count;
+    if (have < want) {
+      // Smaller blocks first: they repeat less work than a second pass over the same pixels.
+      const int64_t least = choice.role == Role::pixel_rows ? 4 * m.tile_rows[preferred_vectors(m)] : 4 * preferred_vectors(m) * m.lanes;
+      const int64_t pieces = ceil_div(want, std::max<int64_t>(have, 1));
+      const int64_t smaller = std::max(least, ceil_div(blocks.largest(), pieces));
+      if (smaller < choice.pixel_block) {
+        blocks = PixelBlocks(job, smaller, block_multiple(choice, m));
+        have = job.N * job.G * blocks.count;
+      }
+    }
+    if (have < want && have > 0) k_size = std::min(k_size, std::max(4 * unit, ceil_div(job.K, ceil_div(want, have))));
+    if (choice.role == Role::pixel_columns || k_size >= job.K) {
+      k_size = std::min(job.K, round_up(k_size, unit));
+      k_parts = ceil_div(job.K, k_size);
+    } else {
+      // Ranges of whole panels.
+      const Panels panels(ceil_div(job.K, m.lanes), m);
+      k_parts = std::min(panels.count, ceil_div(job.K, k_size));
+      k_size = 0;
+    }
+    tasks = job.N * job.G * blocks.count * k_parts;
+  }
+
+  static int64_t block_multiple(const Choice& choice, const Machine& m) {
+    return choice.role == Role::pixel_rows ? m.tile_rows[preferred_vectors(m)] : m.lanes;
+  }
+
+  Task task(const DenseJob& job, const Machine& m, int64_t i) const {
+    Task t{};
+    const int64_t k = i % k_parts, b = i / k_parts % blocks.count;
+    t.g = i / k_parts / blocks.count % job.G;
+    t.n = i / k_parts / blocks.count / job.G;
+    blocks.range(b, &t.j0, &t.j1);
+    if (k_size) {
+      t.k0 = k * k_size, t.k1 = std::min(job.K, t.k0 + k_size);
+    } else {
+      const Panels panels(ceil_div(job.K, m.lanes), m);
+      t.k0 = panels.start(k * panels.count / k_parts) * m.lanes;
+      t.k1 = std::min(job.K, panels.start((k + 1) * panels.count / k_parts) * m.lanes);
+    }
+    return t;
+  }
+};
+
+// Scratch of the largest task, found by carving a block that is not there.
+template <class T>
+int64_t scratch_bytes(const DenseJob& job, const Choice& choice, const Machine& machine, int64_t pixels, int64_t rows) {
+  Arena count(nullptr);
+  const int64_t n = std::min(pixels, job.pixels()), W = machine.lanes;
+  if (choice.role == Role::pixel_rows) {
+    RowsTask<T>(job, choice, machine, n, rows, count);
+    return count.size();
+  }
+  const int64_t widest = machine.max_vectors * W;
+  count.take<T>(choice.reduction_block() * widest + widest);
+  count.take<T*>(3 * rows + 24);
+  Moved<T>(job, choice, rows, n, W, count);
+  const int64_t out_rows = n / job.out[2] + 2;
+  count.take<Segment>(3 * out_rows + 3);
+  if (!choice.direct && job.taps() > 0) {
+    // Any position of a block: one more row than it fills, or one row alone, whichever is larger.
+    int64_t slab = 0;
+    const int64_t q = job.out[2], plane = job.out[1] * q, all = job.pixels();
+    auto measure = [&](int64_t j0, int64_t j1) {
+      Arena arena(nullptr);
+      Slab<T>(job, j0, std::min(j1, all), choice.chunks[0].channels, W, arena);
+      slab = std::max(slab, arena.size());
+    };
+    measure(0, n);
+    if (n < plane) {
+      if (q > 1 && job.out[1] > 1) {
+        const int64_t start = std::min(q - 1, plane - 1);
+        measure(start, std::min(start + n, plane));  // the block that touches most rows
+      }
+    } else {
+      measure(0, std::min(all, round_up(n, plane)));
+    }
+    count.take<char>(slab);
+  }
+  return count.size();
+}
+
+double job_nanoseconds(const DenseJob& job) {
+  // About 50 GFLOP/s a core: only the order of magnitude matters, for the cut-off below which one thread runs alone.
+  const double macs = static_cast<double>(job.N) * job.G * job.K * job.pixels() * std::max<int64_t>(1, job.C * job.taps());
+  return macs * 0.04;
+}
+
+}  // namespace
+
+int64_t packed_size(const DenseJob& job, const Choice& choice, const Machine& m, bool keep) {
+  const int64_t terms = job.C * job.taps();
+  if (choice.role == Role::pixel_rows) return job.G * round_up(job.K, m.lanes) * terms;
+  return keep || !weights_are_rows(job) ? job.G * job.K * terms : 0;
+}
+
+template <class T>
+Status pack_job(const DenseJob& job, const Choice& choice, const Machine& m, const KernelTable<T>& kernels, T* packed) {
+  const int64_t T_all = job.taps(), W = m.lanes;
+  if (T_all == 0) return Status::ok;
+  Workspace scratch(sizeof(int64_t) * T_all);
+  if (!scratch) return Status::out_of_memory;
+  int64_t* tap_offset = static_cast<int64_t*>(scratch.data());
+  for (int64_t t = 0; t < T_all; ++t)
+    tap_offset[t] = t / (job.filter[1] * job.filter[2]) * job.wf[0] + t / job.filter[2] % job.filter[1] * job.wf[1] +
+                    t % job.filter[2] * job.wf[2];
+  const bool rows = choice.role == Role::pixel_columns;
+  const Panels panels(ceil_div(job.K, W), m);
+  const int64_t parts = rows ? ceil_div(job.K, 32) : panels.count;
+  const int64_t padded_k = rows ? job.K : panels.vectors * W;
+  const int64_t chunks = static_cast<int64_t>(choice.chunks.size());
+  const double work = static_cast<double>(job.G) * job.K * job.C * T_all * 0.7;
+  return parallel_for(job.G * chunks * parts, work, [&](int64_t i, int) {
+    const int64_t part = i % parts, ci = i / parts % chunks, g = i / parts / chunks;
+    int64_t terms_before = 0;
+    for (int64_t c = 0; c < ci; ++c) terms_before += terms_of(choice.chunks[c]);
+    const Chunk& chunk = choice.chunks[ci];
+    T* base = packed + g * padded_k * job.C * T_all + terms_before * padded_k;
+    PackWeightsArgs<T> p{};
+    p.w = static_cast<const T*>(job.weight) + g * job.wg + chunk.c0 * job.wc;
+    p.column_stride = job.wk, p.channel_stride = job.wc;
+    p.tap_offset = tap_offset + chunk.t0;
+    p.taps = chunk.taps, p.length = chunk.channels;
+    const int64_t k = rows ? part * 32 : panels.start(part) * W;
+    p.w += k * job.wk;
+    p.panel = base + k * terms_of(chunk);
+    if (rows) {
+      p.columns = terms_of(chunk), p.valid = std::min<int64_t>(32, job.K - k);
+      kernels.pack_weight_rows(p);
+    } else {
+      p.columns = panels.width(part) * W, p.valid = std::min(p.columns, job.K - k);
+      kernels.pack_weights(p);
+    }
+  });
+}
+
+template <class T>
+Status run_dense(const std::vector<Run<T>>& runs, const Machine& machine, const KernelTable<T>& kernels,
+                 const Finish<T>& finish, const InputMap<T>& map, int64_t gate_batch_stride, bool accumulate) {
+  const Context<T> ctx{machine, kernels, finish, map, gate_batch_stride, accumulate};
+  double work = 0;
+  for (const Run<T>& run : runs) work += job_nanoseconds(run.job);
+  const int threads = planned_threads(int64_t{1} << 30, work);
+  std::vector<Cut> cuts;
+  cuts.reserve(runs.size());
+  int64_t tasks = 0, bytes = 0;
+  for (const Run<T>& run : runs) {
+    cuts.emplace_back(run.job, run.choice, machine, threads);
+    const Cut& cut = cuts.back();
+    tasks += cut.tasks;
+    if (cut.tasks) bytes = std::max(bytes, scratch_bytes<T>(run.job, run.choice, machine, cut.blocks.largest(), cut.k_size ? cut.k_size : run.job.K));
+  }
+  if (tasks == 0) return Status::ok;
+  std::atomic<bool> failed{false};
+  const Status status = parallel_for(tasks, work, [&](int64_t i, int) {
+    size_t r = 0;
+    while (i >= cuts[r].tasks) i -= cuts[r++].tasks;
+    Workspace scratch(static_cast<size_t>(bytes));
+    if (!scratch) {
+      failed.store(true, std::memory_order_relaxed);
+      return;
+    }
+    run_task(runs[r], ctx, cuts[r].task(runs[r].job, machine, i), scratch.data());
+  });
+  return failed ? Status::out_of_memory : status;
+}
+
+template <class T>
+int64_t task_workspace(const DenseJob& job, const Choice& choice, const Machine& machine) {
+  const Cut cut(job, choice, machine, 1);
+  return scratch_bytes<T>(job, choice, machine, cut.blocks.largest(), cut.k_size ? cut.k_size : job.K);
+}
+
+// --- The gradient of the weights ----------------------------------------------------------------------------------------
+//
+// dw[k][(c, t)] sums over pixels: the rows are dy, read in place with the distance between pixels as the step; the panel
+// holds a run of pixels' inputs, a column for each (c, t).
+//
+// Where the image's columns are neighbours, a slab of a few channels is filled as in the forward pass and the columns of
+// the panel are transposed out of it. Where its channels are neighbours, a row of the panel is a copy of one pixel's
+// channels for one tap; dw is then made as [k][t][c] and transposed at the end.
+
+namespace {
+
+// Runs of pixels of about `terms` each whose dy is a constant step apart.
+struct PixelRuns {
+  int64_t row, rows, per_row, size, count;
+  PixelRuns(const DenseJob& job, int64_t terms) {
+    int64_t step;
+    const bool uniform = uniform_pixels(job.out, job.os, &step);
+    const int64_t plane = job.out[1] * job.out[2];
+    // Large planes are not joined: the input of a run that crosses into the next plane would be both of them.
+    row = !uniform ? job.out[2] : job.out[0] > 1 && plane * 2 > terms ? plane : job.pixels();
+    rows = job.pixels() / row;
+    per_row = ceil_div(row, terms);
+    size = ceil_div(row, per_row);
+    per_row = ceil_div(row, size);
+    count = rows * per_row;
+  }
+  void range(int64_t i, int64_t* j0, int64_t* j1) const {
+    *j0 = i / per_row * row + i % per_row * size;
+    *j1 = std::min(*j0 + size, (i / per_row + 1) * row);
+  }
+};
+
+struct WeightTask {
+  int64_t g, c0, c1, k0, k1;
+};
+
+template <class T>
+void weight_task_slab(const DenseJob& job, const Machine& m, const KernelTable<T>& kernels, const PixelRuns& pixels,
+                      const WeightTask& task, T* dw, bool accumulate, Arena& arena) {
+  const int64_t W = m.lanes, T_all = job.taps(), channels = task.c1 - task.c0, rows = task.k1 - task.k0;
+  const int64_t columns = channels * T_all;
+  const Panels panels(ceil_div(columns, W), m);
+  const int64_t widest = m.max_vectors * W;
+  T* panel = arena.take<T>((pixels.size + W) * widest);
+  const T** source = arena.take<const T*>(panels.vectors * W);
+  const T** a = arena.take<const T*>(rows);
+  T** c = arena.take<T*>(rows);
+  for (int64_t k = 0; k < rows; ++k) c[k] = dw + ((task.g * job.K + task.k0 + k) * job.C + task.c0) * T_all;
+  const InputMap<T> no_map{};
+  for (int64_t n = 0; n < job.N; ++n) {
+    const T* x = static_cast<const T*>(job.input) + n * job.is.n + (task.g * job.C + task.c0) * job.is.c;
+    const T* dy = static_cast<const T*>(job.output) + n * job.os.n + (task.g * job.K + task.k0) * job.os.c;
+    for (int64_t i = 0; i < pixels.count; ++i) {
+      int64_t j0, j1;
+      pixels.range(i, &j0, &j1);
+      Arena inner = arena;
+      Slab<T> slab(job, j0, j1, channels, W, inner);
+      slab.prepare(job, j0, j1);
+      slab.fill(kernels, x, channels, no_map);
+      for (int64_t j = 0; j < panels.vectors * W; ++j) {
+        const int64_t column = std::min(j, columns - 1);
+        source[j] = slab.data() + column / T_all * slab.channel_pitch() + slab.tap_offset()[column % T_all];
+      }
+      const int64_t offset = pixel_offset(job.out, job.os, j0);
+      for (int64_t k = 0; k < rows; ++k) a[k] = dy + k * job.os.c + offset;
+      GemmArgs<T> g{};
+      g.rows = a;
+      g.row_step = j1 - j0 > 1 ? pixel_offset(job.out, job.os, j0 + 1) - offset : 1;
+      g.taps = 1, g.length = j1 - j0;
+      g.m = rows;
+      g.panel = panel;
+      g.c = c;
+      g.accumulate = accumulate || n > 0 || i > 0;
+      for (int64_t p = 0; p < panels.count; ++p) {
+        const int64_t j = panels.start(p) * W;
+        g.vectors = static_cast<int32_t>(panels.width(p));
+        g.tail = static_cast<int32_t>(std::min(W, columns - j - (g.vectors - 1) * W));
+        PackTransposedArgs<T> pack{};
+        pack.panel = panel;
+        pack.source = source + j;
+        pack.segments = slab.segments();
+        pack.segment_count = slab.segment_count();
+        pack.columns = g.vectors * W;
+        kernels.pack_transposed(pack);
+        g.c_offset = j;
+        kernels.gemm(g);
+      }
+    }
+  }
+}
+
+template <class T>
+int64_t weight_scratch_slab(const DenseJob& job, const Machine& m, const PixelRuns& pixels, int64_t channels, int64_t rows) {
+  Arena count(nullptr);
+  count.take<T>((pixels.size + m.lanes) * m.max_vectors * m.lanes);
+  count.take<T*>(round_up(channels * job.taps(), m.lanes) + 2 * rows + 24);
+  int64_t slab = 0;
+  for (int64_t i = 0; i < pixels.count; ++i) {
+    int64_t j0, j1;
+    pixels.range(i, &j0, &j1);
+    Arena arena(nullptr);
+    Slab<T>(job, j0, j1, channels, m.lanes, arena);
+    slab = std::max(slab, arena.size());
+  }
+  return count.size() + slab;
+}
+
+// [g, c0, c1) here are vectors of channels; dw is [k][t][c].
+template <class T>
+void weight_task_rows(const DenseJob& job, const Machine& m, const KernelTable<T>& kernels, const PixelRuns& pixels,
+                      const WeightTask& task, T* dw, bool accumulate, Arena& arena) {
+  const int64_t W = m.lanes, T_all = job.taps(), rows = task.k1 - task.k0, channels = task.c1 - task.c0;
+  const Panels panels(ceil_div(channels, W), m);
+  T* panel = arena.take<T>(pixels.size * m.max_vectors * W);
+  T* zero_row = arena.take<T>(job.C + W);
+  const T** table = arena.take<const T*>(T_all * pixels.size);
+  const T** a = arena.take<const T*>(rows);
+  T** c = arena.take<T*>(rows);
+  std::fill_n(zero_row, job.C, T{0});
+  for (int64_t k = 0; k < rows; ++k) c[k] = dw + (task.g * job.K + task.k0 + k) * T_all * job.C;
+  for (int64_t n = 0; n < job.N; ++n) {
+    const T* x = static_cast<const T*>(job.input) + n * job.is.n + task.g * job.C * job.is.c;
+    const T* dy = static_cast<const T*>(job.output) + n * job.os.n + (task.g * job.K + task.k0) * job.os.c;
+    for (int64_t i = 0; i < pixels.count; ++i) {
+      int64_t j0, j1;
+      pixels.range(i, &j0, &j1);
+      const int64_t count = j1 - j0, offset = pixel_offset(job.out, job.os, j0);
+      pixel_pointers<T>(job, x, zero_row, j0, j1, table);
+      for (int64_t k = 0; k < rows; ++k) a[k] = dy + k * job.os.c + offset;
+      GemmArgs<T> g{};
+      g.rows = a;
+      g.row_step = count > 1 ? pixel_offset(job.out, job.os, j0 + 1) - offset : 1;
+      g.taps = 1, g.length = count;
+      g.m = rows;
+      g.panel = panel;
+      g.c = c;
+      g.accumulate = accumulate || n > 0 || i > 0;
+      for (int64_t t = 0; t < T_all; ++t)
+        for (int64_t p = 0; p < panels.count; ++p) {
+          const int64_t j = panels.start(p) * W;
+          g.vectors = static_cast<int32_t>(panels.width(p));
+          const int64_t columns = std::min(g.vectors * W, channels - j);
+          g.tail = static_cast<int32_t>(columns - (g.vectors - 1) * W);
+          PackRowsArgs<T> pack{};
+          pack.panel = panel;
+          pack.rows = table + t * count;
+          pack.count = count;
+          pack.offset = task.c0 + j;
+          pack.length = columns;
+          pack.pitch = g.vectors * W;
+          kernels.pack_rows(pack);
+          g.c_offset = t * job.C + task.c0 + j;
+          kernels.gemm(g);
+        }
+    }
+  }
+}
+
+}  // namespace
+
+template <class T>
+Status run_weight_gradient(const DenseJob& job, const Machine& m, const KernelTable<T>& kernels, T* dw, bool accumulate) {
+  const int64_t T_all = job.taps(), W = m.lanes, size = job.G * job.K * job.C * T_all;
+  if (job.N == 0 || job.pixels() == 0) {
+    if (!accumulate) std::fill_n(dw, size, T{0});
+    return Status::ok;
+  }
+  const bool by_rows = job.is.c == 1 && job.is.s[2] != 1 && job.C >= W;
+  const int64_t terms = reduction_terms(m, sizeof(T));
+  const PixelRuns pixels(job, by_rows ? std::min<int64_t>(terms, std::max<int64_t>(16, 16384 / T_all)) : terms);
+  const double work = job_nanoseconds(job);
+  const int64_t threads = planned_threads(int64_t{1} << 30, work), want = threads == 1 ? 1 : 4 * threads;
+
+  // Channels a task: the slab stays in a quarter of L2.
+  int64_t c_size = job.C;
+  if (!by_rows)
+    while (c_size > 1 && weight_scratch_slab<T>(job, m, pixels, c_size, 1) > m.l2 / 2) c_size = ceil_div(c_size, 2);
+  int64_t c_parts = ceil_div(job.C, c_size);
+  if (job.G * c_parts < want) {
+    const int64_t unit = by_rows ? preferred_vectors(m) * W : std::max<int64_t>(1, 4 * preferred_vectors(m) * W / T_all);
+    c_size = std::min(c_size, round_up(ceil_div(job.C, ceil_div(want, job.G)), unit));
+    c_parts = ceil_div(job.C, c_size);
+  }
+  int64_t k_size = job.K;
+  if (job.G * c_parts < want) k_size = round_up(ceil_div(job.K, ceil_div(want, job.G * c_parts)), 12);
+  k_size = std::min(k_size, job.K);
+  const int64_t k_parts = ceil_div(job.K, k_size);
+
+  T* target = dw;
+  const bool transposed = by_rows && T_all > 1;
+  if (transposed) {
+    target = static_cast<T*>(output_allocate(static_cast<size_t>(size) * sizeof(T)));
+    if (!target) return Status::out_of_memory;
+  }
+  int64_t bytes;
+  if (by_rows) {
+    Arena count(nullptr);
+    count.take<T>(pixels.size * m.max_vectors * W);
+    count.take<T>(job.C + W);
+    count.take<T*>(T_all * pixels.size);
+    count.take<T*>(k_size);
+    count.take<T*>(k_size);
+    bytes = count.size();
+  } else {
+    bytes = weight_scratch_slab<T>(job, m, pixels, c_size, k_size) + 256;
+  }
+  std::atomic<bool> failed{false};
+  Status status = parallel_for(job.G * c_parts * k_parts, work, [&](int64_t i, int) {
+    Workspace scratch(static_cast<size_t>(bytes));
+    if (!scratch) {
+      failed.store(true, std::memory_order_relaxed);
+      return;
+    }
+    Arena arena(scratch.data());
+    const int64_t k = i % k_parts, c = i / k_parts % c_parts;
+    const WeightTask task{i / k_parts / c_parts, c * c_size, std::min(job.C, (c + 1) * c_size), k * k_size,
+                          std::min(job.K, (k + 1) * k_size)};
+    if (by_rows)
+      weight_task_rows(job, m, kernels, pixels, task, target, accumulate && !transposed, arena);
+    else
+      weight_task_slab(job, m, kernels, pixels, task, target, accumulate, arena);
+  });
+  if (failed) status = Status::out_of_memory;
+  if (transposed) {
+    if (status == Status::ok) {
+      status = parallel_for(job.G * job.K, static_cast<double>(size), [&](int64_t k, int) {
+        const T* from = target + k * T_all * job.C;
+        T* to = dw + k * T_all * job.C;
+        for (int64_t c = 0; c < job.C; ++c)
+          for (int64_t t = 0; t < T_all; ++t) {
+            const T v = from[t * job.C + c];
+            to[c * T_all + t] = accumulate ? to[c * T_all + t] + v : v;
+          }
+      });
+    }
+    output_release(target, static_cast<size_t>(size) * sizeof(T));
+  }
+  return status;
+}
+
+#define FASTCONV_INSTANTIATE(T)                                                                                            \
+  template Status pack_job<T>(const DenseJob&, const Choice&, const Machine&, const KernelTable<T>&, T*);                  \
+  template Status run_dense<T>(const std::vector<Run<T>>&, const Machine&, const KernelTable<T>&, const Finish<T>&,         \
+                               const InputMap<T>&, int64_t, bool);                                                         \
+  template int64_t task_workspace<T>(const DenseJob&, const Choice&, const Machine&);                                      \
+  template Status run_weight_gradient<T>(const DenseJob&, const Machine&, const KernelTable<T>&, T*, bool);
+FASTCONV_INSTANTIATE(float)
+FASTCONV_INSTANTIATE(double)
+#undef FASTCONV_INSTANTIATE
+
+}  // namespace fastconv::ops

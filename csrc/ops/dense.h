@@ -1,0 +1,56 @@
+// Runs dense products: the split into tasks, the two roles of the tile, and the gradient of the weights.
+#pragma once
+#include <vector>
+
+#include "dispatch/kernel_table.h"
+#include "ops/choose.h"
+
+namespace fastconv::ops {
+
+// The epilogue with its vectors joined: y = act(scale * acc + shift + residual); entries for all G * K channels.
+template <class T>
+struct Finish {
+  const T* scale = nullptr;
+  const T* shift = nullptr;
+  int32_t activation = 0;
+  T a = 0, b = 0;
+};
+
+// One product with its decision and, where there are any, its packed weights. The offsets place it within the layer's
+// output and weight tensors.
+template <class T>
+struct Run {
+  DenseJob job;
+  Choice choice;
+  const T* packed = nullptr;
+  int64_t output_offset = 0, residual_offset = 0, weight_offset = 0;
+
+  void bind(const void* input, const void* weight, void* output, const void* residual) {
+    job.input = input;
+    if (weight) job.weight = static_cast<const T*>(weight) + weight_offset;
+    job.output = static_cast<T*>(output) + output_offset;
+    if (residual) job.residual = static_cast<const T*>(residual) + residual_offset;
+  }
+};
+
+// The smallest element count that pack_job() fills; 0 where the role reads the weights as they lie.
+int64_t packed_size(const DenseJob& job, const Choice& choice, const Machine& machine, bool keep);
+
+template <class T>
+Status pack_job(const DenseJob& job, const Choice& choice, const Machine& machine, const KernelTable<T>& kernels, T* packed);
+
+// Computes all runs (disjoint outputs) in one parallel region. `map` holds vectors of all G * C channels.
+template <class T>
+Status run_dense(const std::vector<Run<T>>& runs, const Machine& machine, const KernelTable<T>& kernels,
+                 const Finish<T>& finish, const InputMap<T>& map, int64_t gate_batch_stride, bool accumulate);
+
+// Scratch bytes that one task of this product takes.
+template <class T>
+int64_t task_workspace(const DenseJob& job, const Choice& choice, const Machine& machine);
+
+// dw[k][c][t] (+)= the sum over images and pixels of dy(k, p) * x(c, p * stride - pad + t * dilation). `job` is the forward
+// product; its input is x, its output dy. dw is contiguous.
+template <class T>
+Status run_weight_gradient(const DenseJob& job, const Machine& machine, const KernelTable<T>& kernels, T* dw, bool accumulate);
+
+}  // namespace fastconv::ops

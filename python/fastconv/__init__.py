@@ -1,0 +1,53 @@
+"""Hand-written convolution kernels for NumPy arrays: fastconv.conv2d(x, weight, bias, padding=1) and its relatives.
+
+`fastconv.functional` holds the functions, forward and backward; `fastconv.plan` prepares a layer once,
+`fastconv.explain` says how a call is computed, and `fastconv.reference` computes the same in plain NumPy.
+"""
+
+from . import _core
+
+if (_reason := _core.isa_environment_error()) is not None:
+    raise ImportError(f"fastconv cannot run: {_reason}")
+
+from . import functional
+from .functional import *  # noqa: F403
+from .plan import Explanation, Plan, explain, plan
+from .runtime import (
+    available_isas,
+    cache_info,
+    clear_cache,
+    flush_denormals,
+    get_isa,
+    get_num_threads,
+    isa,
+    num_threads,
+    set_cache_limit,
+    set_isa,
+    set_num_threads,
+    show_config,
+    workspace_info,
+)
+
+__version__: str = _core.build_info()["version"]
+
+__all__ = [
+    "Explanation",
+    "Plan",
+    "available_isas",
+    "cache_info",
+    "clear_cache",
+    "explain",
+    "flush_denormals",
+    "functional",
+    "get_isa",
+    "get_num_threads",
+    "isa",
+    "num_threads",
+    "plan",
+    "set_cache_limit",
+    "set_isa",
+    "set_num_threads",
+    "show_config",
+    "workspace_info",
+    *functional.__all__,
+]

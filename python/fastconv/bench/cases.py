@@ -1,0 +1,463 @@
+"""The layers of the benchmark: read from the tables in shapes/, with their sizes, costs, families and data."""
+
+from __future__ import annotations
+
+import csv
+import math
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib import resources
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from fastconv import testing
+
+Array = npt.NDArray[Any]
+Direction = Literal["forward", "backward"]
+Ints = tuple[int, ...]
+
+# Of one call, multiplications and additions together: anything larger takes minutes in NumPy.
+MAX_GFLOP = 40.0
+# Below this a call is mostly overhead: the family "tiny".
+TINY_FLOP = 400_000
+
+FAMILIES = (
+    "1x1",
+    "3x3 s1",
+    "other dense",
+    "memory-bound",
+    "grouped",
+    "depthwise",
+    "linear",
+    "backward",
+    "float64",
+    "tiny",
+)
+OPS = ("conv1d", "conv2d", "conv3d", "conv_transpose", "linear", "backward", "all")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer, in the terms of `fastconv.functional`, for one dtype and direction."""
+
+    op: str
+    net: str
+    name: str
+    n: int
+    c: int
+    k: int
+    size: Ints = ()
+    kernel: Ints = ()
+    stride: Ints = ()
+    padding: Ints = ()
+    dilation: Ints = ()
+    output_padding: Ints = ()
+    groups: int = 1
+    direction: Direction = "forward"
+    dtype: str = "float32"
+
+    @property
+    def rank(self) -> int:
+        """The number of spatial dimensions; 0 for a dense layer on vectors."""
+        return len(self.size)
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the layer is a transposed convolution."""
+        return self.op.startswith("conv_transpose")
+
+    @property
+    def out_size(self) -> Ints:
+        """The spatial size of the output."""
+        sizes = []
+        for i in range(self.rank):
+            reach = self.dilation[i] * (self.kernel[i] - 1) + 1
+            if self.transposed:
+                extra = self.output_padding[i]
+                sizes.append((self.size[i] - 1) * self.stride[i] - 2 * self.padding[i] + reach + extra)
+            else:
+                sizes.append((self.size[i] + 2 * self.padding[i] - reach) // self.stride[i] + 1)
+        return tuple(sizes)
+
+    @property
+    def x_shape(self) -> Ints:
+        """The shape of x, channels first."""
+        return (self.n, self.c, *self.size)
+
+    @property
+    def y_shape(self) -> Ints:
+        """The shape of y, channels first."""
+        return (self.n, self.k, *self.out_size)
+
+    @property
+    def w_shape(self) -> Ints:
+        """The shape of the weight."""
+        if self.transposed:
+            return (self.c, self.k // self.groups, *self.kernel)
+        return (self.k, self.c // self.groups, *self.kernel)
+
+    @property
+    def flops(self) -> int:
+        """Multiplications and additions, taps in the padding counted, as the literature counts them."""
+        pixels = self.size if self.transposed else self.out_size
+        # One product an output pixel and weight; backward there are two such products.
+        return 2 * self.n * math.prod(pixels) * math.prod(self.w_shape) * (2 if self.direction == "backward" else 1)
+
+    @property
+    def bytes(self) -> int:
+        """The fewest bytes that the operation moves: every operand read once, every result written once."""
+        x, y, w = math.prod(self.x_shape), math.prod(self.y_shape), math.prod(self.w_shape)
+        elements = 2 * x + y + 2 * w if self.direction == "backward" else x + y + w
+        return elements * np.dtype(self.dtype).itemsize
+
+    @property
+    def photograph(self) -> bool:
+        """Whether x is a picture: the first layer of an image network."""
+        return self.op == "conv2d" and self.c == 3 and min(self.size) >= 64
+
+    @property
+    def tile_only(self) -> bool:
+        """Whether every counted flop is done: no tap meets the padding."""
+        return not any(self.padding)
+
+    @property
+    def id(self) -> str:
+        """A name that no other case of the run bears."""
+        parts = [self.net, self.name]
+        if self.direction == "backward":
+            parts.append("backward")
+        if self.dtype != "float32":
+            parts.append(self.dtype)
+        return "/".join(parts)
+
+    def describe(self) -> str:
+        """The shape in one short line, such as `64>128 k3x3 s2 @56x56`."""
+        if self.op == "linear":
+            return f"{self.n}x{self.c}>{self.k}"
+        text = f"{self.c}>{self.k} k{_by(self.kernel)}"
+        for letter, values in (("s", self.stride), ("d", self.dilation)):
+            if set(values) != {1}:
+                text += f" {letter}{values[0] if len(set(values)) == 1 else _by(values)}"
+        if self.groups > 1:
+            text += f" g{self.groups}"
+        text += f" @{_by(self.size)}"
+        return text + (f" n{self.n}" if self.n > 1 else "") + (" T" if self.transposed else "")
+
+    def family(self, memory_bound: bool) -> str:
+        """The family that the layer is reported in."""
+        if self.flops < TINY_FLOP:
+            return "tiny"
+        if self.direction == "backward":
+            return "backward"
+        if self.dtype == "float64":
+            return "float64"
+        if self.groups > 1:
+            return "depthwise" if self.groups == self.c else "grouped"
+        if memory_bound:
+            return "memory-bound"
+        if self.op == "linear":
+            return "linear"
+        if set(self.kernel) == {1} and set(self.stride) == {1} and not self.transposed:
+            return "1x1"
+        if self.op == "conv2d" and self.kernel == (3, 3) and self.stride == (1, 1) and self.dilation == (1, 1):
+            return "3x3 s1"
+        return "other dense"
+
+    def as_dict(self, layouts: Sequence[str]) -> dict[str, Any]:
+        """What a worker is told."""
+        return {
+            "op": self.op,
+            "rank": self.rank,
+            "n": self.n,
+            "c": self.c,
+            "k": self.k,
+            "size": list(self.size),
+            "out_size": list(self.out_size),
+            "y_shape": list(self.y_shape),
+            "kernel": list(self.kernel),
+            "stride": list(self.stride),
+            "padding": list(self.padding),
+            "dilation": list(self.dilation),
+            "output_padding": list(self.output_padding),
+            "groups": self.groups,
+            "direction": self.direction,
+            "dtype": self.dtype,
+            "layouts": list(layouts),
+        }
+
+    def options(self) -> dict[str, Any]:
+        """The keyword arguments of the functional call, layout apart."""
+        if self.op == "linear":
+            return {}
+        options: dict[str, Any] = {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
+        options["groups"] = self.groups
+        if self.transposed:
+            options["output_padding"] = self.output_padding
+        return options
+
+
+def _by(values: Sequence[int]) -> str:
+    return "x".join(str(v) for v in values)
+
+
+# ------------------------------------------------------------------------------------------------------------- tables
+
+_TABLES = ("conv1d", "conv2d", "conv3d", "conv_transpose")
+
+
+@cache
+def _listed() -> tuple[Layer, ...]:
+    """Every row of every table, forward in float32."""
+    rows = [_convolution(row) for table in _TABLES for row in testing.layers(table)]
+    source = resources.files("fastconv.bench") / "shapes" / "linear.csv"
+    for row in csv.DictReader(source.read_text(encoding="utf-8").splitlines()):
+        rows.append(Layer("linear", row["net"], row["layer"], int(row["n"]), int(row["c"]), int(row["k"])))
+    return tuple(rows)
+
+
+def _convolution(row: testing.Layer) -> Layer:
+    options, (n, c, *size) = row.options, row.input_shape
+
+    def each(name: str) -> Ints:
+        value = options.get(name, 0)
+        return tuple(value) if isinstance(value, tuple) else (value,) * len(size)
+
+    return Layer(
+        row.op,
+        row.net,
+        row.name,
+        n,
+        c,
+        row.output_shape[1],
+        tuple(size),
+        row.weight_shape[2:],
+        each("stride"),
+        each("padding"),
+        each("dilation"),
+        each("output_padding"),
+        options["groups"],
+    )
+
+
+def square(net: str, name: str, c: int, k: int, h: int, r: int, **others: Any) -> Layer:
+    """A 2-D layer on a square image with a square kernel, "same" padding unless `pad` is given."""
+    stride, dil, pad = others.pop("s", 1), others.pop("d", 1), others.pop("pad", None)
+    pad = dil * (r - 1) // 2 if pad is None else pad
+    n, groups = others.pop("n", 1), others.pop("g", 1)
+    two = [(v, v) for v in (h, r, stride, pad, dil, 0)]
+    return Layer("conv2d", net, name, n, c, k, two[0], two[1], two[2], two[3], two[4], two[5], groups, **others)
+
+
+def extra() -> list[Layer]:
+    """Layers that no table holds: odd channel counts, small calls, whole batches."""
+    return [
+        replace(square("odd", "3x3 37>53", 37, 53, 31, 3, n=2), size=(31, 29)),
+        square("odd", "1x1 37>53", 37, 53, 29, 1),
+        square("odd", "3x3 53>37 s2", 53, 37, 27, 3, s=2),
+        square("odd", "5x5 37>53 @14", 37, 53, 14, 5),
+        square("tiny", "lenet conv1", 1, 6, 28, 5, pad=2),
+        square("tiny", "3x3 1>1 @8", 1, 1, 8, 3),
+        square("tiny", "1x1 8>8 @4", 8, 8, 4, 1),
+        Layer("linear", "tiny", "linear 16>10", 1, 16, 10),
+        Layer("conv1d", "tiny", "k3 4>4 @32", 1, 4, 4, (32,), (3,), (1,), (1,), (1,), (0,)),
+    ]
+
+
+@cache
+def tables() -> tuple[Layer, ...]:
+    """Every layer of the tables and of `extra`, forward in float32, each shape once."""
+    return _distinct([*_listed(), *extra()])
+
+
+def _distinct(rows: Sequence[Layer]) -> tuple[Layer, ...]:
+    """Networks share shapes: one measurement serves them all."""
+    layers: dict[Layer, Layer] = {}
+    for layer in rows:
+        layers.setdefault(replace(layer, net="", name=""), layer)
+    return tuple(layers.values())
+
+
+def _unique(layers: Sequence[Layer]) -> list[Layer]:
+    """Number the layers whose names are taken."""
+    seen: dict[str, int] = {}
+    result = []
+    for layer in layers:
+        count = seen[layer.id] = seen.get(layer.id, 0) + 1
+        result.append(layer if count == 1 else replace(layer, name=f"{layer.name} #{count}"))
+    return result
+
+
+def _find(net: str, **wanted: Any) -> Layer:
+    for layer in _listed():
+        if layer.net.startswith(net) and all(getattr(layer, key) == value for key, value in wanted.items()):
+            return layer
+    raise LookupError(f"no layer of {net} has {wanted}")
+
+
+@cache
+def quick() -> tuple[Layer, ...]:
+    """The default: some forty layers that between them show every family, both small and large."""
+    r50 = "resnet50_v1.5"
+    forward = [
+        _find(r50, name="conv1"),
+        _find(r50, c=64, k=256, kernel=(1, 1)),
+        _find(r50, c=256, k=64, kernel=(1, 1)),
+        _find(r50, c=512, k=128, kernel=(1, 1)),
+        _find(r50, c=1024, k=256, kernel=(1, 1)),
+        _find(r50, c=2048, k=512, kernel=(1, 1)),
+        _find(r50, c=64, kernel=(3, 3)),
+        _find(r50, c=128, kernel=(3, 3), stride=(1, 1)),
+        _find(r50, c=256, kernel=(3, 3), stride=(1, 1)),
+        _find(r50, c=512, kernel=(3, 3), stride=(1, 1)),
+        _find(r50, c=128, kernel=(3, 3), stride=(2, 2)),
+        _find(r50, kernel=(1, 1), stride=(2, 2)),
+        _find("vgg16", size=(56, 56), c=256),
+        _find("alexnet", name="conv1"),
+        _find("googlenet", name="3a/5x5"),
+        _find("mobilenet_v2", kernel=(1, 1), c=16),
+        _find("mobilenet_v2", kernel=(1, 1), c=32),
+        _find("densenet121", kernel=(3, 3), size=(14, 14)),
+        replace(_find("deeplabv3", kernel=(3, 3), dilation=(12, 12)), name="aspp d12"),
+        _find("unet", op="conv_transpose2d", c=256),
+        _find("dcgan", name="convt3"),
+        _find("hifigan_v1_res", name="c64_k7_d3"),
+        _find("whisper_base", name="conv1"),
+        _find("c3d", name="conv3a"),
+        _find("bert_base", name="ffn1"),
+        _find("alexnet", name="fc6"),
+        *extra(),
+    ]
+    f64 = [
+        replace(v, dtype="float64")
+        for v in (_find(r50, c=64, kernel=(3, 3)), _find(r50, c=1024, k=256, kernel=(1, 1)))
+    ]
+    backward: list[Layer] = [
+        replace(v, direction="backward")
+        for v in (
+            _find(r50, c=64, kernel=(3, 3)),
+            _find(r50, c=256, kernel=(3, 3), stride=(1, 1)),
+            _find(r50, c=64, k=256, kernel=(1, 1)),
+            _find(r50, c=128, kernel=(3, 3), stride=(2, 2)),
+        )
+    ]
+    return tuple(_unique([*forward, *f64, *backward]))
+
+
+def networks() -> list[str]:
+    """The names that --net takes."""
+    return sorted({layer.net for layer in _listed()})
+
+
+def _network(net: str) -> tuple[Layer, ...]:
+    # Without its version a name means the current one: ResNet-50 as it is trained today strides in its 3x3 layers.
+    full = "resnet50_v1.5" if net == "resnet50" else net
+    exact = [v for v in _listed() if v.net == full]
+    chosen = exact or [v for v in _listed() if v.net.split("_")[0] == full or v.net.startswith(f"{full}_")]
+    if not chosen:
+        raise ValueError(f"--net (={net!r}) must be one of {', '.join(networks())}")
+    return _distinct(chosen)
+
+
+def select(
+    *,
+    net: str | None = None,
+    everything: bool = False,
+    op: str | None = None,
+    dtype: str | None = None,
+    max_gflop: float = MAX_GFLOP,
+) -> tuple[list[Layer], list[Layer]]:
+    """The layers of a run, and those left out because they are too large.
+
+    Without arguments the quick subset; with `net` every shape of that network; with `everything` every table. `op`
+    and `dtype` narrow either: "backward" takes the convolutions of the choice, backward.
+    """
+    if net is not None:
+        chosen = list(_network(net))
+    elif everything:
+        chosen = list(tables())
+    else:
+        chosen = list(quick())
+    explicit = net is not None or everything
+    if op == "backward":
+        narrowed = [v for v in chosen if v.direction == "backward"]
+        # The tables hold forward layers alone.
+        chosen = narrowed or [replace(v, direction="backward") for v in chosen if v.op != "linear"]
+    elif op not in (None, "all"):
+        kept = [v for v in chosen if v.op.startswith(op)] if op == "conv_transpose" else [v for v in chosen if v.op == op]
+        if not kept and not explicit:
+            # The quick subset has few of the rarer operations: take that table instead.
+            kept = [v for v in tables() if v.op.startswith(str(op))]
+        chosen = kept
+    if dtype is not None:
+        same = [v for v in chosen if v.dtype == dtype]
+        other = [replace(v, dtype=dtype) for v in chosen if v.dtype != dtype]
+        chosen = same + [v for v in other if v not in same]
+    small = [v for v in chosen if v.flops <= max_gflop * 1e9]
+    return _unique(small), [v for v in chosen if v.flops > max_gflop * 1e9]
+
+
+# --------------------------------------------------------------------------------------------------------------- data
+
+
+@cache
+def photographs() -> tuple[tuple[str, Array], ...]:
+    """The photographs that ship in scikit-learn, (H, W, 3) of uint8; empty where it is not installed."""
+    try:
+        from sklearn.datasets import load_sample_image
+    except ImportError:
+        return ()
+    return tuple((name, np.asarray(load_sample_image(name))) for name in ("china.jpg", "flower.jpg"))
+
+
+def picture(size: Ints, n: int, dtype: str) -> tuple[Array, str] | None:
+    """Photographs as the network would see them: scaled, cropped at the middle, normalised, (N, 3, H, W)."""
+    pictures = photographs()
+    try:
+        from PIL import Image
+    except ImportError:
+        return None
+    if not pictures:
+        return None
+    height, width = size
+    planes, names = [], []
+    for i in range(n):
+        name, pixels = pictures[i % len(pictures)]
+        image = Image.fromarray(pixels)
+        factor = max(height / image.height, width / image.width)
+        scaled = image.resize((math.ceil(image.width * factor), math.ceil(image.height * factor)), Image.Resampling.BILINEAR)
+        left, top = (scaled.width - width) // 2, (scaled.height - height) // 2
+        planes.append(np.asarray(scaled.crop((left, top, left + width, top + height)), np.float64) / 255)
+        names.append(name)
+    mean, deviation = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    normal = (np.stack(planes) - mean) / deviation
+    return np.ascontiguousarray(np.moveaxis(normal, -1, 1), dtype=dtype), ", ".join(dict.fromkeys(names))
+
+
+def data(layer: Layer) -> tuple[dict[str, Array], str]:
+    """x, w and, backward, dy of a layer, channels first, and where x comes from.
+
+    Everything else is seeded by the layer's name, so that a run can be repeated. Weights have He's scale, so that
+    outputs have the scale of inputs; no value is zero or denormal.
+    """
+    rng = np.random.default_rng(zlib.crc32(f"{layer.net}/{layer.name}".encode()))
+
+    def normal(shape: Ints, scale: float) -> Array:
+        a = rng.standard_normal(shape, dtype=np.float32).astype(layer.dtype, copy=False)
+        a *= a.dtype.type(scale)
+        # A normal deviate can be arbitrarily near zero; its square times a weight must stay a normal number.
+        np.copyto(a, a.dtype.type(scale * 1e-4), where=np.abs(a) < scale * 1e-4)
+        return a
+
+    fan_in = math.prod(layer.w_shape[1:])
+    if layer.transposed:
+        fan_in = layer.c // layer.groups * max(1, math.prod(layer.kernel) // math.prod(layer.stride))
+    pixels = picture((layer.size[0], layer.size[1]), layer.n, layer.dtype) if layer.photograph else None
+    x, source = pixels if pixels is not None else (normal(layer.x_shape, 1.0), "seeded normal")
+    arrays = {"x": x, "w": normal(layer.w_shape, math.sqrt(2 / fan_in))}
+    if layer.direction == "backward":
+        arrays["dy"] = normal(layer.y_shape, 1.0)
+    return arrays, source

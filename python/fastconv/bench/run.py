@@ -1,0 +1,395 @@
+"""A session: every layer is prepared by every contender, checked, then timed in turn."""
+
+from __future__ import annotations
+
+import datetime
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+import fastconv
+from fastconv import testing
+from fastconv.bench import cases, peers, timing
+from fastconv.bench.cases import Array, Layer
+from fastconv.bench.worker import FORMS, WORKERS, not_applicable
+
+SCHEMA = 1
+# fastconv's own calls: the plain function and the plan, for each layout.
+OURS = ("fastconv", "fastconv_plan", "fastconv_nhwc", "fastconv_nhwc_plan")
+# A peer may use Winograd's algorithm, whose error is a few times larger; a lower precision is a hundred times larger.
+_PEER_RMS = 8.0
+_PEER_MAX = 64.0
+
+Row = dict[str, Any]
+Document = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a session measures."""
+
+    threads: tuple[int, ...] = (1,)
+    layouts: tuple[str, ...] = ("NCHW", "NHWC")
+    isa: str | None = None
+    workers: tuple[str, ...] = tuple(WORKERS)
+    pythons: Mapping[str, str] = field(default_factory=dict)
+    effort: timing.Effort = timing.Effort()
+    command: str = ""
+
+
+class WrongResult(Exception):
+    """A contender's result is not what the reference says."""
+
+
+class Expected:
+    """The oracle's results for a layer, and the tests that a contender must pass before it is timed."""
+
+    def __init__(self, layer: Layer, arrays: Mapping[str, Array]) -> None:
+        x, w = arrays["x"], arrays["w"]
+        options = layer.options()
+        if layer.direction == "backward":
+            dy = arrays["dy"]
+            shapes: tuple[tuple[Any, ...], ...] = ((), ()) if layer.op == "linear" else ((x.shape,), (w.shape,))
+            self.results = [
+                testing.reference_with_bound(f"{layer.op}_backward_input", dy, w, *shapes[0], **options),
+                testing.reference_with_bound(f"{layer.op}_backward_weight", dy, x, *shapes[1], **options),
+            ]
+        else:
+            self.results = [testing.reference_with_bound(layer.op, x, w, **options)]
+        self.dtype = np.dtype(layer.dtype)
+
+    def check(self, results: Sequence[Array], ours: bool) -> float:
+        """The largest error, in units of the bound that a direct algorithm keeps; WrongResult where it is too large."""
+        if len(results) != len(self.results):
+            raise WrongResult(f"{len(results)} results instead of {len(self.results)}")
+        worst = 0.0
+        for y, (value, bound) in zip(results, self.results, strict=True):
+            if y.shape != value.shape:
+                raise WrongResult(f"shape {y.shape} instead of {value.shape}")
+            if y.dtype != self.dtype:
+                raise WrongResult(f"dtype {y.dtype} instead of {self.dtype}")
+            error = np.abs(y - value)
+            # A NaN is an error without measure.
+            relative = float(np.max(error / bound, initial=0.0)) if np.isfinite(error).all() else float("inf")
+            worst = max(worst, relative)
+            if ours:
+                wrong = relative > 1
+            else:
+                # Errors of transforms spread over a tile: the largest bound counts for every element.
+                rms = float(np.sqrt(np.mean(np.square(error)) / np.mean(np.square(bound))))
+                wrong = not (rms <= _PEER_RMS / 4 and float(error.max(initial=0.0)) <= _PEER_MAX / 4 * float(bound.max()))
+            if wrong:
+                raise WrongResult(f"the error is {relative:.3g} times the bound")
+        return worst
+
+
+class Session:
+    """The workers of one thread count, driven in turn."""
+
+    def __init__(self, options: Options, threads: int) -> None:
+        self.options, self.threads = options, threads
+        cores = tuple(timing.choose_cores(threads))
+        self.scratch = tempfile.TemporaryDirectory(prefix="fastconv-bench-")
+        self.settings = peers.Settings(threads, cores, options.isa, options.pythons, self.scratch.name)
+        try:
+            self.workers = peers.start(("fastconv", *options.workers), self.settings)
+        except BaseException:
+            self.scratch.cleanup()
+            raise
+        ours = self.workers["fastconv"]
+        if not ours.usable:
+            self.close()
+            raise peers.PeerError(f"fastconv itself cannot run: {ours.error or ours.missing}")
+        self.isa = str(ours.settings["isa"])
+        self.peaks: dict[str, float] = {}
+        self.empty = self._extra("empty")
+        self.copy = float(self._extra("copy", bytes=2 * timing.sweep_bytes(), seconds=0.3))
+
+    def _extra(self, name: str, **arguments: Any) -> Any:
+        return self.workers["fastconv"].ask({"command": "extra", "name": name, "arguments": arguments})[0]["value"]
+
+    def peak(self, dtype: str, seconds: float) -> float:
+        """Measure the FMA peak once more; the session keeps the highest."""
+        now = float(self._extra("peak", dtype=dtype, seconds=seconds))
+        self.peaks[dtype] = max(self.peaks.get(dtype, 0.0), now)
+        return now
+
+    def measure(self, layer: Layer) -> Row:
+        """One row: prepare, check, time in turn."""
+        arrays, source = cases.data(layer)
+        expected = Expected(layer, arrays)
+        case = layer.as_dict(self.options.layouts)
+        contenders: dict[str, dict[str, Any]] = {}
+        ready: list[tuple[peers.Worker, str]] = []
+        for name in ("fastconv", *WORKERS):
+            worker = self.workers.get(name)
+            if worker is None:
+                for variant in WORKERS[name]:
+                    if not_applicable(variant, case) is None:
+                        contenders[variant] = {"status": "not run", "form": FORMS[variant]}
+                continue
+            ready += self._prepare(worker, case, arrays, expected, contenders)
+        samples = self._time(ready, contenders)
+        for name, (warm, cold) in samples.items():
+            if warm:
+                contenders[name]["warm"] = timing.Sampled.of(warm).as_dict()
+            if cold:
+                contenders[name]["cold"] = timing.Sampled.of(cold).as_dict()
+        row: Row = {
+            "id": layer.id,
+            "net": layer.net,
+            "layer": layer.name,
+            "shape": layer.describe(),
+            **{k: v for k, v in case.items() if k not in ("layouts", "rank", "y_shape")},
+            "threads": self.threads,
+            "isa": self.isa,
+            "data": source,
+            "flops": layer.flops,
+            "bytes": layer.bytes,
+            "tile_only": layer.tile_only,
+            "peak_now": self.peak(layer.dtype, 0.02),
+            "copy": float(self._extra("copy", bytes=layer.bytes, seconds=0.03)),
+            "contenders": contenders,
+        }
+        for worker in {id(w): w for w, _ in ready}.values():
+            if worker.usable:
+                worker.ask({"command": "drop"})
+        return row
+
+    def _prepare(
+        self,
+        worker: peers.Worker,
+        case: dict[str, Any],
+        arrays: Mapping[str, Array],
+        expected: Expected,
+        contenders: dict[str, dict[str, Any]],
+    ) -> list[tuple[peers.Worker, str]]:
+        ours = worker.name == "fastconv"
+        wanted = None if ours else [v for v in worker.variants if not_applicable(v, case) is None]
+        if wanted == []:
+            return []
+        for variant in wanted or ():
+            if worker.missing is not None:
+                contenders[variant] = {"status": "missing", "reason": worker.missing, "form": FORMS[variant]}
+            elif worker.error is not None:
+                contenders[variant] = {"status": "failed", "reason": worker.error, "form": FORMS[variant]}
+        if not worker.usable:
+            return []
+        try:
+            header, results = worker.ask({"command": "prepare", "case": case, "variants": wanted}, arrays)
+        except peers.PeerError as error:
+            for variant in wanted or ("fastconv",):
+                contenders[variant] = {"status": "failed", "reason": str(error), "form": FORMS.get(variant, "function")}
+            return []
+        ready = []
+        for variant, state in header["variants"].items():
+            form = ("plan" if variant.endswith("_plan") else "function") if ours else FORMS[variant]
+            contenders[variant] = state | {"form": form}
+            if state["status"] != "ok":
+                continue
+            mine = [results[key] for key in sorted(k for k in results if k.rsplit("/", 1)[0] == variant)]
+            try:
+                contenders[variant]["error_in_bounds"] = expected.check(mine, ours)
+            except WrongResult as error:
+                contenders[variant] |= {"status": "wrong", "reason": str(error)}
+            else:
+                ready.append((worker, variant))
+        return ready
+
+    def _time(
+        self, ready: list[tuple[peers.Worker, str]], contenders: dict[str, dict[str, Any]]
+    ) -> dict[str, tuple[list[float], list[float]]]:
+        effort = self.options.effort
+        samples: dict[str, tuple[list[float], list[float]]] = {variant: ([], []) for _, variant in ready}
+        limits = {"seconds": effort.seconds, "least": effort.least, "most": effort.most}
+        sweep = timing.sweep_bytes()
+        for turn in range(effort.rounds):
+            # Another neighbour each time: what one contender leaves behind must not always meet the same one.
+            for worker, variant in ready[turn % len(ready) :] + ready[: turn % len(ready)] if ready else ():
+                warm, cold = samples[variant]
+                slow = bool(warm) and warm[0] > effort.slow_seconds
+                if contenders[variant]["status"] != "ok" or (slow and len(warm) >= 2):
+                    continue
+                try:
+                    warm += worker.ask({"command": "time", "variant": variant, **limits})[0]["samples"]
+                    if effort.cold and not slow:
+                        ask = {"command": "cold", "variant": variant, "bytes": sweep, "count": effort.cold}
+                        cold += worker.ask(ask)[0]["samples"]
+                except peers.PeerError as error:
+                    contenders[variant] |= {"status": "failed", "reason": str(error)}
+        return samples
+
+    def about(self) -> dict[str, Any]:
+        """The versions and settings of the workers."""
+        return {
+            name: {
+                "status": "ok" if w.usable else "missing" if w.missing is not None else "failed",
+                "reason": w.missing or w.error,
+                "versions": w.versions,
+                "settings": w.settings,
+            }
+            for name, w in self.workers.items()
+        }
+
+    def ceiling(self) -> dict[str, Any]:
+        """What this machine can do, as this session has seen it."""
+        return {
+            "threads": self.threads,
+            "isa": self.isa,
+            "cores": list(self.settings.cores),
+            "fma_loop": dict(self.peaks),
+            "copy": self.copy,
+            "empty_call": self.empty,
+        }
+
+    def close(self) -> None:
+        """End the workers."""
+        peers.close(self.workers.values())
+        self.scratch.cleanup()
+
+
+def run(layers: Sequence[Layer], options: Options, tell: Callable[[str, int, int, Row | None], None]) -> Document:
+    """Measure the layers for every thread count. After Ctrl-C the document holds the rows so far, and says so.
+
+    `tell(what, done, total, row)` is called before each measurement and, with its row, after it.
+    """
+    document: Document = {
+        "schema": SCHEMA,
+        "fastconv": fastconv.__version__,
+        "numpy": np.__version__,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": options.command,
+        "machine": timing.machine(),
+        "settings": {
+            "threads": list(options.threads),
+            "layouts": list(options.layouts),
+            "isa": options.isa,
+            "rounds": options.effort.rounds,
+            "seconds_a_round": options.effort.seconds,
+            "cold_sweep_bytes": timing.sweep_bytes() if options.effort.cold else 0,
+        },
+        "peers": {},
+        "ceilings": [],
+        "rows": [],
+        "interrupted": False,
+    }
+    total, done = len(layers) * len(options.threads), 0
+    try:
+        for threads in options.threads:
+            tell(f"starting the contenders, {threads} thread{'s' if threads > 1 else ''}", done, total, None)
+            session = Session(options, threads)
+            try:
+                for dtype in sorted({layer.dtype for layer in layers}):
+                    session.peak(dtype, 0.3)
+                for layer in layers:
+                    tell(layer.id, done, total, None)
+                    row = session.measure(layer)
+                    document["rows"].append(row)
+                    done += 1
+                    tell(layer.id, done, total, row)
+            finally:
+                document["peers"] |= session.about()
+                document["ceilings"].append(session.ceiling())
+                session.close()
+    except KeyboardInterrupt:
+        document["interrupted"] = True
+    derive(document)
+    return document
+
+
+# ------------------------------------------------------------------------------------------------- what follows from it
+
+
+def derive(document: Document) -> None:
+    """Add to ceilings and rows what follows from the measurements: peaks, shares, bounds, ratios."""
+    for ceiling in document["ceilings"]:
+        peaks = dict(ceiling["fma_loop"])
+        for row in document["rows"]:
+            # A tile that beats the loop is the better measurement of the peak; padded taps are counted but not done.
+            if row["threads"] == ceiling["threads"] and row["tile_only"]:
+                for name in OURS:
+                    warm = row["contenders"].get(name, {}).get("warm")
+                    algorithm = row["contenders"].get(name, {}).get("decision", {}).get("algorithm", "direct")
+                    if warm and "winograd" not in str(algorithm).lower() and "fft" not in str(algorithm).lower():
+                        peaks[row["dtype"]] = max(peaks[row["dtype"]], row["flops"] / warm["median"])
+        ceiling["peak"] = peaks
+        for row in document["rows"]:
+            if row["threads"] == ceiling["threads"]:
+                _derive_row(row, peaks[row["dtype"]])
+
+
+def _derive_row(row: Row, peak: float) -> None:
+    compute, memory = row["flops"] / peak, row["bytes"] / row["copy"]
+    row["peak"] = peak
+    row["memory_bound"] = memory > compute
+    row["family"] = _layer_of(row).family(row["memory_bound"])
+    row["results"] = {}
+    for layout, name in (("NCHW", "fastconv"), ("NHWC", "fastconv_nhwc")):
+        function = _median(row, name)
+        if function is None:
+            continue
+        plan = _median(row, f"{name}_plan")
+        best = plan if plan is not None else function
+        speedups: dict[str, float] = {}
+        cold: dict[str, float] = {}
+        absent: list[str] = []
+        for peer, form in FORMS.items():
+            state = row["contenders"].get(peer)
+            if state is None:
+                continue
+            mine = f"{name}_plan" if form == "plan" else name
+            for ratios, kind in ((speedups, "warm"), (cold, "cold")):
+                theirs, ours = _median(row, peer, kind), _median(row, mine, kind)
+                if theirs is not None and ours is not None:
+                    ratios[peer] = theirs / ours
+            if peer not in speedups and peer != "numpy" and state["status"] != "unsupported":
+                absent.append(peer)
+        row["results"][layout] = {
+            "time": best,
+            "function_time": function,
+            "plan_time": plan,
+            "cold_time": _median(row, f"{name}_plan" if plan is not None else name, "cold"),
+            "gflops": row["flops"] / best / 1e9,
+            "share_of_peak": compute / best,
+            "share_of_copy": memory / best,
+            "share_of_roofline": max(compute, memory) / best,
+            "speedups": speedups,
+            "best_peer": _best(speedups, absent),
+            "cold_best_peer": _best(cold, absent),
+        }
+
+
+def _layer_of(row: Row) -> Layer:
+    names = ("size", "kernel", "stride", "padding", "dilation", "output_padding")
+    shape = {name: tuple(row[name]) for name in names}
+    rest = {name: row[name] for name in ("op", "net", "n", "c", "k", "groups", "direction", "dtype")}
+    return Layer(name=row["layer"], **rest, **shape)
+
+
+def _median(row: Row, name: str, kind: str = "warm") -> float | None:
+    state = row["contenders"].get(name, {})
+    if state.get("status") != "ok" or kind not in state:
+        return None
+    return float(state[kind]["median"])
+
+
+def _best(ratios: Mapping[str, float], absent: Iterable[str]) -> dict[str, Any] | None:
+    """The peer that leaves the least advantage; incomplete where one that has the operation was not measured."""
+    rivals = {name: ratio for name, ratio in ratios.items() if name != "numpy"}
+    if not rivals:
+        return None
+    name = min(rivals, key=lambda key: rivals[key])
+    return {"name": name, "ratio": rivals[name], "complete": not list(absent), "absent": list(absent)}
+
+
+def failures(document: Document) -> list[tuple[str, str, str]]:
+    """(row, contender, reason) of every contender that gave a wrong result or failed."""
+    return [
+        (row["id"], name, f"{state['status']}: {state.get('reason', '')}")
+        for row in document["rows"]
+        for name, state in row["contenders"].items()
+        if state["status"] in ("wrong", "failed")
+    ]

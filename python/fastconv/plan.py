@@ -1,0 +1,414 @@
+"""Plans, which prepare a layer once, and `explain`, which says how a call would be computed.
+
+Both show the same decision that drives execution; neither decides anything itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import _args, _core, _verbose, functional
+from ._args import Array, Shape
+
+__all__ = ["Explanation", "Plan", "explain", "plan"]
+
+_FORWARD_OPS = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear")
+# What a plan is given when it is called.
+_CALL_ARGUMENTS = ("residual", "input_gate", "out")
+# The operands of which a shape will do for explain(), and those that are arrays or absent.
+_IMAGES = ("x", "weight", "dy")
+_VECTORS = ("bias", "scale", "shift", "residual", "input_scale", "input_shift", "input_gate")
+_PASSES = {"": 0, "_backward_input": 1, "_backward_weight": 2}
+
+
+def _bind(op: str, arguments: tuple[Any, ...], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of functional.<op> by name, defaults included; those of a rank's own options for all ranks."""
+    function: Callable[..., Any] = getattr(functional, op)
+    bound = inspect.signature(function).bind(*arguments, **options)
+    bound.apply_defaults()
+    return bound.arguments
+
+
+def _spec(op: str, options: Mapping[str, Any]) -> _core.ConvSpec:
+    if op.startswith("linear"):
+        return _args.conv_spec(1, False, 1, 0, 0, 1, 1, "zeros", "NLC", "auto", options.get("activation"), None)
+    transposed = op.startswith("conv_transpose")
+    rank = int(op.removeprefix("conv_transpose" if transposed else "conv")[0])
+    return _args.conv_spec(
+        rank,
+        transposed,
+        options["stride"],
+        options["padding"],
+        options.get("output_padding", 0),
+        options["dilation"],
+        options["groups"],
+        options.get("padding_mode", "zeros"),
+        options["layout"],
+        options.get("algorithm", "auto"),
+        options.get("activation"),
+        options.get("input_activation"),
+    )
+
+
+def _shape(operand: Array | Sequence[int]) -> Shape:
+    return operand.shape if isinstance(operand, np.ndarray) else tuple(operand)
+
+
+def _like(operand: object, name: str, dtype: np.dtype[Any]) -> object:
+    """An array without memory of its own for a shape, so that the checks of `_args` can judge it; else the operand."""
+    if not isinstance(operand, (tuple, list)):
+        return operand
+    shape = tuple(_args.integer(name, n, operand) for n in operand)
+    if min(shape, default=0) < 0:
+        raise ValueError(f"{name} (={shape}) must have no negative entry")
+    return np.broadcast_to(np.zeros((), dtype), shape)
+
+
+def _linear_view(operand: Array | Sequence[int], rows: int) -> Array | Shape:
+    """Rows of features as an unbatched image, as `functional.linear` passes them on."""
+    if isinstance(operand, np.ndarray):
+        return _args.rows_of(operand, rows)
+    return (rows, operand[-1]) if rows else (0, 1, operand[-1])
+
+
+# ------------------------------------------------------------------------------------------------------- plans
+
+
+class Plan:
+    """A layer prepared for inputs of one shape: packed weights and a fixed decision. Made by `plan`.
+
+    It is immutable and safe in several threads. It holds its own copy of the weight and the vectors: later changes of
+    the arrays it was made from do not reach it. It takes any batch size, and computes the same bits as the plain call.
+
+    Attributes:
+        op: the function of `fastconv.functional` that it stands for.
+        input_shape: the shape of x that it was made for.
+        output_shape: the shape of the result for that.
+        dtype: of all its arrays.
+    """
+
+    __slots__ = ("_plan", "_run", "_spec", "_vectors", "dtype", "input_shape", "op", "output_shape")
+
+    op: str
+    input_shape: Shape
+    output_shape: Shape
+    dtype: np.dtype[Any]
+    _plan: _core.ConvPlan
+    _run: Callable[[Array, Array | None, Array | None, Array | None], Array]
+    _spec: _core.ConvSpec
+    _vectors: dict[str, Array]
+
+    def __init__(self, **values: Any) -> None:
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"a plan is immutable: {name} cannot be set")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"a plan is immutable: {name} cannot be deleted")
+
+    def __call__(
+        self,
+        x: Array,
+        residual: Array | None = None,
+        input_gate: Array | None = None,
+        out: Array | None = None,
+    ) -> Array:
+        """Run the layer; with `out` given it allocates nothing.
+
+        Args:
+            x: of input_shape, but for the batch, which may be of any size or absent.
+            residual: of the result's shape.
+            input_gate: (N, C), or (C,) without the batch.
+            out: where the result is written.
+
+        Returns:
+            The result, or out.
+
+        Raises:
+            ValueError: a shape does not fit.
+            TypeError: an operand is no numpy.ndarray of the plan's dtype.
+            MemoryError: there is no memory for the result.
+        """
+        try:
+            return self._run(x, residual, input_gate, out)
+        except _core.Refused as refusal:
+            arrays = {"x": x, **self._vectors, "residual": residual, "input_gate": input_gate, "out": out}
+            raise _args.plan_error(refusal, self._spec, arrays, self.input_shape) from None
+
+    @property
+    def decision(self) -> dict[str, Any]:
+        """Algorithm, ISA, tile, blocking and the rest: see `Explanation`."""
+        return self._plan.decision
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Scratch memory that a call uses, a thread."""
+        return int(self.decision["workspace_per_thread"])
+
+    @property
+    def packed_bytes(self) -> int:
+        """Memory of the packed weights that the plan holds."""
+        return int(self.decision["packed_weight_bytes"])
+
+    def __repr__(self) -> str:
+        return (
+            f"<fastconv plan of {self.op}: {self.input_shape} -> {self.output_shape}, {self.dtype}, "
+            f"{_verbose.describe(self.decision)}>"
+        )
+
+
+class _LinearPlan(Plan):
+    """A plan of the dense layer: the rows of x are the pixels of an image."""
+
+    __slots__ = ()
+
+    def __call__(
+        self,
+        x: Array,
+        residual: Array | None = None,
+        input_gate: Array | None = None,
+        out: Array | None = None,
+    ) -> Array:
+        """Run the layer: see `fastconv.functional.linear`; input_gate must be None."""
+        if input_gate is not None:
+            raise TypeError("input_gate must be None: linear takes none")
+        weight = self._vectors["weight"]
+        arrays = {"x": x, **self._vectors, "residual": residual, "out": out}
+        if not _args.linear_viewable(x, weight, 1, residual, out):
+            raise _args.linear_error(None, arrays)
+        lead = x.shape[:-1]
+        rows = math.prod(lead)
+        target = None if out is None else _args.target_rows(out, rows)
+        if out is not None and target is None:
+            _args.check_linear(arrays)
+        residual_rows = None if residual is None else _args.rows_of(residual, rows)
+        try:
+            y = self._run(_args.rows_of(x, rows), residual_rows, None, target)
+        except _core.Refused as refusal:
+            raise _args.linear_error(refusal, arrays) from None
+        if out is None:
+            return y.reshape(*lead, weight.shape[0])
+        if target is None:
+            out[...] = y.reshape(out.shape)
+        return out
+
+
+def plan(op: str, x: Array | Sequence[int], weight: Array, bias: Array | None = None, **options: Any) -> Plan:
+    """Prepare a layer: pack its weights and choose its algorithm once.
+
+    Args:
+        op: "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d" or "linear".
+        x: an array of the shape and memory order to come, or a shape (C-contiguous then, in the weight's dtype).
+        weight: as the function takes it; copied, as are bias and the vectors among the options.
+        bias: likewise.
+        **options: the keyword arguments of the function, but for residual, input_gate and out: those are given to the
+            plan when it is called.
+
+    Returns:
+        The plan, to be called with x.
+
+    Raises:
+        ValueError: a value or a shape does not fit, or op is not known.
+        TypeError: an operand is no array of float32 or float64, or an option is not one of the function's.
+        MemoryError: there is no memory for the packed weights.
+    """
+    if op not in _FORWARD_OPS:
+        raise ValueError(f"op (={op!r}) must be one of {', '.join(map(repr, _FORWARD_OPS))}")
+    for name in _CALL_ARGUMENTS:
+        if name in options:
+            raise TypeError(f"{name} is given to the plan when it is called, not to plan()")
+    arguments = _bind(op, (x, weight, bias), options)
+    spec = _spec(op, arguments)
+    dtype = weight.dtype if isinstance(weight, np.ndarray) else np.dtype(np.float32)
+    names = ("weight", "bias", "scale", "shift", "input_scale", "input_shift")
+    vectors: dict[str, Any] = {name: arguments.get(name) for name in names}
+    like = {"x": _like(x, "x", dtype), **vectors}
+    if op == "linear":
+        output_shape = _args.check_linear(like)
+        rows = math.prod(_shape(x)[:-1])
+        x_like: Any = _linear_view(x, rows)
+        packed: dict[str, Any] = {**vectors, "weight": weight[:, :, None]}
+    else:
+        output_shape = _args.check_forward(spec, like)
+        x_like, packed = x, vectors
+    try:
+        core = _core.conv_plan(spec, x_like, *(packed[name] for name in names))
+    except _core.Refused as refusal:
+        raise _args.forward_error(refusal, spec, like) from None
+    kind = _LinearPlan if op == "linear" else Plan
+    return kind(
+        op=op,
+        input_shape=_shape(x),
+        output_shape=output_shape,
+        dtype=dtype,
+        _plan=core,
+        _run=_verbose.LoggedPlan(op, core).run if _verbose.enabled else core.run,
+        _spec=spec,
+        # Only shapes and dtypes, for the checks after a refused call: the user's arrays are let go.
+        _vectors={
+            name: np.broadcast_to(np.zeros((), a.dtype), a.shape) for name, a in vectors.items() if a is not None
+        },
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- explain
+
+
+@dataclasses.dataclass(frozen=True)
+class Explanation:
+    """How a call is computed. Made by `explain`; str() gives a readable text, as_dict() plain values.
+
+    Attributes:
+        op: the function of `fastconv.functional`.
+        shapes: of its operands and its result, by name.
+        dtype: of all of them.
+        threads: how many a call made now would use at most.
+        flops: multiplications and additions, two a multiply-add.
+        bytes: the least traffic: every operand read and the result written once.
+        decision: algorithm, role (which operand of the tile is broadcast), isa, tile_rows, tile_columns,
+            reduction_block, channel_block, pixel_block, workspace_per_thread and packed_weight_bytes (bytes),
+            error_bound (the proven c of |y - y64| <= c * eps * conv(|x|, |weight|)), and passed_over, the other
+            candidates with the reason.
+    """
+
+    op: str
+    shapes: Mapping[str, Shape]
+    dtype: np.dtype[Any]
+    threads: int
+    flops: float
+    bytes: float
+    decision: Mapping[str, Any]
+
+    @property
+    def intensity(self) -> float:
+        """Arithmetic intensity, flops a byte."""
+        return self.flops / self.bytes if self.bytes else math.inf
+
+    def roofline(self, peak_flops: float, bandwidth: float) -> float:
+        """The share of the peak (in flop/s) that the memory bandwidth (in bytes/s) lets the call reach, at most 1.
+
+        Source: Williams, Waterman and Patterson, "Roofline", Communications of the ACM 52 (4), 2009.
+        """
+        return min(1.0, self.intensity * bandwidth / peak_flops)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain Python values, fit for JSON."""
+        return {
+            "op": self.op,
+            "shapes": {name: list(shape) for name, shape in self.shapes.items()},
+            "dtype": str(self.dtype),
+            "threads": self.threads,
+            "flops": self.flops,
+            "bytes": self.bytes,
+            "intensity": self.intensity if self.bytes else None,
+            "decision": dict(self.decision),
+        }
+
+    def __str__(self) -> str:
+        d = self.decision
+        operands = ", ".join(f"{name} {shape}" for name, shape in self.shapes.items())
+        lines = [
+            f"{self.op}: {operands}, {self.dtype}",
+            f"  algorithm   {d['algorithm']} on {d['isa']}, {d['role']}, tile {d['tile_rows']} x {d['tile_columns']}",
+            f"  blocks      {d['reduction_block']} terms, {d['channel_block']} channels, "
+            f"{d['pixel_block']} pixels a task",
+            f"  threads     at most {self.threads}",
+            f"  memory      {d['workspace_per_thread']} bytes of scratch a thread, "
+            f"{d['packed_weight_bytes']} bytes of packed weights",
+            f"  work        {self.flops:.4g} flops, {self.bytes:.4g} bytes, {self.intensity:.3g} flops a byte",
+            f"  error       at most {d['error_bound']:.4g} * eps * conv(|x|, |weight|)",
+        ]
+        passed_over = [line for line in str(d["passed_over"]).splitlines() if line]
+        lines += [f"  {'passed over' if i == 0 else '           '} {line}" for i, line in enumerate(passed_over)]
+        return "\n".join(lines)
+
+
+def explain(op: str, *operands: Any, **options: Any) -> Explanation:
+    """How `functional.<op>(*operands, **options)` would be computed; nothing is.
+
+    Args:
+        op: a forward function ("conv2d", "conv_transpose1d", "linear", ...) or one of its gradients, such as
+            "conv2d_backward_input" and "conv2d_backward_weight".
+        *operands: as the function takes them. x, weight and dy may be shapes, in float32 or the dtype of the arrays.
+        **options: its keyword arguments; out and accumulate have no effect.
+
+    Returns:
+        The explanation, with the decision that the call would take.
+
+    Raises:
+        ValueError: a value or a shape does not fit, or op is not known.
+        TypeError: an operand is no array of float32 or float64, or an option is not one of the function's.
+    """
+    ops = [base + suffix for base in _FORWARD_OPS for suffix in _PASSES]
+    if op not in ops:
+        raise ValueError(f"op (={op!r}) must be one of {', '.join(map(repr, ops))}")
+    arguments = _bind(op, operands, options)
+    spec = _spec(op, arguments)
+    dtype = next((arguments[n].dtype for n in _IMAGES if isinstance(arguments.get(n), np.ndarray)), np.dtype("float32"))
+    arrays = {name: _like(arguments[name], name, dtype) for name in (*_IMAGES, *_VECTORS) if name in arguments}
+    call = _call(op, spec, arguments, arrays)
+    try:
+        decision = _core.conv_decide(spec, call.which, call.x, call.weight, call.y, *call.vectors)
+    except _core.Refused as refusal:
+        raise _args.decision_error(refusal, op) from None
+    shapes = {name: _shape(arguments[name]) for name in _IMAGES if name in arguments}
+    shapes[("y", "dx", "dw")[call.which]] = call.result
+    return Explanation(
+        op=op,
+        shapes=MappingProxyType(shapes),
+        dtype=dtype,
+        threads=_core.num_threads(),
+        flops=decision.pop("flops"),
+        bytes=decision.pop("bytes"),
+        decision=MappingProxyType(decision),
+    )
+
+
+class _Call(NamedTuple):
+    """The arguments of `_core.conv_decide`, and the shape of the result."""
+
+    which: int
+    x: Array | Shape
+    weight: Array | Shape
+    y: Array | Shape | None
+    vectors: list[Array | None]
+    result: Shape
+
+
+def _call(op: str, spec: _core.ConvSpec, arguments: Mapping[str, Any], arrays: Mapping[str, Any]) -> _Call:
+    """Check everything; `arguments` are the user's, `arrays` the same with arrays in place of shapes."""
+    base, separator, rest = op.partition("_backward")
+    which = _PASSES[separator + rest]
+    vectors = {name: arrays.get(name) for name in _VECTORS}
+    x: Any = arguments.get("x")
+    weight: Any = arguments.get("weight")
+    dy: Any = arguments.get("dy")
+    if base != "linear":
+        if which == 0:
+            return _Call(which, x, weight, None, [*vectors.values()], _args.check_forward(spec, arrays))
+        if which == 1:
+            shape = _args.check_backward_input(spec, arrays, arguments["input_shape"], False)
+            return _Call(which, shape, weight, dy, [*vectors.values()], shape)
+        shape = _args.check_backward_weight(spec, arrays, arguments["weight_shape"], False)
+        return _Call(which, x, shape, dy, [*vectors.values()], shape)
+    shape = _args.check_linear(arrays) if which == 0 else _args.check_linear_backward(arrays, False)
+    rows = math.prod((arrays["x"] if which == 0 else arrays["dy"]).shape[:-1])
+    if vectors["residual"] is not None:
+        vectors["residual"] = _linear_view(vectors["residual"], rows)
+    return _Call(
+        which,
+        _linear_view(shape if which == 1 else x, rows),
+        (*shape, 1) if which == 2 else weight[:, :, None] if isinstance(weight, np.ndarray) else (*weight, 1),
+        None if which == 0 else _linear_view(dy, rows),
+        [*vectors.values()],
+        shape,
+    )

@@ -1,0 +1,132 @@
+"""The same bits for any number of threads, any batch, plan or plain call, and every run."""
+
+import numpy as np
+import pytest
+
+import fastconv
+from fastconv import functional, testing
+
+pytestmark = pytest.mark.usefixtures("isa")
+
+THREADS = (1, 2, 3, 7)
+# op, input (N, C, ...), weight, options. Several tasks for every thread, uneven ones, and single long rows.
+LAYERS = [
+    ("conv1d", (2, 16, 3001), (24, 16, 9), {"padding": 4}),
+    ("conv1d", (1, 1, 20000), (1, 1, 129), {}),
+    ("conv2d", (3, 64, 28, 28), (96, 64, 3, 3), {"padding": 1}),
+    ("conv2d", (2, 256, 14, 14), (64, 256, 1, 1), {}),
+    ("conv2d", (2, 3, 65, 63), (32, 3, 7, 7), {"stride": 2, "padding": 3, "padding_mode": "reflect"}),
+    ("conv2d", (2, 37, 31, 29), (53, 37, 3, 3), {"padding": 1}),
+    ("conv2d", (2, 48, 20, 20), (96, 12, 3, 3), {"groups": 4, "padding": "same"}),
+    ("conv2d", (2, 40, 30, 30), (40, 1, 5, 5), {"groups": 40, "padding": 2}),
+    ("conv3d", (2, 16, 8, 14, 14), (32, 16, 3, 3, 3), {"padding": 1, "padding_mode": "circular"}),
+    ("conv_transpose1d", (2, 32, 500), (32, 16, 16), {"stride": 8, "padding": 4}),
+    ("conv_transpose2d", (2, 64, 14, 14), (64, 32, 4, 4), {"stride": 2, "padding": 1}),
+    ("conv_transpose3d", (2, 16, 4, 7, 7), (16, 8, 3, 3, 3), {"stride": 2, "output_padding": 1}),
+]
+
+
+def ident(value):
+    return value if isinstance(value, str) else None
+
+
+def data(x_shape, w_shape, dtype, layout):
+    x, w = testing.he_data(x_shape, w_shape, dtype)
+    return (np.ascontiguousarray(np.moveaxis(x, 1, -1)) if layout == "NHWC" else x), w
+
+
+def passes(op, x, w, options):
+    """Every pass of the layer as {name: call}."""
+    y = getattr(functional, op)(x, w, **options)
+    dy = np.random.default_rng(5).standard_normal(y.shape).astype(x.dtype)
+    return {
+        "forward": lambda: getattr(functional, op)(x, w, **options),
+        "input": lambda: getattr(functional, f"{op}_backward_input")(dy, w, x.shape, **options),
+        "weight": lambda: getattr(functional, f"{op}_backward_weight")(dy, x, w.shape, **options),
+        "bias": lambda: getattr(functional, f"{op}_backward_bias")(dy, layout=options["layout"]),
+    }
+
+
+def assert_same_bits(a, b, what):
+    assert a.shape == b.shape
+    assert np.array_equal(a.view(f"u{a.itemsize}"), b.view(f"u{b.itemsize}")), f"{what}: bits differ"
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("op", "x_shape", "w_shape", "options"), LAYERS, ids=ident)
+def test_any_number_of_threads_and_every_run(op, x_shape, w_shape, options, dtype, layout):
+    x, w = data(x_shape, w_shape, dtype, layout)
+    for name, call in passes(op, x, w, {**options, "layout": layout}).items():
+        results = []
+        for threads in (*THREADS, 2):  # two threads twice: the tasks fall differently from run to run
+            with fastconv.num_threads(threads):
+                results.append(call())
+        for threads, result in zip((*THREADS, 2), results, strict=True):
+            assert_same_bits(result, results[0], f"{name} with {threads} threads")
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("op", "x_shape", "w_shape", "options"), LAYERS, ids=ident)
+def test_image_alone_or_in_a_batch(op, x_shape, w_shape, options, dtype, layout):
+    x, w = data((5, *x_shape[1:]), w_shape, dtype, layout)
+    options = {**options, "layout": layout}
+    forward, backward = getattr(functional, op), getattr(functional, f"{op}_backward_input")
+    y = forward(x, w, **options)
+    dy = np.random.default_rng(5).standard_normal(y.shape).astype(dtype)
+    dx = backward(dy, w, x.shape, **options)
+    for i in (0, 3):
+        assert_same_bits(forward(x[i : i + 1], w, **options)[0], y[i], "forward alone")
+        assert_same_bits(forward(x[i], w, **options), y[i], "forward unbatched")
+        assert_same_bits(backward(dy[i : i + 1], w, (1, *x.shape[1:]), **options)[0], dx[i], "input gradient alone")
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_row_of_a_dense_layer_alone_or_among_others(dtype):
+    x, w = testing.he_data((37, 300), (101, 300), dtype)
+    y, dx = functional.linear(x, w), functional.linear_backward_input(x @ w.T, w)
+    dy = x @ w.T
+    for i in (0, 17, 36):
+        assert_same_bits(functional.linear(x[i], w), y[i], "row alone")
+        assert_same_bits(functional.linear(x[i : i + 2], w)[0], y[i], "row of two")
+        assert_same_bits(functional.linear_backward_input(dy[i], w), dx[i], "gradient of a row alone")
+    for threads in THREADS:
+        with fastconv.num_threads(threads):
+            assert_same_bits(functional.linear(x, w), y, f"{threads} threads")
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("op", "x_shape", "w_shape", "options"), LAYERS, ids=ident)
+def test_plan_gives_the_bits_of_the_plain_call(rng, op, x_shape, w_shape, options, dtype, layout):
+    x, w = data(x_shape, w_shape, dtype, layout)
+    k = w_shape[1] * options.get("groups", 1) if "transpose" in op else w_shape[0]
+    v = rng.standard_normal((4, k)).astype(dtype)
+    c = x_shape[1]
+    u = rng.standard_normal((2, c)).astype(dtype)
+    options = {**options, "layout": layout, "scale": v[1], "shift": v[2], "activation": "silu"}
+    options |= {"input_scale": u[0], "input_shift": u[1], "input_activation": "relu"}
+    gate = rng.random((x.shape[0], c)).astype(dtype)
+    y = getattr(functional, op)(x, w, v[0], input_gate=gate, **options)
+    residual = rng.standard_normal(y.shape).astype(dtype)
+    y = getattr(functional, op)(x, w, v[0], input_gate=gate, residual=residual, **options)
+    plan = fastconv.plan(op, x, w, v[0], **options)
+    out = np.empty_like(y)
+    for threads in THREADS:
+        with fastconv.num_threads(threads):
+            assert_same_bits(plan(x, residual=residual, input_gate=gate), y, f"plan, {threads} threads")
+            assert plan(x, residual=residual, input_gate=gate, out=out) is out
+            assert_same_bits(out, y, f"plan with out, {threads} threads")
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_address_does_not_change_the_bits(dtype):
+    x, w = testing.he_data((1, 19, 13, 13), (23, 19, 3, 3), dtype)
+    y = functional.conv2d(x, w, padding=1)
+    for offset in range(1, 17):
+        buffer = np.empty(x.size + offset, dtype)
+        moved = buffer[offset:].reshape(x.shape)
+        moved[...] = x
+        out = np.empty(y.size + offset, dtype)[offset:].reshape(y.shape)
+        assert_same_bits(functional.conv2d(moved, w, padding=1, out=out), y, f"offset {offset}")

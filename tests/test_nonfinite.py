@@ -1,0 +1,90 @@
+"""NaN, infinities and denormals go through as in the reference."""
+
+import numpy as np
+import pytest
+
+import fastconv
+from fastconv import functional, reference, testing
+
+pytestmark = pytest.mark.usefixtures("isa")
+
+DTYPES = (np.float32, np.float64)
+SPECIAL = (np.nan, np.inf, -np.inf)
+
+
+def layout_of(a, layout):
+    return np.ascontiguousarray(np.moveaxis(a, 1, -1)) if layout == "NHWC" else a
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("value", SPECIAL)
+@pytest.mark.parametrize(
+    ("c", "k", "r", "options"),
+    [
+        (19, 21, 3, {"padding": 1}),
+        (5, 40, 1, {}),
+        (3, 16, 5, {"stride": 2, "padding": 2, "padding_mode": "reflect"}),
+        (8, 8, 3, {"groups": 8, "padding": "same"}),
+    ],
+)
+def test_one_value_reaches_what_the_reference_says(rng, c, k, r, options, value, dtype, layout):
+    groups = options.get("groups", 1)
+    options = {**options, "layout": layout}
+    x = layout_of(rng.standard_normal((2, c, 9, 11)).astype(dtype), layout)
+    w = rng.standard_normal((k, c // groups, r, r)).astype(dtype)
+    dy = rng.standard_normal(reference.conv2d(x, w, **options).shape).astype(dtype)
+    for target in (x, w, dy):
+        at = tuple(rng.integers(n) for n in target.shape)
+        kept, target[at] = target[at], value
+        testing.assert_close_to_reference(functional.conv2d(x, w, **options), "conv2d", x, w, **options)
+        got = functional.conv2d_backward(dy, x, w, **options)
+        for name, args in (("input", (dy, w, x.shape)), ("weight", (dy, x, w.shape))):
+            op = f"conv2d_backward_{name}"
+            testing.assert_close_to_reference(getattr(got, name), op, *args, **options)
+        testing.assert_close_to_reference(got.bias, "conv2d_backward_bias", dy, layout=layout)
+        target[at] = kept
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("activation", testing.ACTIVATIONS, ids=str)
+def test_activations_of_nonfinite_values(activation, dtype):
+    x = np.array([[np.nan, np.inf, -np.inf, 1.0] * 5], dtype)
+    one = np.ones((1, 1, 1), dtype)
+    x = x.reshape(1, 1, -1)
+    for options in ({"activation": activation}, {"input_activation": activation}):
+        y = functional.conv1d(x, one, **options)
+        np.testing.assert_array_equal(np.isnan(y), np.isnan(reference.conv1d(x, one, **options)))
+        testing.assert_close_to_reference(y, "conv1d", x, one, **options)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_overflow_gives_infinity(dtype):
+    big = np.finfo(dtype).max
+    x = np.full((1, 4, 3, 3), big, dtype)
+    y = functional.conv2d(x, np.ones((2, 4, 1, 1), dtype))
+    assert (y == np.inf).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_denormals_are_honoured_and_flushed_on_request(dtype):
+    tiny = float(np.finfo(dtype).tiny)
+    x = np.full((1, 8, 6, 6), tiny / 64, dtype)  # denormal
+    w = np.full((16, 8, 1, 1), 0.5, dtype)
+    expected = dtype(8 * 0.5 * tiny / 64)
+    assert 0 < expected < tiny
+    assert (functional.conv2d(x, w) == expected).all()
+    for threads in (1, 2):
+        with fastconv.num_threads(threads), fastconv.flush_denormals(True):
+            assert (functional.conv2d(x, w) == 0).all()
+        # The caller's own arithmetic and the next call keep their denormals.
+        assert (x * dtype(0.5) != 0).all()
+        assert (functional.conv2d(x, w) == expected).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_product_that_underflows_is_rounded_not_dropped(dtype):
+    tiny = float(np.finfo(dtype).tiny)
+    x, w = np.full((1, 3, 4, 4), tiny, dtype), np.full((2, 3, 3, 3), 2.0**-8, dtype)
+    testing.assert_close_to_reference(functional.conv2d(x, w), "conv2d", x, w)
+    assert (functional.conv2d(x, w) == dtype(27 * tiny / 256)).all()
