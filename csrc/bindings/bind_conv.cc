@@ -394,7 +394,7 @@ struct PlanHandle {
   TensorView weight;  // dtype and shape
 };
 
-// (spec, x_like, weight, bias, scale, shift, input_scale, input_shift)
+// (spec, x_like, weight, bias, scale, shift, input_scale, input_shift, gated): `gated` says that calls bring a gate.
 py::object conv_plan_entry(PyObject* const* args) {
   const ConvSpec& spec = value_of<ConvSpec>(args[0], spec_type);
   ConvOperands op;
@@ -403,6 +403,15 @@ py::object conv_plan_entry(PyObject* const* args) {
   op.x = leading_image(array_or_shape(args[1], op.w.dtype), spec.desc, batched);
   op.epilogue = {optional_view(args[3]), optional_view(args[4]), optional_view(args[5]), {}, spec.activation};
   op.prologue = {optional_view(args[6]), optional_view(args[7]), {}, spec.input_activation};
+  if (read_flag(args[8])) {
+    TensorView& gate = op.prologue.gate;
+    gate.data = no_data;
+    gate.dtype = op.x.dtype;
+    gate.ndim = 2;
+    gate.shape[0] = op.x.shape[0];
+    gate.shape[1] = op.x.shape[spec.desc.channels_last ? op.x.ndim - 1 : 1];
+    pack_strides(gate, nullptr);
+  }
   PlanHandle handle{nullptr, spec.desc, op.w};
   handle.weight.data = no_data;
   Status status = Status::ok;
@@ -455,8 +464,9 @@ PyMethodDef functions[] = {
     method<conv_backward_input, 6>("conv_backward_input", "(spec, dy, weight, input_shape, accumulate, out) -> dx"),
     method<conv_backward_weight, 6>("conv_backward_weight", "(spec, dy, x, weight_shape, accumulate, out) -> dw"),
     method<conv_backward_bias_entry, 4>("conv_backward_bias", "(spec, dy, accumulate, out) -> db"),
-    method<conv_plan_entry, 8>("conv_plan",
-                               "(spec, x_like, weight, bias, scale, shift, input_scale, input_shift) -> ConvPlan"),
+    method<conv_plan_entry, 9>("conv_plan",
+                               "(spec, x_like, weight, bias, scale, shift, input_scale, input_shift, gated) -> "
+                               "ConvPlan"),
     method<conv_decide_entry, 12>("conv_decide",
                                   "(spec, pass, x, weight, y, bias, scale, shift, residual, input_scale, input_shift, "
                                   "input_gate) -> dict"),

@@ -100,19 +100,6 @@ struct InputMap {
   int32_t active;  // any of the above
 };
 
-// Copies pixels' channels for the "pixel rows" role: dst[i * pitch + t * length + c] = map(rows[t * row_pitch + i][offset
-// + c]); a row that equals `zero_row` stays zero whatever the map.
-template <class T>
-struct PackPixelsArgs {
-  T* dst;
-  int64_t pitch;
-  const T* const* rows;
-  int64_t row_pitch, offset;
-  int64_t pixels, taps, length;
-  const T* zero_row;
-  InputMap<T> map;  // vectors already advanced to the first channel
-};
-
 inline constexpr int64_t kZeroRow = INT64_MIN, kUnusedRow = INT64_MIN + 1;
 
 // Fills a slab: the rows of the input that a block of output pixels needs, channel by channel, padded, with the columns
@@ -134,6 +121,21 @@ struct SlabArgs {
   int64_t image_columns;
   const int64_t* column_map;      // padding other than zeros: source column of padded column first + j; null: zeros
   InputMap<T> map;
+};
+
+// Fills a slab for the "pixel rows" role: the same rows and columns of the input, with each pixel's channels together.
+//   slab[(r * columns + i) * channels + c] = x(c, row r, column first + i)
+template <class T>
+struct PixelSlabArgs {
+  T* slab;
+  const T* source;            // the image at channel 0 of the block; its channels are neighbours
+  int64_t column_stride;
+  int64_t channels;
+  const int64_t* row_offset;  // as in SlabArgs
+  int64_t rows, columns;
+  int64_t first, image_columns;
+  const int64_t* column_map;  // as in SlabArgs
+  InputMap<T> map;            // gate_stride is 1
 };
 
 // Moves a block between a tensor of any strides and a dense buffer[m * pitch + n]; element (m, n) of the tensor is at

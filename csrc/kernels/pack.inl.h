@@ -62,12 +62,33 @@ void pack_weights(const PackWeightsArgs<T>& p) {
 // pack_weights, `columns` is the pitch between output rows of taps * length terms in (channel)(tap) order.
 template <class T>
 void pack_weight_rows(const PackWeightsArgs<T>& p) {
-  for (int64_t j = 0; j < p.valid; ++j) {
-    const T* w = p.w + j * p.column_stride;
-    T* out = p.panel + j * p.columns;
-    for (int64_t c = 0; c < p.length; ++c)
-      for (int64_t t = 0; t < p.taps; ++t) *out++ = w[c * p.channel_stride + p.tap_offset[t]];
+  using V = Vec<T>;
+  constexpr int W = V::kLanes;
+  if (p.taps == 1 && p.column_stride == 1) {
+    // A transposed matrix: W x W at a time.
+    const T* w = p.w + p.tap_offset[0];
+    for (int64_t c = 0; c < p.length; c += W) {
+      const int64_t terms = p.length - c < W ? p.length - c : W;
+      for (int64_t j = 0; j < p.valid; j += W) {
+        const int64_t rows = p.valid - j < W ? p.valid - j : W;
+        V r[W];
+#pragma GCC unroll 16
+        for (int i = 0; i < W; ++i) r[i] = i < terms ? V::load_n(w + (c + i) * p.channel_stride + j, rows) : V::zero();
+        V::transpose(r);
+#pragma GCC unroll 16
+        for (int i = 0; i < W; ++i)
+          if (i < rows) r[i].store_n(p.panel + (j + i) * p.columns + c, terms);
+      }
+    }
+    return;
   }
+  // A channel's weights of neighbouring rows lie together in the usual orders: read them in that order.
+  for (int64_t c = 0; c < p.length; ++c)
+    for (int64_t j = 0; j < p.valid; ++j) {
+      const T* w = p.w + j * p.column_stride + c * p.channel_stride;
+      T* out = p.panel + j * p.columns + c * p.taps;
+      for (int64_t t = 0; t < p.taps; ++t) out[t] = w[p.tap_offset[t]];
+    }
 }
 
 template <class T>
@@ -151,39 +172,59 @@ inline Vec<T> map_channel(const InputMap<T>& map, int64_t c, Vec<T> x) {
 }
 
 template <class T>
-void pack_pixels(const PackPixelsArgs<T>& p) {
+void fill_pixel_slab(const PixelSlabArgs<T>& p) {
   using V = Vec<T>;
   constexpr int W = V::kLanes;
-  for (int64_t i = 0; i < p.pixels; ++i) {
-    T* out = p.dst + i * p.pitch;
-    for (int64_t t = 0; t < p.taps;) {
-      const T* row = p.rows[t * p.row_pitch + i];
-      // Taps that follow each other in memory are one copy; with few channels that is most of them.
-      int64_t merged = 1;
-      if (!p.map.active)
-        while (t + merged < p.taps && p.rows[(t + merged) * p.row_pitch + i] == row + merged * p.length) ++merged;
-      const T* s = row + p.offset;
-      const int64_t n = merged * p.length;
-      const bool mapped = p.map.active && row != p.zero_row;
-      for (int64_t c = 0; c < n; c += W) {
-        const int64_t lanes = n - c < W ? n - c : W;
-        V x = lanes == W ? V::load(s + c) : V::load_n(s + c, lanes);
-        if (mapped) {
-          const InputMap<T>& map = p.map;
-          if (map.scale) x = x * V::load_n(map.scale + c, lanes);
-          if (map.shift) x = x + V::load_n(map.shift + c, lanes);
-          if (map.activation) x = activate(map.activation, map.a, map.b, x);
-          if (map.gate) {
-            T g[W];
-            for (int64_t l = 0; l < W; ++l) g[l] = l < lanes ? map.gate[(c + l) * map.gate_stride] : 0;
-            x = x * V::load(g);
-          }
-        }
-        x.store(out + c);
-      }
-      out += n;
-      t += merged;
+  const int64_t channels = p.channels;
+  auto zeros = [](T* to, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) to[i] = 0;
+  };
+  auto copy = [](T* to, const T* from, int64_t n) {
+    int64_t i = 0;
+    for (; i + W <= n; i += W) V::load(from + i).store(to + i);
+    if (i < n) V::load_n(from + i, n - i).store_n(to + i, n - i);
+  };
+  auto mapped = [&p, channels](T* to, const T* from) {
+    const InputMap<T>& map = p.map;
+    for (int64_t c = 0; c < channels; c += W) {
+      const int64_t lanes = channels - c < W ? channels - c : W;
+      V x = V::load_n(from + c, lanes);
+      if (map.scale) x = x * V::load_n(map.scale + c, lanes);
+      if (map.shift) x = x + V::load_n(map.shift + c, lanes);
+      if (map.activation) x = activate(map.activation, map.a, map.b, x);
+      if (map.gate) x = x * V::load_n(map.gate + c, lanes);
+      x.store_n(to + c, lanes);
     }
+  };
+  // Columns [lo, hi) of the slab lie in the image.
+  int64_t lo = 0, hi = p.columns;
+  if (!p.column_map) {
+    lo = p.first < 0 ? (-p.first < hi ? -p.first : hi) : 0;
+    const int64_t end = p.image_columns - p.first;
+    hi = end < hi ? end : hi;
+    hi = hi > lo ? hi : lo;
+  }
+  for (int64_t r = 0; r < p.rows; ++r) {
+    if (p.row_offset[r] == kUnusedRow) continue;
+    T* out = p.slab + r * p.columns * channels;
+    if (p.row_offset[r] == kZeroRow) {
+      zeros(out, p.columns * channels);
+      continue;
+    }
+    const T* row = p.source + p.row_offset[r];
+    zeros(out, lo * channels);
+    if (!p.column_map && !p.map.active && p.column_stride == channels) {
+      copy(out + lo * channels, row + (p.first + lo) * channels, (hi - lo) * channels);
+    } else {
+      for (int64_t i = lo; i < hi; ++i) {
+        const T* from = row + (p.column_map ? p.column_map[i] : p.first + i) * p.column_stride;
+        if (p.map.active)
+          mapped(out + i * channels, from);
+        else
+          copy(out + i * channels, from, channels);
+      }
+    }
+    zeros(out + hi * channels, (p.columns - hi) * channels);
   }
 }
 

@@ -6,7 +6,7 @@ template void pack_weight_rows<double>(const PackWeightsArgs<double>&);
 template void pack_columns<double>(const PackColumnsArgs<double>&);
 template void pack_transposed<double>(const PackTransposedArgs<double>&);
 template void pack_rows<double>(const PackRowsArgs<double>&);
-template void pack_pixels<double>(const PackPixelsArgs<double>&);
+template void fill_pixel_slab<double>(const PixelSlabArgs<double>&);
 template void fill_slab<double>(const SlabArgs<double>&);
 template void gather_block<double>(const MoveBlockArgs<double>&);
 template void scatter_block<double>(const MoveBlockArgs<double>&);

@@ -107,12 +107,12 @@ Choice choose(const Problem& p, const Machine& m) {
     c.move_output = !p.out_channels_unit;
     // A pixel's taps are short runs when it has few channels: copied together they are one long run.
     c.copy_pixels = p.mapped || !p.in_channels_unit || (T > 1 && p.C < line);
-    c.chunks = split_reduction(p.C, T, terms, line, line);
+    c.chunks = split_reduction(p.C, T, terms, line, c.copy_pixels ? 1 : line);
     const int64_t piece = std::max<int64_t>(1, c.reduction_block());
     // The block's rows stay in a third of L2, its table of pointers within 64 KB.
     const int64_t tile = m.tile_rows[preferred_vectors(m)];
     int64_t block = std::clamp<int64_t>(m.l2 / 3 / (piece * p.item_size), 2 * tile, 192);
-    block = std::min(block, std::max<int64_t>(tile, 8192 / std::max<int64_t>(T, 1)));
+    block = std::min(block, std::max<int64_t>(tile, 8192 / std::max<int64_t>(c.copy_pixels ? T / std::max<int64_t>(p.filter[2], 1) : T, 1)));
     c.pixel_block = std::min(pixels, block / tile * tile);
   } else {
     c.move_output = !p.out_columns_unit;

@@ -43,7 +43,7 @@ struct Chunk {
 
 struct Choice {
   Role role;
-  bool copy_pixels;  // pixel_rows: pixels are copied first (few channels, or a prologue)
+  bool copy_pixels;  // pixel_rows: the input is copied to a padded slab first (few channels, or a prologue)
   bool direct;       // pixel_columns: the panel is packed straight from the image (1x1, no padding, stride 1)
   bool move_output;  // the output is computed in a buffer and moved: its strides do not suit the role
   bool move_residual;

@@ -96,6 +96,32 @@ struct SlabShape {
     // Channels a multiple of 4 KB apart would fall into the same sets of the first-level cache.
     channel_pitch = round_up(depth * height * row_pitch, 16) + 16;
   }
+
+  // The image's column at which the slab begins.
+  int64_t first_column(const DenseJob& job) const { return q0 * job.stride[2] - job.pad[2]; }
+
+  // The source offset of each row of the slab.
+  void row_offsets(const DenseJob& job, int64_t* offsets) const {
+    const int64_t p = job.out[1], depth_step = one_plane ? 1 : job.dilation[0];
+    std::fill_n(offsets, depth * height, kUnusedRow);
+    for (int64_t r = 0; r < rows_out; ++r) {
+      const int64_t d = (first_row + r) / p, h = (first_row + r) % p;
+      const int64_t plane = one_plane ? 0 : (d - d0) * job.stride[0], line = (h - h0) * job.stride[1];
+      for (int64_t a = 0; a < job.filter[0]; ++a)
+        for (int64_t b = 0; b < job.filter[1]; ++b) {
+          const int64_t di = map_index(job.mode, d * job.stride[0] - job.pad[0] + a * job.dilation[0], job.in[0]);
+          const int64_t hi = map_index(job.mode, h * job.stride[1] - job.pad[1] + b * job.dilation[1], job.in[1]);
+          offsets[(plane + a * depth_step) * height + line + b * job.dilation[1]] =
+              di < 0 || hi < 0 ? kZeroRow : di * job.is.s[0] + hi * job.is.s[1];
+        }
+    }
+  }
+
+  void column_map(const DenseJob& job, int64_t* map) const {
+    if (!map) return;
+    for (int64_t i = 0; i < padded_columns; ++i)
+      map[i] = std::clamp<int64_t>(map_index(job.mode, first_column(job) + i, job.in[2]), 0, job.in[2] - 1);
+  }
 };
 
 template <class T>
@@ -125,24 +151,14 @@ class Slab {
           tap_offset_[(a * job.filter[1] + b) * job.filter[2] + c] =
               (a * depth_step * s.height + b * job.dilation[1]) * s.row_pitch + column;
     }
-    for (int64_t i = 0; i < s.depth * s.height; ++i) row_offset_[i] = kUnusedRow;
     for (int64_t r = 0; r < s.rows_out; ++r) {
       const int64_t row = s.first_row + r, d = row / p, h = row % p;
       const int64_t qs = row * q < j0 ? j0 - row * q : 0, qe = std::min(q, j1 - row * q);
       const int64_t plane = s.one_plane ? 0 : (d - s.d0) * job.stride[0], line = (h - s.h0) * job.stride[1];
       segments_[r] = {row * q + qs - j0, (plane * s.height + line) * s.row_pitch + qs - s.q0, qe - qs};
-      for (int64_t a = 0; a < job.filter[0]; ++a)
-        for (int64_t b = 0; b < job.filter[1]; ++b) {
-          int64_t& offset = row_offset_[(plane + a * depth_step) * s.height + line + b * job.dilation[1]];
-          const int64_t di = map_index(job.mode, d * job.stride[0] - job.pad[0] + a * job.dilation[0], job.in[0]);
-          const int64_t hi = map_index(job.mode, h * job.stride[1] - job.pad[1] + b * job.dilation[1], job.in[1]);
-          offset = di < 0 || hi < 0 ? kZeroRow : di * job.is.s[0] + hi * job.is.s[1];
-        }
     }
-    const int64_t first = s.q0 * job.stride[2] - job.pad[2];
-    if (column_map_)
-      for (int64_t i = 0; i < s.padded_columns; ++i)
-        column_map_[i] = std::clamp<int64_t>(map_index(job.mode, first + i, job.in[2]), 0, job.in[2] - 1);
+    s.row_offsets(job, row_offset_);
+    s.column_map(job, column_map_);
     args_.slab = slab_;
     args_.channel_pitch = s.channel_pitch;
     args_.row_pitch = s.row_pitch;
@@ -153,7 +169,7 @@ class Slab {
     args_.rows = s.depth * s.height;
     args_.phases = phases_;
     args_.phase_count = phase_count;
-    args_.first = first;
+    args_.first = s.first_column(job);
     args_.stride = job.stride[2];
     args_.image_columns = job.in[2];
     args_.column_map = column_map_;
@@ -209,11 +225,23 @@ int64_t clip_segments(const Segment* segments, int64_t count, int64_t c0, int64_
 template <class T>
 void pixel_pointers(const DenseJob& job, const T* image, const T* zero_row, int64_t j0, int64_t j1, const T** table) {
   const int64_t n = j1 - j0, q = job.out[2], p = job.out[1];
-  int64_t row = j0 / q, w = j0 % q;
+  int64_t row = j0 / q, w = j0 % q, reach[3], step[3];
+  for (int a = 0; a < 3; ++a) reach[a] = (job.filter[a] - 1) * job.dilation[a];
+  // From the end of one run of taps to the start of the next.
+  step[1] = job.dilation[1] * job.is.s[1] - job.filter[2] * job.dilation[2] * job.is.s[2];
+  step[0] = job.dilation[0] * job.is.s[0] - job.filter[1] * job.dilation[1] * job.is.s[1];
   for (int64_t i = 0; i < n; ++i) {
     const int64_t d0 = row / p * job.stride[0] - job.pad[0], h0 = row % p * job.stride[1] - job.pad[1];
     const int64_t w0 = w * job.stride[2] - job.pad[2];
     const T** entry = table + i;
+    if (d0 >= 0 && h0 >= 0 && w0 >= 0 && d0 + reach[0] < job.in[0] && h0 + reach[1] < job.in[1] && w0 + reach[2] < job.in[2]) {
+      const T* at = image + d0 * job.is.s[0] + h0 * job.is.s[1] + w0 * job.is.s[2];
+      for (int64_t a = 0; a < job.filter[0]; ++a, at += step[0])
+        for (int64_t b = 0; b < job.filter[1]; ++b, at += step[1])
+          for (int64_t c = 0; c < job.filter[2]; ++c, at += job.dilation[2] * job.is.s[2], entry += n) *entry = at;
+      if (++w == q) w = 0, ++row;
+      continue;
+    }
     for (int64_t a = 0; a < job.filter[0]; ++a) {
       const int64_t di = map_index(job.mode, d0 + a * job.dilation[0], job.in[0]);
       for (int64_t b = 0; b < job.filter[1]; ++b) {
@@ -325,26 +353,80 @@ int64_t terms_of(const Chunk& c) { return c.channels * c.taps; }
 
 // --- Role: pixel rows -----------------------------------------------------------------------------------------------------
 
+// The input of a block of pixels, copied with its padding: pixels' channels stay together, so that the taps of a row are
+// one run where the filter is not dilated.
+template <class T>
+class PixelSlab {
+ public:
+  PixelSlab(const DenseJob& job, int64_t j0, int64_t j1, int64_t channels, int64_t tail, Arena& arena)
+      : shape_(job, j0, j1), slab_(arena.take<T>(channels * shape_.padded_columns * shape_.depth * shape_.height + tail)),
+        row_offset_(arena.take<int64_t>(shape_.depth * shape_.height)),
+        column_map_(job.mode == PaddingMode::zeros ? nullptr : arena.take<int64_t>(shape_.padded_columns)),
+        gate_(arena.take<T>(channels)), position_(arena.take<int64_t>(j1 - j0)), tap_position_(arena.take<int64_t>(job.taps())) {}
+
+  void prepare(const DenseJob& job, int64_t j0, int64_t j1) {
+    const SlabShape& s = shape_;
+    s.row_offsets(job, row_offset_);
+    s.column_map(job, column_map_);
+    const int64_t q = job.out[2], p = job.out[1], depth_step = s.one_plane ? 1 : job.dilation[0];
+    for (int64_t j = j0; j < j1; ++j) {
+      const int64_t row = j / q, plane = s.one_plane ? 0 : (row / p - s.d0) * job.stride[0];
+      const int64_t line = plane * s.height + (row % p - s.h0) * job.stride[1];
+      position_[j - j0] = line * s.padded_columns + (j % q - s.q0) * job.stride[2];
+    }
+    int64_t* tap = tap_position_;
+    for (int64_t a = 0; a < job.filter[0]; ++a)
+      for (int64_t b = 0; b < job.filter[1]; ++b)
+        for (int64_t c = 0; c < job.filter[2]; ++c)
+          *tap++ = (a * depth_step * s.height + b * job.dilation[1]) * s.padded_columns + c * job.dilation[2];
+  }
+
+  // Fills the slab with the chunk's channels and points `table` at its pixels: `pieces` runs of `length` elements each.
+  void fill(const KernelTable<T>& kernels, const DenseJob& job, const Chunk& chunk, const T* source, InputMap<T> map,
+            int64_t pixels, const T** table, int64_t* pieces, int64_t* length) {
+    if (map.gate)
+      for (int64_t c = 0; c < chunk.channels; ++c) gate_[c] = map.gate[c * map.gate_stride];
+    if (map.gate) map.gate = gate_, map.gate_stride = 1;
+    PixelSlabArgs<T> args{};
+    args.slab = slab_, args.source = source;
+    args.column_stride = job.is.s[2], args.channels = chunk.channels;
+    args.row_offset = row_offset_, args.rows = shape_.depth * shape_.height;
+    args.columns = shape_.padded_columns, args.first = shape_.first_column(job), args.image_columns = job.in[2];
+    args.column_map = column_map_;
+    args.map = map;
+    kernels.fill_pixel_slab(args);
+    const bool joined = job.dilation[2] == 1 && chunk.taps == job.taps();
+    const int64_t taps = joined ? job.filter[2] : 1;
+    *pieces = chunk.taps / taps;
+    *length = taps * chunk.channels;
+    for (int64_t i = 0; i < *pieces; ++i) {
+      const T* base = slab_ + tap_position_[chunk.t0 + i * taps] * chunk.channels;
+      for (int64_t j = 0; j < pixels; ++j) table[i * pixels + j] = base + position_[j] * chunk.channels;
+    }
+  }
+
+ private:
+  SlabShape shape_;
+  T* slab_;
+  int64_t* row_offset_;
+  int64_t* column_map_;
+  T* gate_;
+  int64_t* position_;
+  int64_t* tap_position_;
+};
+
 template <class T>
 struct RowsTask {
   const T** table;
   T* zero_row;
-  T* pixels;
-  const T** pixel_rows;
   T** c;
   const T** r;
-  int64_t pixel_pitch;
   Moved<T> moved;
 
   RowsTask(const DenseJob& job, const Choice& choice, const Machine& machine, int64_t m, int64_t k, Arena& arena)
-      : table(arena.take<const T*>(job.taps() * m)), zero_row(arena.take<T>(job.C)),
-        pixels(choice.copy_pixels ? arena.take<T>(m * pitch(choice, machine) + machine.lanes) : nullptr),
-        pixel_rows(choice.copy_pixels ? arena.take<const T*>(m) : nullptr), c(arena.take<T*>(m)),
-        r(job.has_residual ? arena.take<const T*>(m) : nullptr), pixel_pitch(pitch(choice, machine)),
+      : table(arena.take<const T*>(job.taps() * m)), zero_row(choice.copy_pixels ? nullptr : arena.take<T>(job.C)),
+        c(arena.take<T*>(m)), r(job.has_residual ? arena.take<const T*>(m) : nullptr),
         moved(job, choice, m, k, machine.lanes, arena) {}
-  static int64_t pitch(const Choice& choice, const Machine& machine) {
-    return round_up(choice.reduction_block(), machine.lanes) + machine.lanes;
-  }
 };
 
 template <class T>
@@ -354,8 +436,15 @@ void run_rows(const Run<T>& run, const Context<T>& ctx, const Task& task, Arena&
   const int64_t m = task.j1 - task.j0, W = ctx.machine.lanes, T_all = job.taps();
   RowsTask<T> s(job, choice, ctx.machine, m, task.k1 - task.k0, arena);
   const T* image = static_cast<const T*>(job.input) + task.n * job.is.n + task.g * job.C * job.is.c;
-  std::fill_n(s.zero_row, job.C, T{0});
-  pixel_pointers<T>(job, image, s.zero_row, task.j0, task.j1, s.table);
+  alignas(PixelSlab<T>) unsigned char storage[sizeof(PixelSlab<T>)];
+  PixelSlab<T>* slab = nullptr;
+  if (choice.copy_pixels) {
+    slab = new (storage) PixelSlab<T>(job, task.j0, task.j1, choice.chunks[0].channels, 0, arena);
+    slab->prepare(job, task.j0, task.j1);
+  } else {
+    std::fill_n(s.zero_row, job.C, T{0});
+    pixel_pointers<T>(job, image, s.zero_row, task.j0, task.j1, s.table);
+  }
 
   T* out = static_cast<T*>(job.output) + task.n * job.os.n + task.g * job.K * job.os.c;
   Moved<T>& moved = s.moved;
@@ -400,17 +489,10 @@ void run_rows(const Run<T>& run, const Context<T>& ctx, const Task& task, Arena&
   for (size_t i = 0; i < choice.chunks.size(); ++i) {
     const Chunk& chunk = choice.chunks[i];
     const int64_t terms = terms_of(chunk);
-    if (choice.copy_pixels) {
-      PackPixelsArgs<T> p{};
-      p.dst = s.pixels, p.pitch = s.pixel_pitch;
-      p.rows = s.table + chunk.t0 * m, p.row_pitch = m, p.offset = chunk.c0;
-      p.pixels = m, p.taps = chunk.taps, p.length = chunk.channels;
-      p.zero_row = s.zero_row;
-      p.map = map_at(ctx.map, task.n, ctx.gate_batch_stride, task.g * job.C + chunk.c0);
-      ctx.kernels.pack_pixels(p);
-      for (int64_t j = 0; j < m; ++j) s.pixel_rows[j] = s.pixels + j * s.pixel_pitch;
-      g.rows = s.pixel_rows, g.row_pitch = 0, g.row_offset = 0;
-      g.taps = 1, g.length = terms;
+    if (slab) {
+      slab->fill(ctx.kernels, job, chunk, image + chunk.c0 * job.is.c,
+                 map_at(ctx.map, task.n, ctx.gate_batch_stride, task.g * job.C + chunk.c0), m, s.table, &g.taps, &g.length);
+      g.rows = s.table, g.row_pitch = m;
     } else {
       g.rows = s.table + chunk.t0 * m, g.row_pitch = m, g.row_offset = chunk.c0;
       g.taps = chunk.taps, g.length = chunk.channels;
@@ -628,31 +710,32 @@ template <class T>
 int64_t scratch_bytes(const DenseJob& job, const Choice& choice, const Machine& machine, int64_t pixels, int64_t rows) {
   Arena count(nullptr);
   const int64_t n = std::min(pixels, job.pixels()), W = machine.lanes;
-  if (choice.role == Role::pixel_rows) {
+  const bool by_rows = choice.role == Role::pixel_rows;
+  if (by_rows) {
     RowsTask<T>(job, choice, machine, n, rows, count);
-    return count.size();
+  } else {
+    const int64_t widest = machine.max_vectors * W, out_rows = n / job.out[2] + 2;
+    count.take<T>(choice.reduction_block() * widest + widest);
+    count.take<T*>(3 * rows + 24);
+    Moved<T>(job, choice, rows, n, W, count);
+    count.take<Segment>(2 * out_rows + 2);
   }
-  const int64_t widest = machine.max_vectors * W;
-  count.take<T>(choice.reduction_block() * widest + widest);
-  count.take<T*>(3 * rows + 24);
-  Moved<T>(job, choice, rows, n, W, count);
-  const int64_t out_rows = n / job.out[2] + 2;
-  count.take<Segment>(3 * out_rows + 3);
-  if (!choice.direct && job.taps() > 0) {
+  if (by_rows ? choice.copy_pixels : !choice.direct && job.taps() > 0) {
     // Any position of a block: one more row than it fills, or one row alone, whichever is larger.
     int64_t slab = 0;
     const int64_t q = job.out[2], plane = job.out[1] * q, all = job.pixels();
     auto measure = [&](int64_t j0, int64_t j1) {
       Arena arena(nullptr);
-      Slab<T>(job, j0, std::min(j1, all), choice.chunks[0].channels, W, arena);
+      if (by_rows)
+        PixelSlab<T>(job, j0, std::min(j1, all), choice.chunks[0].channels, 0, arena);
+      else
+        Slab<T>(job, j0, std::min(j1, all), choice.chunks[0].channels, W, arena);
       slab = std::max(slab, arena.size());
     };
     measure(0, n);
     if (n < plane) {
-      if (q > 1 && job.out[1] > 1) {
-        const int64_t start = std::min(q - 1, plane - 1);
-        measure(start, std::min(start + n, plane));  // the block that touches most rows
-      }
+      const int64_t start = std::min(q - 1, plane - 1);  // the block that touches most rows
+      if (q > 1 && job.out[1] > 1) measure(start, std::min(start + n, plane));
     } else {
       measure(0, std::min(all, round_up(n, plane)));
     }

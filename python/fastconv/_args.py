@@ -158,7 +158,19 @@ def integer(name: str, value: object, whole: object = None) -> int:
         raise TypeError(f"{name} (={shown!r}) must be an integer, not {_type_name(value)}") from None
 
 
+def _is_plain(value: object) -> bool:
+    """Whether the value is a tuple of ints and nothing else: the usual case, worth a short path on every call."""
+    if type(value) is not tuple:
+        return False
+    for entry in value:  # noqa: SIM110, all() over a generator takes three times as long
+        if type(entry) is not int:
+            return False
+    return True
+
+
 def _integers(name: str, value: object) -> int | Shape:
+    if _is_plain(value):
+        return value  # type: ignore[return-value]
     if isinstance(value, str) or not isinstance(value, (Sequence, np.ndarray)):
         return integer(name, value)
     if isinstance(value, np.ndarray) and value.ndim == 0:
@@ -186,11 +198,15 @@ def _each(name: str, value: Ints, rank: int, minimum: int) -> Shape:
 
 def _pairs(padding: object) -> int | tuple[int | tuple[int, int], ...]:
     """Explicit padding with plain ints inside: a number, or one number or (before, after) pair a dimension."""
+    if _is_plain(padding):
+        return padding  # type: ignore[return-value]
     if not isinstance(padding, (Sequence, np.ndarray)) or (isinstance(padding, np.ndarray) and padding.ndim == 0):
         return integer("padding", padding)
     entries: list[int | tuple[int, int]] = []
     for entry in padding:
-        if isinstance(entry, str) or not isinstance(entry, (Sequence, np.ndarray)):
+        if _is_plain(entry) and len(entry) == 2:
+            entries.append(entry)
+        elif isinstance(entry, str) or not isinstance(entry, (Sequence, np.ndarray)):
             entries.append(integer("padding", entry, padding))
         elif len(entry) == 2:
             entries.append((integer("padding", entry[0], padding), integer("padding", entry[1], padding)))
@@ -489,14 +505,14 @@ def _check_geometry(spec: _core.ConvSpec, name: str, shape: Shape, weight: Shape
 
 
 def _first_error(
-    refusal: _core.Refused | None, checks: Callable[[], Shape], dtype_of: object, what: str
+    refusal: _core.Refused, checks: Callable[[], Shape], dtype_of: object, what: str
 ) -> TypeError | ValueError | MemoryError | RuntimeError:
     """What the checks raise; where they find nothing, what is left of the refusal. They return the result's shape."""
     try:
         shape = checks()
     except (TypeError, ValueError) as error:
         return error.with_traceback(None)
-    status = "refused" if refusal is None else str(refusal.args[0])
+    status = str(refusal.args[0])
     if status == "out_of_memory":
         dtype = dtype_of.dtype if isinstance(dtype_of, np.ndarray) else np.dtype(np.float32)
         size = math.prod(shape) * dtype.itemsize
@@ -548,6 +564,8 @@ def plan_error(refusal: _core.Refused, spec: _core.ConvSpec, arrays: Mapping[str
         x = _check_array("x", arrays["x"])
         if x.shape[-spec.spatial - 1 :] != planned[-spec.spatial - 1 :]:
             raise ValueError(f"x (shape {x.shape}) must have the shape that the plan was made for, {planned}")
+        if refusal.args[0] == "unsupported" and arrays["input_gate"] is not None:
+            raise ValueError("input_gate must be announced when the plan is made: plan(..., input_gate=True)")
         return shape
 
     return _first_error(refusal, checks, arrays["x"], f"the plan of {_op(spec)}")
@@ -712,8 +730,8 @@ def target_rows(out: Array, rows: int) -> Array | None:
     return view if rows == 0 or np.may_share_memory(view, out) else None
 
 
-def linear_error(refusal: _core.Refused | None, arrays: Mapping[str, object]) -> Exception:
-    """Why a dense layer's forward pass was refused, by `_core` or (None) before it got there."""
+def linear_error(refusal: _core.Refused, arrays: Mapping[str, object]) -> Exception:
+    """Why a dense layer's forward pass was refused."""
     return _first_error(refusal, lambda: check_linear(arrays), arrays["x"], "linear")
 
 
@@ -737,7 +755,7 @@ def check_linear_backward(arrays: Mapping[str, object], accumulate: object) -> S
 
 
 def linear_backward_error(
-    refusal: _core.Refused | None, arrays: Mapping[str, object], accumulate: object, suffix: str
+    refusal: _core.Refused, arrays: Mapping[str, object], accumulate: object, suffix: str
 ) -> Exception:
     """Why a gradient of the dense layer was refused."""
     return _first_error(

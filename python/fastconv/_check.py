@@ -64,6 +64,16 @@ def _same_bits(case: Case) -> str | None:
     return None
 
 
+def _describe(case: Case) -> str:
+    """The call without the arrays' values."""
+
+    def short(value: object) -> str:
+        return "x".join(map(str, value.shape)) if isinstance(value, np.ndarray) else repr(value)
+
+    parts = [short(a) for a in case.arrays] + [f"{k}={short(v)}" for k, v in case.options.items()]
+    return f"{case.op}({', '.join(parts)})"
+
+
 def main(op: str | None = None, only: str | None = None) -> int:
     """Print a line for each function and instruction set, and a verdict. 0: all right; 1: not; 2: bad arguments."""
     isas = [str(name) for name in fastconv.available_isas()]
@@ -94,8 +104,7 @@ def main(op: str | None = None, only: str | None = None) -> int:
                         state = "ok" if not failures else f"{len(failures)} WRONG"
                         print(f"{isa:9} {dtype:8} {name + title:36} {len(chosen):4} calls  {state}", flush=True)
                         for case, text in failures[:3]:
-                            shapes = ", ".join(str(a.shape) for a in case.arrays if isinstance(a, np.ndarray))
-                            print(f"          on {shapes}, {case.options}: {text}")
+                            print(f"          {_describe(case)}: {text}")
     seconds = time.perf_counter() - begin
     if bad:
         print(f"{bad} of {calls} calls are wrong on this machine ({seconds:.0f} s). Please report this output.")

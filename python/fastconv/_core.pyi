@@ -92,6 +92,7 @@ def conv_plan(
     shift: _Array | None,
     input_scale: _Array | None,
     input_shift: _Array | None,
+    gated: bool,
     /,
 ) -> ConvPlan: ...
 def conv_decide(

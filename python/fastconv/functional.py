@@ -1098,6 +1098,26 @@ def _linear_spec(activation: Activation = None) -> _core.ConvSpec:
     return _args.conv_spec(1, False, 1, 0, 0, 1, 1, "zeros", "NLC", "auto", activation, None)
 
 
+def _linear_arrays(
+    x: Array,
+    weight: Array,
+    bias: Array | None,
+    scale: Array | None,
+    shift: Array | None,
+    residual: Array | None,
+    out: Array | None,
+) -> dict[str, Array | None]:
+    return {
+        "x": x,
+        "weight": weight,
+        "bias": bias,
+        "scale": scale,
+        "shift": shift,
+        "residual": residual,
+        "out": out,
+    }
+
+
 def linear(
     x: Array,
     weight: Array,
@@ -1136,15 +1156,14 @@ def linear(
     Source: PyTorch's `torch.nn.functional.linear`.
     """
     spec = _linear_spec(activation)
-    arrays = {"x": x, "weight": weight, "bias": bias, "scale": scale, "shift": shift, "residual": residual, "out": out}
     try:
         if not _args.linear_viewable(x, weight, 1, residual, out):
-            raise _args.linear_error(None, arrays)
+            raise _core.Refused("bad_shape")
         lead = x.shape[:-1]
         rows = math.prod(lead)
         target = None if out is None else _args.target_rows(out, rows)
         if out is not None and target is None:
-            _args.check_linear(arrays)
+            _args.check_linear(_linear_arrays(x, weight, bias, scale, shift, residual, out))
         y = _core_forward(
             spec,
             _args.rows_of(x, rows),
@@ -1159,6 +1178,7 @@ def linear(
             target,
         )
     except _core.Refused as refusal:
+        arrays = _linear_arrays(x, weight, bias, scale, shift, residual, out)
         raise _args.linear_error(refusal, arrays) from None
     if out is None:
         return y if y.ndim == len(lead) + 1 == 2 else y.reshape(*lead, weight.shape[0])
@@ -1188,7 +1208,7 @@ def linear_backward_input(dy: Array, weight: Array, *, accumulate: bool = False,
     arrays = {"dy": dy, "weight": weight, "out": out}
     try:
         if not _args.linear_viewable(dy, weight, 0, None, out):
-            raise _args.linear_backward_error(None, arrays, accumulate, "input")
+            raise _core.Refused("bad_shape")
         lead = dy.shape[:-1]
         rows = math.prod(lead)
         features = weight.shape[1]
@@ -1233,7 +1253,7 @@ def linear_backward_weight(dy: Array, x: Array, *, accumulate: bool = False, out
     arrays = {"dy": dy, "x": x, "out": out}
     try:
         if not _args.linear_rows_match(dy, x, out):
-            raise _args.linear_backward_error(None, arrays, accumulate, "weight")
+            raise _core.Refused("bad_shape")
         rows = math.prod(dy.shape[:-1])
         shape = (dy.shape[-1], x.shape[-1], 1)
         target = None if out is None else out[:, :, None]
@@ -1249,7 +1269,7 @@ def linear_backward_bias(dy: Array, *, accumulate: bool = False, out: Array | No
     arrays = {"dy": dy, "out": out}
     try:
         if not _args.linear_rows_match(dy, dy, None):
-            raise _args.linear_backward_error(None, arrays, accumulate, "bias")
+            raise _core.Refused("bad_shape")
         return _core_backward_bias(spec, _args.rows_of(dy, math.prod(dy.shape[:-1])), accumulate, out)
     except _core.Refused as refusal:
         raise _args.linear_backward_error(refusal, arrays, accumulate, "bias") from None

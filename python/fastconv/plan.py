@@ -21,7 +21,7 @@ __all__ = ["Explanation", "Plan", "explain", "plan"]
 
 _FORWARD_OPS = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear")
 # What a plan is given when it is called.
-_CALL_ARGUMENTS = ("residual", "input_gate", "out")
+_CALL_ARGUMENTS = ("residual", "out")
 # The operands of which a shape will do for explain(), and those that are arrays or absent.
 _IMAGES = ("x", "weight", "dy")
 _VECTORS = ("bias", "scale", "shift", "residual", "input_scale", "input_shift", "input_gate")
@@ -127,7 +127,7 @@ class Plan:
         Args:
             x: of input_shape, but for the batch, which may be of any size or absent.
             residual: of the result's shape.
-            input_gate: (N, C), or (C,) without the batch.
+            input_gate: (N, C), or (C,) without the batch, where the plan was made with a prologue or input_gate=True.
             out: where the result is written.
 
         Returns:
@@ -183,15 +183,15 @@ class _LinearPlan(Plan):
             raise TypeError("input_gate must be None: linear takes none")
         weight = self._vectors["weight"]
         arrays = {"x": x, **self._vectors, "residual": residual, "out": out}
-        if not _args.linear_viewable(x, weight, 1, residual, out):
-            raise _args.linear_error(None, arrays)
-        lead = x.shape[:-1]
-        rows = math.prod(lead)
-        target = None if out is None else _args.target_rows(out, rows)
-        if out is not None and target is None:
-            _args.check_linear(arrays)
-        residual_rows = None if residual is None else _args.rows_of(residual, rows)
         try:
+            if not _args.linear_viewable(x, weight, 1, residual, out):
+                raise _core.Refused("bad_shape")
+            lead = x.shape[:-1]
+            rows = math.prod(lead)
+            target = None if out is None else _args.target_rows(out, rows)
+            if out is not None and target is None:
+                _args.check_linear(arrays)
+            residual_rows = None if residual is None else _args.rows_of(residual, rows)
             y = self._run(_args.rows_of(x, rows), residual_rows, None, target)
         except _core.Refused as refusal:
             raise _args.linear_error(refusal, arrays) from None
@@ -210,8 +210,8 @@ def plan(op: str, x: Array | Sequence[int], weight: Array, bias: Array | None = 
         x: an array of the shape and memory order to come, or a shape (C-contiguous then, in the weight's dtype).
         weight: as the function takes it; copied, as are bias and the vectors among the options.
         bias: likewise.
-        **options: the keyword arguments of the function, but for residual, input_gate and out: those are given to the
-            plan when it is called.
+        **options: the keyword arguments of the function, but for residual and out, which are given to the plan when it
+            is called. So is input_gate; here input_gate=True says that calls bring one.
 
     Returns:
         The plan, to be called with x.
@@ -227,6 +227,11 @@ def plan(op: str, x: Array | Sequence[int], weight: Array, bias: Array | None = 
         if name in options:
             raise TypeError(f"{name} is given to the plan when it is called, not to plan()")
     arguments = _bind(op, (x, weight, bias), options)
+    gated = arguments.get("input_gate") or False
+    if not isinstance(gated, bool):
+        raise TypeError(
+            "input_gate is given to the plan when it is called; plan() takes input_gate=True to announce it"
+        )
     spec = _spec(op, arguments)
     dtype = weight.dtype if isinstance(weight, np.ndarray) else np.dtype(np.float32)
     names = ("weight", "bias", "scale", "shift", "input_scale", "input_shift")
@@ -241,7 +246,7 @@ def plan(op: str, x: Array | Sequence[int], weight: Array, bias: Array | None = 
         output_shape = _args.check_forward(spec, like)
         x_like, packed = x, vectors
     try:
-        core = _core.conv_plan(spec, x_like, *(packed[name] for name in names))
+        core = _core.conv_plan(spec, x_like, *(packed[name] for name in names), gated)
     except _core.Refused as refusal:
         raise _args.forward_error(refusal, spec, like) from None
     kind = _LinearPlan if op == "linear" else Plan

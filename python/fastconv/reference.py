@@ -53,6 +53,11 @@ def _sigmoid(x: Array) -> Array:
     return result
 
 
+def _hardsigmoid(x: Array) -> Array:
+    result: Array = np.clip(x + 3, 0, 6) / 6
+    return result
+
+
 def _gelu(x: Array) -> Array:
     # erfc keeps the negative tail, where 1 + erf cancels; NumPy has neither.
     tail: Array = 0.5 * _erfc(x.astype(np.float64) / -math.sqrt(2.0)) if x.size else np.ones(x.shape)
@@ -75,12 +80,11 @@ def activate(x: Array, activation: Activation) -> Array:
         case "silu":
             return x * _sigmoid(x)
         case "hardswish":
-            y: Array = x * np.clip(x + 3, 0, 6) / 6
-            return y
+            return x * _hardsigmoid(x)
         case "sigmoid":
             return _sigmoid(x)
         case "hardsigmoid":
-            return np.clip(x + 3, 0, 6) / 6
+            return _hardsigmoid(x)
         case "tanh":
             return np.tanh(x)
         case "gelu":
@@ -305,9 +309,8 @@ def _dgrad(dy: Array, weight: Array, g: _Geometry, groups: int, last: bool) -> A
     c = groups * weight.shape[1]
     by_group = weight.reshape(groups, k // groups, *weight.shape[1:])
     if last:
-        flat = (
-            np.moveaxis(dy, 1, -1).reshape(n, math.prod(g.small), groups, k // groups).swapaxes(1, 2)
-        )  # (n, G, pixels, K/G)
+        # (n, G, pixels, K/G)
+        flat = np.moveaxis(dy, 1, -1).reshape(n, math.prod(g.small), groups, k // groups).swapaxes(1, 2)
         dx: Array = np.moveaxis(np.zeros((n, *g.full, c), dy.dtype), -1, 1)
     else:
         flat = dy.reshape(n, groups, k // groups, math.prod(g.small))

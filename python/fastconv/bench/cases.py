@@ -186,7 +186,8 @@ class Layer:
             "groups": self.groups,
             "direction": self.direction,
             "dtype": self.dtype,
-            "layouts": list(layouts),
+            # A dense layer has no layout.
+            "layouts": list(layouts[:1] if self.op == "linear" else layouts),
         }
 
     def options(self) -> dict[str, Any]:
@@ -214,9 +215,11 @@ def _listed() -> tuple[Layer, ...]:
     """Every row of every table, forward in float32."""
     rows = [_convolution(row) for table in _TABLES for row in testing.layers(table)]
     source = resources.files("fastconv.bench") / "shapes" / "linear.csv"
-    for row in csv.DictReader(source.read_text(encoding="utf-8").splitlines()):
-        rows.append(Layer("linear", row["net"], row["layer"], int(row["n"]), int(row["c"]), int(row["k"])))
-    return tuple(rows)
+    return (*rows, *(_linear(row) for row in csv.DictReader(source.read_text(encoding="utf-8").splitlines())))
+
+
+def _linear(row: dict[str, str]) -> Layer:
+    return Layer("linear", row["net"], row["layer"], int(row["n"]), int(row["c"]), int(row["k"]))
 
 
 def _convolution(row: testing.Layer) -> Layer:
@@ -332,8 +335,7 @@ def quick() -> tuple[Layer, ...]:
         *extra(),
     ]
     f64 = [
-        replace(v, dtype="float64")
-        for v in (_find(r50, c=64, kernel=(3, 3)), _find(r50, c=1024, k=256, kernel=(1, 1)))
+        replace(v, dtype="float64") for v in (_find(r50, c=64, kernel=(3, 3)), _find(r50, c=1024, k=256, kernel=(1, 1)))
     ]
     backward: list[Layer] = [
         replace(v, direction="backward")
@@ -387,9 +389,10 @@ def select(
         # The tables hold forward layers alone.
         chosen = narrowed or [replace(v, direction="backward") for v in chosen if v.op != "linear"]
     elif op not in (None, "all"):
-        kept = [v for v in chosen if v.op.startswith(op)] if op == "conv_transpose" else [v for v in chosen if v.op == op]
+        # "conv_transpose" is 1-D and 2-D.
+        kept = [v for v in chosen if v.op.startswith(str(op))]
         if not kept and not explicit:
-            # The quick subset has few of the rarer operations: take that table instead.
+            # The quick subset has few of the rarer operations: take their table instead.
             kept = [v for v in tables() if v.op.startswith(str(op))]
         chosen = kept
     if dtype is not None:
@@ -428,13 +431,15 @@ def picture(size: Ints, n: int, dtype: str) -> tuple[Array, str] | None:
         name, pixels = pictures[i % len(pictures)]
         image = Image.fromarray(pixels)
         factor = max(height / image.height, width / image.width)
-        scaled = image.resize((math.ceil(image.width * factor), math.ceil(image.height * factor)), Image.Resampling.BILINEAR)
+        size_now = (math.ceil(image.width * factor), math.ceil(image.height * factor))
+        scaled = image.resize(size_now, Image.Resampling.BILINEAR)
         left, top = (scaled.width - width) // 2, (scaled.height - height) // 2
         planes.append(np.asarray(scaled.crop((left, top, left + width, top + height)), np.float64) / 255)
         names.append(name)
     mean, deviation = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     normal = (np.stack(planes) - mean) / deviation
-    return np.ascontiguousarray(np.moveaxis(normal, -1, 1), dtype=dtype), ", ".join(dict.fromkeys(names))
+    source = "photograph " + ", ".join(dict.fromkeys(names))
+    return np.ascontiguousarray(np.moveaxis(normal, -1, 1), dtype=dtype), source
 
 
 def data(layer: Layer) -> tuple[dict[str, Array], str]:

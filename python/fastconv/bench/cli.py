@@ -29,10 +29,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     choice.add_argument("--dtype", choices=("float32", "float64"))
     choice.add_argument("--threads", default="1", metavar="N[,N...]", help="thread counts, one run each (default: 1)")
     choice.add_argument("--isa", choices=("portable", "avx2", "avx512"), help="hold fastconv (avx2: and peers) to it")
-    choice.add_argument("--max-gflop", type=float, default=40.0, metavar="G", help="leave out larger layers (default: 40)")
+    choice.add_argument(
+        "--max-gflop", type=float, default=40.0, metavar="G", help="leave out larger layers (default: 40)"
+    )
     choice.add_argument("--list", action="store_true", help="print the layers and stop")
     other = parser.add_argument_group("peers")
-    other.add_argument("--peers", default="all", metavar="LIST", help="all (default), none, or names with commas between")
+    other.add_argument(
+        "--peers", default="all", metavar="LIST", help="all (default), none, or names with commas between"
+    )
     other.add_argument(
         "--peer-python",
         action="append",
@@ -41,7 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the interpreter that has a peer installed (also FASTCONV_BENCH_PYTHON and FASTCONV_BENCH_PYTHON_<NAME>)",
     )
     effort = parser.add_argument_group("effort")
-    effort.add_argument("--rounds", type=int, default=Effort.rounds, help="turns of every contender (default: %(default)s)")
+    effort.add_argument(
+        "--rounds", type=int, default=Effort.rounds, help="turns of every contender (default: %(default)s)"
+    )
     effort.add_argument("--seconds", type=float, default=Effort.seconds, help="a turn (default: %(default)s)")
     effort.add_argument("--no-cold", action="store_true", help="no calls with cold caches")
     output = parser.add_argument_group("output")
@@ -145,14 +151,15 @@ def _main(arguments: argparse.Namespace) -> int:
         timing.choose_cores(count)
     if arguments.rounds < 1 or not arguments.seconds > 0:
         raise ValueError("--rounds and --seconds must be positive")
-    chosen = {"all": list(peers.WORKERS), "none": []}.get(arguments.peers)
+    given = {"all": list(peers.WORKERS), "none": []}.get(arguments.peers)
+    rivals = peers.known(arguments.peers.split(",")) if given is None else given
     effort = replace(Effort(), rounds=arguments.rounds, seconds=arguments.seconds)
     options = run.Options(
         threads=threads,
         layouts=("NCHW", "NHWC") if arguments.layout == "both" else (arguments.layout,),
         isa=arguments.isa,
-        # The baseline of every row is NumPy; it is no rival.
-        workers=tuple(dict.fromkeys(["numpy", *(peers.known(arguments.peers.split(",")) if chosen is None else chosen)])),
+        # NumPy is the baseline of every row, whatever the rivals.
+        workers=tuple(dict.fromkeys(["numpy", *rivals])),
         pythons=_pythons(arguments.peer_python),
         effort=replace(effort, cold=0) if arguments.no_cold else effort,
         command=_command(arguments),
@@ -219,7 +226,8 @@ def _measure(layers: list[Layer], options: Any) -> dict[str, Any]:
                     for name, state in row["contenders"].items()
                     if "warm" in state
                 ]
-                wrong = [f"{n} {s['status']}" for n, s in row["contenders"].items() if s["status"] in ("wrong", "failed")]
+                states = [(name, state["status"]) for name, state in row["contenders"].items()]
+                wrong = [f"{name} {status}" for name, status in states if status in ("wrong", "failed")]
                 print(f"[{done}/{total}] {what}: {', '.join(times + wrong)}", file=sys.stderr, flush=True)
             elif done == 0:
                 print(what, file=sys.stderr, flush=True)

@@ -109,7 +109,7 @@ class Worker:
         self.versions: dict[str, str] = {}
         self.settings: dict[str, Any] = {}
         python = interpreter(name, settings)
-        self._log = tempfile.TemporaryFile()
+        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
         requests_read, requests_write = os.pipe()
         answers_read, answers_write = os.pipe()
         command = [python, str(_WORKER), name, str(requests_read), str(answers_write), str(settings.threads)]

@@ -149,7 +149,8 @@ def show(document: Document, console: Console) -> None:
         table.add_column("layout")
         if many_threads:
             table.add_column("thr", justify="right")
-        for title in ("time", "cold", "GFLOP/s", "of bound"):
+        rates = ("plan - empty", "call - empty") if family == "tiny" else ("GFLOP/s", "of bound")
+        for title in ("time", "cold", *rates):
             table.add_column(title, justify="right", no_wrap=True)
         for name in names:
             table.add_column(SHORT[name], justify="right")
@@ -161,21 +162,22 @@ def show(document: Document, console: Console) -> None:
             if many_threads:
                 cells.append(str(row["threads"]))
             rate = f"{row['bytes'] / result['time'] / 1e9:.1f} GB/s" if row["memory_bound"] else ""
-            cells += [
-                duration(result["time"]),
-                duration(result["cold_time"]),
-                rate or _digits(result["gflops"]),
-                f"{result['share_of_roofline']:.0%} {bound}",
-            ]
+            cells += [duration(result["time"]), duration(result["cold_time"])]
+            if family == "tiny":
+                cells += [
+                    duration(max(t - row["empty_call"], 0)) if t is not None else "-"
+                    for t in (result["plan_time"], result["function_time"])
+                ]
+            else:
+                cells += [rate or _digits(result["gflops"]), f"{result['share_of_roofline']:.0%} {bound}"]
             for name in names:
                 speed = result["speedups"].get(name)
                 state = row["contenders"].get(name, {}).get("status")
-                cells.append(_coloured(speed) if speed is not None else f"[red]{state}[/]" if state == "wrong" else "[dim]-[/]")
+                cells.append("[red]wrong[/]" if state == "wrong" else _coloured(speed))
             if names:
                 best = result["best_peer"]
-                cells.append(
-                    f"{SHORT[best['name']]} {_coloured(best['ratio'], '' if best['complete'] else '?')}" if best else "-"
-                )
+                mark = "?" if best and not best["complete"] else ""
+                cells.append(f"{SHORT[best['name']]} {_coloured(best['ratio'], mark)}" if best else "-")
             table.add_row(*cells)
         console.print(table)
         console.print()
@@ -214,7 +216,8 @@ def _show_summary(document: Document, console: Console) -> None:
         for title in ("best peer", "cold", "worst"):
             table.add_column(title, justify="right")
     for e in entries:
-        cells = [e["family"], e["layout"], str(e["threads"]), str(e["layers"]), f"{e['share']:.0%}", f"{e['worst_share']:.0%}"]
+        cells = [e["family"], e["layout"], str(e["threads"]), str(e["layers"])]
+        cells += [f"{e['share']:.0%}", f"{e['worst_share']:.0%}"]
         cells += [_coloured(e["speedups"].get(name)) for name in names]
         if names:
             mark = "" if e["complete"] else "?"
@@ -230,7 +233,8 @@ def notes(document: Document) -> list[str]:
     lines = []
     for ceiling in document["ceilings"]:
         peaks = ", ".join(f"{dtype} {peak / 1e9:.1f} GFLOP/s" for dtype, peak in ceiling.get("peak", {}).items())
-        text = f"{ceiling['threads']} thread(s) on {ceiling['isa']}: FMA peak {peaks}; copy {ceiling['copy'] / 1e9:.1f} GB/s"
+        text = f"{ceiling['threads']} thread(s) on {ceiling['isa']}: FMA peak {peaks}"
+        text += f"; copy {ceiling['copy'] / 1e9:.1f} GB/s"
         text += f"; an empty call takes {duration(ceiling['empty_call'])}"
         lines.append(text)
     absent = [f"{name} ({about['reason']})" for name, about in document["peers"].items() if about["status"] != "ok"]
@@ -245,7 +249,7 @@ def notes(document: Document) -> list[str]:
 
 
 def _wants_picture(row: Row) -> bool:
-    return row["op"] == "conv2d" and row["c"] == 3 and min(row["size"]) >= 64
+    return bool(row["op"] == "conv2d" and row["c"] == 3 and min(row["size"]) >= 64)
 
 
 def _show_notes(document: Document, console: Console) -> None:
@@ -337,8 +341,8 @@ def markdown(documents: Sequence[Document]) -> str:
     parts.append(
         "Figures are geometric means. Share of bound: of the FMA peak measured in the same session or, where the "
         "program finds a layer memory-bound, of a copy of the same bytes. The other columns are speed-ups over that "
-        "library, pinned to the same cores, in the same run: over PyTorch and JAX by the plain function, over the others, which "
-        "keep prepared weights, by a plan. Best peer: over the best of them, layer by layer."
+        "library, pinned to the same cores, in the same run: over PyTorch and JAX by the plain function, over the "
+        "others, which keep prepared weights, by a plan. Best peer: over the best of them, layer by layer."
     )
     return "\n".join(parts).rstrip() + "\n"
 

@@ -27,7 +27,7 @@ class Effort:
     least: int = 3
     """Samples in a round, however long they take."""
     most: int = 400
-    cold: int = 3
+    cold: int = 2
     """Calls with cold caches in each round."""
     slow_seconds: float = 0.5
     """Where one call takes longer than this, two rounds of one sample must do."""

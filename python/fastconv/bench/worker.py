@@ -31,7 +31,7 @@ import numpy as np
 Array = Any
 Case = dict[str, Any]
 
-# What a contender is compared with: "function" takes plain arrays at every call, "plan" has prepared the weights before.
+# How a contender takes weights: a "function" as plain arrays at every call, a "plan" has prepared them before.
 FORMS = {
     "numpy": "function",
     "torch": "function",
@@ -53,7 +53,7 @@ WORKERS = {
     "ncnn": ("ncnn", "ncnn_direct"),
     "tensorflow": ("xnnpack",),
 }
-# A sample of a very short call is the mean over as many calls as fill this time, so that reading the clock costs nothing.
+# A sample of a very short call is the mean over as many calls as fill this time: reading the clock must not count.
 _SAMPLE_SECONDS = 40e-6
 
 
@@ -89,7 +89,12 @@ def not_applicable(variant: str, case: Case) -> str | None:
                     strict=True,
                 )
             )
-            if groups > 1 or any(d > 1 for d in case["dilation"]) or any(case["output_padding"]) or (crops and not same):
+            if (
+                groups > 1
+                or any(d > 1 for d in case["dilation"])
+                or any(case["output_padding"])
+                or (crops and not same)
+            ):
                 return "no such transposed convolution in TensorFlow Lite"
         return None
     if variant in ("ncnn", "ncnn_direct"):
@@ -97,7 +102,9 @@ def not_applicable(variant: str, case: Case) -> str | None:
             return "naive 3-D kernels only"
         if op != "linear" and n != 1:
             return "one image a call"
-        if variant == "ncnn_direct" and (set(case["kernel"]) != {3} or set(case["stride"]) != {1} or groups > 1 or rank != 2):
+        if variant == "ncnn_direct" and (
+            set(case["kernel"]) != {3} or set(case["stride"]) != {1} or groups > 1 or rank != 2
+        ):
             return "same as with Winograd"
         return None
     return "unknown peer"
@@ -108,12 +115,19 @@ class Unsupported(Exception):
 
 
 class Variant:
-    """A prepared call, and how its last result is read."""
+    """A prepared call, how its result is read, and what must outlive it: some peers borrow the memory of an array."""
 
-    def __init__(self, call: Callable[[], Any], result: Callable[[], list[Array]], about: dict[str, Any] | None = None):
+    def __init__(
+        self,
+        call: Callable[[], Any],
+        result: Callable[[], list[Array]],
+        about: dict[str, Any] | None = None,
+        keep: tuple[Any, ...] = (),
+    ) -> None:
         self.call = call
         self.result = result
         self.about = about or {}
+        self.keep = keep
 
 
 def _version(*names: str) -> dict[str, str]:
@@ -130,6 +144,9 @@ def _first(a: Array) -> Array:
     return np.moveaxis(np.asarray(a), -1, 1)
 
 
+Makers = Iterator[tuple[str, Callable[[], Variant]]]
+
+
 class Contender:
     """What a peer must offer."""
 
@@ -142,7 +159,7 @@ class Contender:
     def versions(self) -> dict[str, str]:
         return _version(*self.modules)
 
-    def build(self, case: Case, arrays: dict[str, Array], directory: Path) -> Iterator[tuple[str, Callable[[], Variant]]]:
+    def build(self, case: Case, arrays: dict[str, Array], directory: Path) -> Makers:
         raise NotImplementedError
 
     def extra(self, name: str, arguments: dict[str, Any]) -> Any:
@@ -167,59 +184,65 @@ class FastConv(Contender):
     def __init__(self, threads: int) -> None:
         super().__init__(threads)
         self.module: Any = importlib.import_module("fastconv")
-        importlib.import_module("fastconv.runtime")
+        self.measure: Any = importlib.import_module("fastconv._measure")
         self.module.set_num_threads(threads)
         self.settings = {"isa": str(self.module.get_isa()), "plan": "weights packed before, out= given"}
 
-    def build(self, case: Case, arrays: dict[str, Array], directory: Path) -> Iterator[tuple[str, Callable[[], Variant]]]:
-        f, op, options = self.module, case["op"], _options(case)
+    def build(self, case: Case, arrays: dict[str, Array], directory: Path) -> Makers:
         for layout in case["layouts"]:
-            last = layout == "NHWC" and op != "linear"
-            turn: Callable[[Array], Array] = _last if last else np.ascontiguousarray
-            back: Callable[[Array], Array] = _first if last else np.asarray
-            given = options if op == "linear" else options | {"layout": layout}
-            x, w = turn(arrays["x"]), arrays["w"]
-            name = "fastconv" if layout == "NCHW" else "fastconv_nhwc"
-            if case["direction"] == "backward":
-                dy = turn(arrays["dy"])
+            yield from self._layout(case, arrays, layout)
 
-                def backward(given: dict[str, Any] = given, back: Any = back, x: Array = x, dy: Array = dy) -> Variant:
-                    whole = getattr(f, f"{op}_backward")
+    def _layout(self, case: Case, arrays: dict[str, Array], layout: str) -> Makers:
+        f, op, options = self.module, case["op"], _options(case)
+        last = layout == "NHWC" and op != "linear"
+        turn: Callable[[Array], Array] = _last if last else np.ascontiguousarray
+        back: Callable[[Array], Array] = _first if last else np.asarray
+        if op != "linear":
+            options["layout"] = layout
+        x, w = turn(arrays["x"]), arrays["w"]
 
-                    def call() -> Any:
-                        return whole(dy, x, w, needs=("input", "weight"), **given)
+        def backward() -> Variant:
+            whole, dy = getattr(f, f"{op}_backward"), turn(arrays["dy"])
 
-                    return Variant(call, lambda: [back(call().input), np.asarray(call().weight)])
+            def call() -> Any:
+                return whole(dy, x, w, needs=("input", "weight"), **options)
 
-                yield name, backward
-                continue
+            def result() -> list[Array]:
+                gradients = call()
+                return [back(gradients.input), np.asarray(gradients.weight)]
 
-            def function(given: dict[str, Any] = given, back: Any = back, x: Array = x) -> Variant:
-                call = getattr(f, op)
-                return Variant(lambda: call(x, w, **given), lambda: [back(call(x, w, **given))])
+            return Variant(call, result)
 
-            def plan(given: dict[str, Any] = given, back: Any = back, x: Array = x) -> Variant:
-                prepared = f.plan(op, x, w, **given)
-                y = prepared(x)
-                decision = {k: v for k, v in dict(prepared.decision).items() if isinstance(v, str | int | float | bool)}
-                about = {"decision": decision, "packed_bytes": prepared.packed_bytes}
-                about["workspace_bytes"] = prepared.workspace_bytes
+        def function() -> Variant:
+            call = getattr(f, op)
+            return Variant(lambda: call(x, w, **options), lambda: [back(call(x, w, **options))])
 
-                def result() -> list[Array]:
-                    y.fill(np.nan)
-                    return [back(prepared(x, out=y))]
+        def plan() -> Variant:
+            prepared = f.plan(op, x, w, **options)
+            y = prepared(x)
+            decision = {k: v for k, v in dict(prepared.decision).items() if isinstance(v, str | int | float | bool)}
+            about = {"decision": decision, "packed_bytes": prepared.packed_bytes}
+            about["workspace_bytes"] = prepared.workspace_bytes
 
-                return Variant(lambda: prepared(x, out=y), result, about)
+            def result() -> list[Array]:
+                y.fill(np.nan)
+                return [back(prepared(x, out=y))]
 
+            return Variant(lambda: prepared(x, out=y), result, about)
+
+        name = "fastconv_nhwc" if layout == "NHWC" else "fastconv"
+        if case["direction"] == "backward":
+            yield name, backward
+        else:
             yield name, function
-            yield name + "_plan", plan
+            yield f"{name}_plan", plan
 
     def extra(self, name: str, arguments: dict[str, Any]) -> Any:
         if name == "peak":
-            measure = self.module.runtime.measure_fma_peak
+            measure = self.measure.measure_fma_peak
             return measure(arguments["dtype"], threads=self.threads, seconds=arguments["seconds"])
         if name == "copy":
-            return self.module.runtime.measure_copy_bandwidth(arguments["bytes"], seconds=arguments["seconds"])
+            return self.measure.measure_copy_bandwidth(arguments["bytes"], seconds=arguments["seconds"])
         if name == "empty":
             # What a call into the compiled module costs when it does nothing.
             call = self.module.get_num_threads
@@ -236,7 +259,7 @@ class Reference(Contender):
         self.module: Any = importlib.import_module("fastconv.reference")
         self.settings = {"form": "fastconv.reference", "BLAS threads": threads}
 
-    def build(self, case: Case, arrays: dict[str, Array], directory: Path) -> Iterator[tuple[str, Callable[[], Variant]]]:
+    def build(self, case: Case, arrays: dict[str, Array], directory: Path) -> Makers:
         f, op, options, x, w = self.module, case["op"], _options(case), arrays["x"], arrays["w"]
 
         def make() -> Variant:
@@ -271,7 +294,7 @@ class Torch(Contender):
             "cpu_capability": str(self.torch.backends.cpu.get_cpu_capability()),
         }
 
-    def build(self, case: Case, arrays: dict[str, Array], directory: Path) -> Iterator[tuple[str, Callable[[], Variant]]]:
+    def build(self, case: Case, arrays: dict[str, Array], directory: Path) -> Makers:
         torch, op, rank = self.torch, case["op"], case["rank"]
         formats = {"torch": torch.contiguous_format}
         if rank >= 2:
@@ -322,7 +345,7 @@ class Jax(Contender):
         self.jax.config.update("jax_enable_x64", True)
         self.settings = {"form": "jit, compiled ahead, channels last", "precision": "highest"}
 
-    def build(self, case: Case, arrays: dict[str, Array], directory: Path) -> Iterator[tuple[str, Callable[[], Variant]]]:
+    def build(self, case: Case, arrays: dict[str, Array], directory: Path) -> Makers:
         jax, rank, groups = self.jax, case["rank"], case["groups"]
         transposed = case["op"].startswith("conv_transpose")
         taps = tuple(range(2, 2 + rank))
@@ -346,13 +369,14 @@ class Jax(Contender):
         def make() -> Variant:
             put = jax.device_put
             if case["op"] == "linear":
-                x, w = put(arrays["x"]), put(arrays["w"])
+                # JAX's own dense layers hold (C, K); it would transpose (K, C) at every call.
+                x, w = put(arrays["x"]), put(np.ascontiguousarray(arrays["w"].T))
 
                 def apply(x: Any, w: Any) -> Any:
-                    return jax.numpy.matmul(x, w.T, precision="highest")
+                    return jax.numpy.matmul(x, w, precision="highest")
 
                 turn: Callable[[Array], Array] = np.asarray
-                turn_weight: Callable[[Array], Array] = np.asarray
+                turn_weight: Callable[[Array], Array] = np.transpose
             else:
                 letters = "DHW"[-rank:]
                 numbers = (f"N{letters}C", f"{letters}IO", f"N{letters}C")
@@ -414,7 +438,7 @@ class OnnxRuntime(Contender):
         self.ort: Any = importlib.import_module("onnxruntime")
         self.settings = {"provider": "CPU", "optimisation": "all", "io_binding": True, "intra_op_threads": threads}
 
-    def build(self, case: Case, arrays: dict[str, Array], directory: Path) -> Iterator[tuple[str, Callable[[], Variant]]]:
+    def build(self, case: Case, arrays: dict[str, Array], directory: Path) -> Makers:
         onnx, ort = self.onnx, self.ort
         helper, kinds = onnx.helper, onnx.TensorProto
 
@@ -460,7 +484,7 @@ class OnnxRuntime(Contender):
                 call()
                 return [y.numpy()]
 
-            return Variant(call, result)
+            return Variant(call, result, keep=(arrays["x"], x, y))
 
         yield "onnxruntime", make
 
@@ -480,7 +504,7 @@ class OpenVino(Contender):
             "INFERENCE_NUM_THREADS": str(threads),
         }
 
-    def build(self, case: Case, arrays: dict[str, Array], directory: Path) -> Iterator[tuple[str, Callable[[], Variant]]]:
+    def build(self, case: Case, arrays: dict[str, Array], directory: Path) -> Makers:
         ov, ops = self.ov, self.ops
 
         def make() -> Variant:
@@ -517,7 +541,7 @@ class OpenVino(Contender):
                 call()
                 return [np.array(request.get_output_tensor().data)]
 
-            return Variant(call, result)
+            return Variant(call, result, keep=(arrays["x"], compiled))
 
         yield "openvino", make
 
@@ -539,7 +563,9 @@ class Ncnn(Contender):
             text = f"0={outputs} 1={case['kernel'][-1]} 2={case['dilation'][-1]} 3={case['stride'][-1]} "
             text += f"4={case['padding'][-1]} 5=0 6={w.size}"
             if len(case["kernel"]) == 2:
-                text += f" 11={case['kernel'][0]} 12={case['dilation'][0]} 13={case['stride'][0]} 14={case['padding'][0]}"
+                text += (
+                    f" 11={case['kernel'][0]} 12={case['dilation'][0]} 13={case['stride'][0]} 14={case['padding'][0]}"
+                )
             kind = "Convolution"
             if op.startswith("conv_transpose"):
                 kind = "Deconvolution"
@@ -573,7 +599,7 @@ class Ncnn(Contender):
             raise Unsupported("ncnn cannot load the layer")
         return net
 
-    def build(self, case: Case, arrays: dict[str, Array], directory: Path) -> Iterator[tuple[str, Callable[[], Variant]]]:
+    def build(self, case: Case, arrays: dict[str, Array], directory: Path) -> Makers:
         def make(winograd: bool) -> Variant:
             net = self._net(case, arrays["w"], winograd, directory)
             source = arrays["x"] if case["op"] == "linear" else arrays["x"][0]
@@ -609,7 +635,7 @@ class TensorFlowLite(Contender):
             "padding": "SAME where it is the same, else the input is padded before the clock starts",
         }
 
-    def build(self, case: Case, arrays: dict[str, Array], directory: Path) -> Iterator[tuple[str, Callable[[], Variant]]]:
+    def build(self, case: Case, arrays: dict[str, Array], directory: Path) -> Makers:
         tf = self.tf
 
         def make() -> Variant:
@@ -641,9 +667,7 @@ class TensorFlowLite(Contender):
 
                 else:
                     reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
-                    total = [
-                        max((-(-i // s) - 1) * s + e - i, 0) for i, s, e in zip(size, stride, reach, strict=True)
-                    ]
+                    total = [max((-(-i // s) - 1) * s + e - i, 0) for i, s, e in zip(size, stride, reach, strict=True)]
                     same = [2 * p for p in pad] == total and all(t % 2 == 0 for t in total)
                     if not same:
                         x = np.pad(x, [(0, 0), *((p, p) for p in pad), (0, 0)])
