@@ -1,10 +1,12 @@
 """The cache of output blocks and the scratch memory of threads."""
 
 import gc
+import itertools
 import os
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -59,7 +61,7 @@ def test_alignment_and_disjointness(elements, dtype):
     arrays = [result(elements, dtype) for _ in range(4)]
     spans = sorted((a.ctypes.data, a.ctypes.data + a.nbytes) for a in arrays)
     assert all(begin % 64 == 0 for begin, _ in spans)
-    assert all(a[1] <= b[0] for a, b in zip(spans, spans[1:], strict=False))
+    assert all(a[1] <= b[0] for a, b in itertools.pairwise(spans))
     for i, a in enumerate(arrays):
         a.fill(i)
     assert all((a == i).all() for i, a in enumerate(arrays))
@@ -213,6 +215,10 @@ def test_scratch_is_freed_with_its_thread():
         t.start()
         t.join()
     assert max(held) > before
+    # join() returns when Python is done with a thread, a moment before its thread-local memory is freed.
+    deadline = time.monotonic() + 10
+    while fastconv.workspace_info()["held_bytes"] != before and time.monotonic() < deadline:
+        time.sleep(0.001)
     assert fastconv.workspace_info()["held_bytes"] == before
 
 

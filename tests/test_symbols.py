@@ -28,6 +28,11 @@ def run_checked(*command):
     return result
 
 
+def configure(source, tree, *options):
+    python = f"-DPython_EXECUTABLE={sys.executable}"
+    run_checked("cmake", "-S", source, "-B", tree, "-G", "Ninja", python, *options)
+
+
 def families():
     """The families that the build compiles."""
     text = (ROOT / "CMakeLists.txt").read_text()
@@ -62,9 +67,7 @@ def objects(tmp_path_factory):
         if is_current(found):
             return found
     tree = tmp_path_factory.mktemp("kernels")
-    run_checked(
-        "cmake", "-S", ROOT, "-B", tree, "-G", "Ninja", "-DFASTCONV_PYTHON=OFF", f"-DPython_EXECUTABLE={sys.executable}"
-    )
+    configure(ROOT, tree, "-DFASTCONV_PYTHON=OFF")
     targets = [p.name.removesuffix(".dir") for p in tree.glob("CMakeFiles/fastconv_kernels_*.dir")]
     run_checked("cmake", "--build", tree, "--parallel", "2", "--target", *targets)
     return objects_of(tree)
@@ -94,8 +97,9 @@ def test_kernels_keep_to_their_namespace(objects):
 # What must be seen, by the symbol that gives it away, and what must pass.
 LEAKS = {
     "an inline function of the standard library": (
-        "#include <algorithm>\nnamespace fastconv::avx2 { void f(float* p) { std::sort(p, p + 99); } }",
-        "W _ZSt16__introsort_loop",
+        "#include <algorithm>\nnamespace fastconv::avx2 {\n"
+        "using Pick = const float& (*)(const float&, const float&);\nPick f() { return &std::max<float>; } }",
+        "W _ZSt3maxIfERKT_S2_S2_",
     ),
     "an inline function of another namespace": (
         "namespace fastconv { inline int __attribute__((noinline)) helper(int x) { return x + 1; } }\n"
@@ -156,7 +160,7 @@ def test_clean_code_passes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("source", "builds"), [("void f() {}", True), ("void g();\nvoid f() { ::std::abort(); }", False)]
+    ("source", "builds"), [("void f() {}", True), ("void f() { ::std::abort(); }", False)]
 )
 def test_a_leak_fails_the_build(source, builds, tmp_path):
     """The project's own cmake/, around one small kernel."""
@@ -167,10 +171,11 @@ def test_a_leak_fails_the_build(source, builds, tmp_path):
     )
     (tmp_path / "CMakeLists.txt").write_text(
         "cmake_minimum_required(VERSION 3.26)\nproject(planted LANGUAGES CXX)\nset(CMAKE_CXX_STANDARD 20)\n"
-        "find_package(Python REQUIRED COMPONENTS Interpreter)\ninclude(cmake/isa.cmake)\nfastconv_add_kernels(planted)\n"
+        "find_package(Python REQUIRED COMPONENTS Interpreter)\n"
+        "include(cmake/isa.cmake)\nfastconv_add_kernels(planted)\n"
     )
     tree = tmp_path / "build"
-    run_checked("cmake", "-S", tmp_path, "-B", tree, "-G", "Ninja", f"-DPython_EXECUTABLE={sys.executable}")
+    configure(tmp_path, tree)
     result = run("cmake", "--build", tree, "--target", "fastconv_symbols")
     assert (result.returncode == 0) == builds, result.stdout + result.stderr
     assert ("symbols outside fastconv::" in result.stdout) != builds

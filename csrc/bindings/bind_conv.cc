@@ -1,8 +1,8 @@
 // Convolution for Python: ConvSpec, the passes, plans and decisions.
 //
 // The passes are plain METH_FASTCALL functions rather than pybind11 ones: with eleven arguments pybind11's dispatcher
-// adds 0.15 us, a quarter of what a whole call on a tiny input costs here. All arguments are positional, None is an absent operand, and a Refusal thrown
-// anywhere leaves as the Python exception Refused with nothing written.
+// adds 0.15 us, a quarter of what a whole call on a tiny input costs here. All arguments are positional, None is an
+// absent operand, and a Refusal thrown anywhere leaves as the Python exception Refused with nothing written.
 #include <new>
 #include <utility>
 
@@ -30,13 +30,9 @@ template <typename Body>
 PyObject* guarded(Body body) {
   try {
     return body();
-  } catch (const Refusal& refusal) {
-    raise_refused(refusal.status);
-  } catch (py::error_already_set& error) {
+  } catch (const Refusal& refusal) { raise_refused(refusal.status); } catch (py::error_already_set& error) {
     error.restore();
-  } catch (const std::bad_alloc&) {
-    raise_refused("out_of_memory");
-  } catch (const std::exception& error) {
+  } catch (const std::bad_alloc&) { raise_refused("out_of_memory"); } catch (const std::exception& error) {
     PyErr_SetString(PyExc_RuntimeError, error.what());
   }
   return nullptr;
@@ -489,10 +485,10 @@ void bind_conv(py::module_& m) {
   m.attr("Refused") = py::handle(refused_type);
 
   py::class_<ConvSpec> spec(m, "ConvSpec", py::is_final(), "The options of a layer, checked; immutable.");
-  spec.def(py::init(&make_spec), py::arg("spatial"), py::arg("transposed"), py::arg("channels_last"),
-           py::arg("stride"), py::arg("dilation"), py::arg("pad_before"), py::arg("pad_after"),
-           py::arg("output_padding"), py::arg("groups"), py::arg("padding_mode"), py::arg("auto_padding"),
-           py::arg("algorithm"), py::arg("activation"), py::arg("input_activation"))
+  spec.def(py::init(&make_spec), py::arg("spatial"), py::arg("transposed"), py::arg("channels_last"), py::arg("stride"),
+           py::arg("dilation"), py::arg("pad_before"), py::arg("pad_after"), py::arg("output_padding"),
+           py::arg("groups"), py::arg("padding_mode"), py::arg("auto_padding"), py::arg("algorithm"),
+           py::arg("activation"), py::arg("input_activation"))
       .def_property_readonly("spatial", [](const ConvSpec& s) { return s.desc.spatial; })
       .def_property_readonly("transposed", [](const ConvSpec& s) { return s.desc.transposed; })
       .def_property_readonly("channels_last", [](const ConvSpec& s) { return s.desc.channels_last; })
@@ -502,11 +498,14 @@ void bind_conv(py::module_& m) {
       .def_property_readonly("pad_after", &entries_of<&ConvDesc::pad_after>)
       .def_property_readonly("output_padding", &entries_of<&ConvDesc::output_padding>)
       .def_property_readonly("groups", [](const ConvSpec& s) { return s.desc.groups; })
-      .def_property_readonly("padding_mode", [](const ConvSpec& s) { return static_cast<int32_t>(s.desc.padding_mode); })
-      .def_property_readonly("auto_padding", [](const ConvSpec& s) { return static_cast<int32_t>(s.desc.auto_padding); })
+      .def_property_readonly("padding_mode",
+                             [](const ConvSpec& s) { return static_cast<int32_t>(s.desc.padding_mode); })
+      .def_property_readonly("auto_padding",
+                             [](const ConvSpec& s) { return static_cast<int32_t>(s.desc.auto_padding); })
       .def_property_readonly("algorithm", [](const ConvSpec& s) { return static_cast<int32_t>(s.desc.algorithm); })
       .def_property_readonly("activation", [](const ConvSpec& s) { return activation_tuple(s.activation); })
-      .def_property_readonly("input_activation", [](const ConvSpec& s) { return activation_tuple(s.input_activation); });
+      .def_property_readonly("input_activation",
+                             [](const ConvSpec& s) { return activation_tuple(s.input_activation); });
   spec_type = reinterpret_cast<PyTypeObject*>(spec.ptr());
 
   py::class_<PlanHandle> plan(m, "ConvPlan", py::is_final(), "A prepared layer; immutable, safe in several threads.");

@@ -16,9 +16,7 @@ namespace fastconv::bindings {
 namespace py = pybind11;
 
 // Thrown where a call cannot be served; becomes the Python exception Refused(status).
-struct Refusal {
-  const char* status;
-};
+struct Refusal { const char* status; };
 
 inline const char* status_name(Status status) {
   switch (status) {
@@ -40,7 +38,8 @@ inline const char* status_name(Status status) {
 }
 
 inline void check(Status status) {
-  if (status == Status::ok) [[likely]] return;
+  if (status == Status::ok) [[likely]]
+    return;
   if (status == Status::cancelled) {
     // The poll hook leaves the exception of the signal handler set.
     if (!PyErr_Occurred()) PyErr_SetNone(PyExc_KeyboardInterrupt);
@@ -82,8 +81,10 @@ inline int64_t item_size(DType dtype) { return dtype == DType::f32 ? 4 : 8; }
 alignas(64) inline unsigned char no_data[64];
 
 inline DType dtype_of(PyObject* descr) {
-  if (descr == numpy_types.f32) [[likely]] return DType::f32;
-  if (descr == numpy_types.f64) [[likely]] return DType::f64;
+  if (descr == numpy_types.f32) [[likely]]
+    return DType::f32;
+  if (descr == numpy_types.f64) [[likely]]
+    return DType::f64;
   // A native float array may still carry a descriptor of its own (with metadata, or from a pickle).
   const auto* proxy = py::detail::array_descriptor_proxy(descr);
   const bool native = proxy->byteorder == '=' || proxy->byteorder == '|';
@@ -93,7 +94,8 @@ inline DType dtype_of(PyObject* descr) {
 }
 
 inline void check_array_type(PyObject* object) {
-  if (Py_TYPE(object) == numpy_types.array) [[likely]] return;
+  if (Py_TYPE(object) == numpy_types.array) [[likely]]
+    return;
   if (!PyObject_TypeCheck(object, numpy_types.array)) throw Refusal{"bad_type"};
   // numpy.memmap and other subclasses are plain memory; a masked array is not, its mask would be lost.
   if (PyObject_HasAttrString(object, "mask")) throw Refusal{"bad_type"};
@@ -202,9 +204,8 @@ inline py::object new_array(TensorView& view, int64_t bytes) {
   const auto& api = py::detail::npy_api::get();
   PyObject* descr = view.dtype == DType::f32 ? numpy_types.f32 : numpy_types.f64;
   Py_INCREF(descr);  // NewFromDescr takes it over
-  auto array = py::reinterpret_steal<py::object>(
-      api.PyArray_NewFromDescr_(numpy_types.array, descr, view.ndim, shape, strides, block,
-                                py::detail::npy_api::NPY_ARRAY_WRITEABLE_, nullptr));
+  auto array = py::reinterpret_steal<py::object>(api.PyArray_NewFromDescr_(
+      numpy_types.array, descr, view.ndim, shape, strides, block, py::detail::npy_api::NPY_ARRAY_WRITEABLE_, nullptr));
   if (!array) throw py::error_already_set();
   if (api.PyArray_SetBaseObject_(array.ptr(), base.release().ptr()) != 0) throw py::error_already_set();
   view.data = block;
@@ -220,9 +221,7 @@ inline bool same_shape(const TensorView& a, const TensorView& b) {
 }
 
 // The bytes [begin, end) that a view can touch; both zero where it is empty.
-struct Extent {
-  uintptr_t begin = 0, end = 0;
-};
+struct Extent { uintptr_t begin = 0, end = 0; };
 
 inline Extent extent(const TensorView& view) {
   int64_t low = 0, high = 0;
@@ -269,7 +268,9 @@ inline void check_no_overlap(PyObject* out, const TensorView& out_view, PyObject
   // Interleaved arrays (two halves of the channels of one buffer) need the exact answer; where it takes NumPy too
   // long it counts as an overlap.
   try {
-    if (!py::module_::import("numpy").attr("shares_memory")(py::handle(out), py::handle(operand), 100000).cast<bool>()) {
+    if (!py::module_::import("numpy")
+             .attr("shares_memory")(py::handle(out), py::handle(operand), 100000)
+             .cast<bool>()) {
       return;
     }
   } catch (py::error_already_set& error) {

@@ -112,7 +112,8 @@ CacheSizes sysfs_caches() {
   CacheSizes sizes = {0, 0, 0};
   for (int index = 0; index < 8; ++index) {
     const std::string base = "/sys/devices/system/cpu/cpu0/cache/index" + std::to_string(index) + "/";
-    const std::string level = read_word(base + "level"), type = read_word(base + "type"), size = read_word(base + "size");
+    const std::string level = read_word(base + "level"), type = read_word(base + "type"),
+                      size = read_word(base + "size");
     if (level.empty() || type == "Instruction") continue;
     char* unit = nullptr;
     int64_t bytes = std::strtoll(size.c_str(), &unit, 10);

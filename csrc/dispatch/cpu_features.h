@@ -31,7 +31,7 @@ inline void set_fp_mode(FpMode mode) { asm volatile("ldmxcsr %0" : : "m"(mode) :
 using FpMode = uint64_t;
 inline constexpr FpMode kFpModeIeee = 0;
 inline constexpr FpMode kFpModeFlush = uint64_t{1} << 24;  // FZ
-inline constexpr FpMode kFpControlMask = 0x07F79F00;       // AHP, DN, FZ, RMode, Stride, FZ16, Len and the trap enables
+inline constexpr FpMode kFpControlMask = 0x07F79F00;  // AHP, DN, FZ, RMode, Stride, FZ16, Len and the trap enables
 inline FpMode fp_mode() {
   FpMode mode;
   asm volatile("mrs %0, fpcr" : "=r"(mode));

@@ -32,6 +32,10 @@ struct GemmArgs {
   const T* shift;
   int32_t activation;       // fastconv::ActivationKind
   T a, b;
+  // What the next panel is going to be packed from, asked for between the tiles of this one: `next_rows` runs of
+  // next_width elements, next_pitch apart; 0 rows: nothing.
+  const T* next;
+  int64_t next_rows, next_pitch, next_width;
 };
 
 // Packs the vector operand of the "pixel rows" role: panel[(t * length + c) * columns + j] from

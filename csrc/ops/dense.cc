@@ -628,6 +628,14 @@ void run_columns(const Run<T>& run, const Context<T>& ctx, const Task& task, Are
         pack.columns = g.vectors * W;
         pack.exact = !slab;
         ctx.kernels.pack_columns(pack);
+        // The next panel follows this one, or starts the block's next channels.
+        const bool last = p + 1 == panels.count;
+        g.next_rows = 0;
+        if (!slab && (!last || i + 1 < choice.chunks.size())) {
+          const Chunk& then = last ? choice.chunks[i + 1] : chunk;
+          g.next = image + then.c0 * job.is.c + segments[0].offset + (last ? 0 : j + columns);
+          g.next_rows = then.channels, g.next_pitch = job.is.c, g.next_width = pack.columns;
+        }
       }
       g.c_offset = g.residual_offset = j;
       ctx.kernels.gemm(g);

@@ -206,7 +206,8 @@ class ThreadScratch {
   void* take(size_t bytes, size_t* capacity) {
     Block* best = nullptr;
     for (Block& block : free_) {
-      if (block.bytes >= bytes && block.data != nullptr && (best == nullptr || block.bytes < best->bytes)) best = &block;
+      const bool fits = block.data != nullptr && block.bytes >= bytes;
+      if (fits && (best == nullptr || block.bytes < best->bytes)) best = &block;
     }
     void* data;
     if (best != nullptr) {

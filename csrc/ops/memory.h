@@ -4,8 +4,8 @@
 
 namespace fastconv::ops {
 
-// A 64-byte aligned scratch block for the lifetime of the object, from the calling thread's own cache. It holds whatever
-// the last user left there. False where there is no memory. It is released on the thread that made it.
+// A 64-byte aligned scratch block for the lifetime of the object, from the calling thread's own cache. It holds
+// whatever the last user left there. False where there is no memory. It is released on the thread that made it.
 class Workspace {
  public:
   explicit Workspace(size_t bytes);

@@ -80,8 +80,8 @@ constexpr microseconds kWorkerSpin{30};
 constexpr microseconds kCallerSpin{100};
 constexpr milliseconds kPollInterval{20};
 // In nanoseconds: what pays for one more thread, and what is done on the caller alone. Measured with two threads on two
-// Zen 3 cores of a virtual machine: from a spinning worker 10 us of work take 6, from a sleeping one 20 us take 28, 50 us
-// take 46 and 200 us take 132. The cut-off lies between the two break-evens.
+// Zen 3 cores of a virtual machine: from a spinning worker 10 us of work take 6, from a sleeping one 20 us take 28, 50
+// us take 46 and 200 us take 132. The cut-off lies between the two break-evens.
 constexpr double kWorkPerThread = 10'000, kShortWork = 2 * kWorkPerThread;
 
 thread_local bool inside_call = false;  // this thread runs tasks: a parallel_for made now is a nested one

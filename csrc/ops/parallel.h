@@ -15,8 +15,8 @@ using TaskBody = void (*)(void* context, int64_t task, int worker);
 // of nanoseconds on one core) feeds.
 int planned_threads(int64_t tasks, double work);
 
-// Runs body(context, task, worker) for every task in [0, tasks) and returns when all have ended. The caller is worker 0;
-// each worker takes the next task from one counter. Workers that are busy with another caller's tasks are not waited
+// Runs body(context, task, worker) for every task in [0, tasks) and returns when all have ended. The caller is worker
+// 0; each worker takes the next task from one counter. Workers that are busy with another caller's tasks are not waited
 // for: the call then runs with fewer, down to the caller alone. A nested call runs on its own thread.
 // Returns ok, or cancelled once the poll hook has asked to stop and every worker has let go of the tasks.
 Status parallel_for(int64_t tasks, double work, TaskBody body, void* context);

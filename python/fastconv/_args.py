@@ -249,6 +249,12 @@ def _activation_parts(name: str, activation: object) -> Activation:
     """A tuple of the name and plain floats, so that equal activations are one key of the cache."""
     if isinstance(activation, str):
         return str(activation)
+    if type(activation) is tuple and activation and type(activation[0]) is str:
+        for value in activation[1:]:
+            if type(value) is not float or not math.isfinite(value):
+                break
+        else:
+            return activation
     if not isinstance(activation, (tuple, list)) or not activation or not isinstance(activation[0], str):
         raise TypeError(f"{name} (={activation!r}) must be None, a name, or a tuple of a name and its numbers")
     numbers = []

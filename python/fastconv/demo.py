@@ -159,7 +159,8 @@ def panel(y: Array, show: str) -> Array:
         value = _stretched(strength.max(0))
         # Colour is direction: three cosines, a third of a turn apart.
         waves = [0.5 + 0.5 * np.cos(2 * np.pi * (hue - i / 3)) for i in range(3)]
-        return np.clip(np.stack(waves, -1) * value[..., np.newaxis], 0, 1)
+        wheel: Array = np.clip(np.stack(waves, -1) * value[..., np.newaxis], 0, 1)
+        return wheel
     if show == "magnitude":
         flat = _stretched(np.hypot(*y))
     else:

@@ -227,8 +227,8 @@ def plan(op: str, x: Array | Sequence[int], weight: Array, bias: Array | None = 
         if name in options:
             raise TypeError(f"{name} is given to the plan when it is called, not to plan()")
     arguments = _bind(op, (x, weight, bias), options)
-    gated = arguments.get("input_gate") or False
-    if not isinstance(gated, bool):
+    gated = arguments.get("input_gate")
+    if gated is not None and not isinstance(gated, bool):
         raise TypeError(
             "input_gate is given to the plan when it is called; plan() takes input_gate=True to announce it"
         )
@@ -246,7 +246,17 @@ def plan(op: str, x: Array | Sequence[int], weight: Array, bias: Array | None = 
         output_shape = _args.check_forward(spec, like)
         x_like, packed = x, vectors
     try:
-        core = _core.conv_plan(spec, x_like, *(packed[name] for name in names), gated)
+        core = _core.conv_plan(
+            spec,
+            x_like,
+            packed["weight"],
+            packed["bias"],
+            packed["scale"],
+            packed["shift"],
+            packed["input_scale"],
+            packed["input_shift"],
+            gated is True,
+        )
     except _core.Refused as refusal:
         raise _args.forward_error(refusal, spec, like) from None
     kind = _LinearPlan if op == "linear" else Plan

@@ -187,9 +187,10 @@ def reference_with_bound(
 ) -> Bounded:
     """The oracle's value of a call and the error that a direct algorithm may have in the dtype of the arrays.
 
-    `initial` is what `out` held before a call with accumulate=True. In a forward call a rounding counts half an eps of
-    its result: one for each of scale and shift on either side, bias, gate and residual; an activation passes errors on
-    by its Lipschitz constant and adds `_activation_error`. For float64 the oracle rounds as often: each counts twice.
+    `initial` is what `out` held before a call with accumulate=True. In a forward call each of bias, scale, shift,
+    residual, gate and their like on the input rounds once: half an eps of |scale| * (|conv| + |bias|) + |shift| +
+    |residual|, and of the same on the input. For float64 the oracle rounds as often: each counts twice. An activation
+    passes errors on by its Lipschitz constant and adds `_activation_error`.
     """
     parsed = Op.parse(op)
     function: Callable[..., Array] = getattr(reference, op)
@@ -233,18 +234,18 @@ def reference_with_bound(
         y = function(x, weight, **options)
         error = function(error, np.abs(weight), **options) if error.any() else 0.0
         error = error + direct_error_bound(function(np.abs(x), np.abs(weight), **options), dtype, constant)
-        if len(doubles) > 2 and (bias := doubles[2]) is not None:
-            y = y + _spread(bias, rank, last)
-            error = error + half * np.abs(y)
-        if (scale := epilogue["scale"]) is not None:
-            y, error = y * _spread(scale, rank, last), error * np.abs(_spread(scale, rank, last))
-            error = error + half * np.abs(y)
-        if (shift := epilogue["shift"]) is not None:
-            y = y + _spread(shift, rank, last)
-            error = error + half * np.abs(y)
-        if (residual := epilogue["residual"]) is not None:
-            y = y + residual
-            error = error + half * np.abs(y)
+        # bias, scale and shift may be folded into one another beforehand: what counts is the size of the terms.
+        size, roundings = np.abs(y), 0
+        for name, vector in {"bias": doubles[2] if len(doubles) > 2 else None, **epilogue}.items():
+            if vector is None or name == "activation":
+                continue
+            term = vector if name == "residual" else _spread(vector, rank, last)
+            roundings += 1
+            if name == "scale":
+                y, size, error = y * term, size * np.abs(term), error * np.abs(term)
+            else:
+                y, size = y + term, size + np.abs(term)
+        error = error + half * roundings * size
         if (act := epilogue["activation"]) is not None:
             z, y = y, reference.activate(y, act)
             error = _through(act, z, error) + _activation_error(act, z, y, eps, tiny)

@@ -242,9 +242,15 @@ def notes(document: Document) -> list[str]:
     if absent:
         lines.append("Missing peers, so that best peer is incomplete (marked ?): " + "; ".join(absent))
     if any("photograph" not in row["data"] and _wants_picture(row) for row in document["rows"]):
-        lines.append("No photographs (scikit-learn or Pillow is missing): first layers had random inputs.")
+        lines.append("No photographs (scikit-learn or Pillow is missing): first layers had random inputs")
+    turns = [state for row in document["rows"] for state in row["contenders"].values() if "warm" in state]
+    disturbed = sum(bool(state.get("disturbed")) for state in turns)
+    if disturbed > len(turns) / 10:
+        lines.append(
+            f"Other processes took the core during {disturbed} of {len(turns)} measurements: a quiet machine says more"
+        )
     if document["interrupted"]:
-        lines.append("Interrupted: these are the rows up to then.")
+        lines.append("Interrupted: these are the rows up to then")
     return lines
 
 

@@ -218,7 +218,10 @@ class Session:
                 if contenders[variant]["status"] != "ok" or (slow and len(warm) >= 2):
                     continue
                 try:
-                    warm += worker.ask({"command": "time", "variant": variant, **limits})[0]["samples"]
+                    answer = worker.ask({"command": "time", "variant": variant, **limits})[0]
+                    warm += answer["samples"]
+                    state = contenders[variant]
+                    state["disturbed"] = state.get("disturbed", 0) + bool(answer["disturbed"])
                     if effort.cold and not slow:
                         ask = {"command": "cold", "variant": variant, "bytes": sweep, "count": effort.cold}
                         cold += worker.ask(ask)[0]["samples"]

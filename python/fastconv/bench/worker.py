@@ -16,6 +16,7 @@ import importlib
 import json
 import math
 import os
+import resource
 import signal
 import statistics
 import struct
@@ -247,7 +248,7 @@ class FastConv(Contender):
             # What a call into the compiled module costs when it does nothing.
             call = self.module.get_num_threads
             call()
-            return statistics.median(_samples(call, 0.01, 5, 200))
+            return statistics.median(_samples(call, 0.01, 5, 200)[0])
         return super().extra(name, arguments)
 
 
@@ -725,46 +726,61 @@ CONTENDERS: dict[str, type[Contender]] = {
 # ------------------------------------------------------------------------------------------------------------- timing
 
 
-def _samples(call: Callable[[], Any], seconds: float, least: int, most: int) -> list[float]:
+def _preemptions() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+
+
+def _undisturbed(samples: list[tuple[float, bool]], least: int) -> tuple[list[float], int]:
+    """The samples during which no other process took the core; all, and how many it did, where those are too few."""
+    clean = [t for t, disturbed in samples if not disturbed]
+    return (clean, 0) if len(clean) >= least else ([t for t, _ in samples], len(samples) - len(clean))
+
+
+def _samples(call: Callable[[], Any], seconds: float, least: int, most: int) -> tuple[list[float], int]:
     """Warm times of one call, in seconds: at least `least` of them, then more until the time is used up.
 
     A call longer than the whole time is one sample by itself: what it finds in the caches no longer matters.
+    Where the machine is busy, sampling goes on for up to three times as long to find samples that no other process has
+    disturbed. The second result says how many of those returned are not of that kind.
     """
     clock = time.perf_counter
-    begin = clock()
+    before, begin = _preemptions(), clock()
     call()
     once = clock() - begin
     if once > seconds:
-        return [once]
+        return [once], int(_preemptions() != before)
     begin = clock()
     call()
     once = clock() - begin
     inner = max(1, min(10_000, math.ceil(_SAMPLE_SECONDS / max(once, 1e-9)))) if once < _SAMPLE_SECONDS else 1
     rounds = range(inner)
-    samples: list[float] = []
-    stop = clock() + seconds
+    samples: list[tuple[float, bool]] = []
+    clean, stop = 0, clock() + seconds
     while len(samples) < most:
-        begin = clock()
+        before, begin = _preemptions(), clock()
         for _ in rounds:
             call()
         end = clock()
-        samples.append((end - begin) / inner)
-        if end > stop and len(samples) >= least:
+        disturbed = _preemptions() != before
+        clean += not disturbed
+        samples.append(((end - begin) / inner, disturbed))
+        if len(samples) >= least and (end > stop + 2 * seconds or (end > stop and clean >= least)):
             break
-    return samples
+    return _undisturbed(samples, least)
 
 
-def _cold_samples(call: Callable[[], Any], sweep: Array, count: int) -> list[float]:
+def _cold_samples(call: Callable[[], Any], sweep: Array, count: int) -> tuple[list[float], int]:
     """Times of single calls, each after a walk through more memory than the caches hold."""
     clock = time.perf_counter
-    samples: list[float] = []
+    samples: list[tuple[float, bool]] = []
     for i in range(count):
         # Values stay near one: neither zeros nor denormals, which some machines add faster or slower.
         np.multiply(sweep, 1.0009765625 if i % 2 else 0.9990243902439024, out=sweep)
-        begin = clock()
+        before, begin = _preemptions(), clock()
         call()
-        samples.append(clock() - begin)
-    return samples
+        end = clock()
+        samples.append((end - begin, _preemptions() != before))
+    return _undisturbed(samples, 1)
 
 
 # -------------------------------------------------------------------------------------------------------- the protocol
@@ -847,20 +863,20 @@ class Server:
         call = self.variants[message["variant"]].call
         gc.disable()
         try:
-            samples = _samples(call, message["seconds"], message["least"], message["most"])
+            samples, disturbed = _samples(call, message["seconds"], message["least"], message["most"])
         finally:
             gc.enable()
-        return {"samples": samples}, {}
+        return {"samples": samples, "disturbed": disturbed}, {}
 
     def cold(self, message: dict[str, Any], _: dict[str, Array]) -> tuple[dict[str, Any], dict[str, Array]]:
         if self.sweep.nbytes != message["bytes"]:
             self.sweep = np.ones(message["bytes"] // 4, np.float32)
         gc.disable()
         try:
-            samples = _cold_samples(self.variants[message["variant"]].call, self.sweep, message["count"])
+            samples, disturbed = _cold_samples(self.variants[message["variant"]].call, self.sweep, message["count"])
         finally:
             gc.enable()
-        return {"samples": samples}, {}
+        return {"samples": samples, "disturbed": disturbed}, {}
 
     def extra(self, message: dict[str, Any], _: dict[str, Array]) -> tuple[dict[str, Any], dict[str, Array]]:
         return {"value": self.contender.extra(message["name"], message["arguments"])}, {}
@@ -883,10 +899,7 @@ def main() -> int:
     here = str(Path(__file__).resolve().parent)
     # The neighbours of this file are no modules of the contender's.
     sys.path[:] = [p for p in sys.path if str(Path(p or ".").resolve()) != here]
-    with open(int(reading), "rb", buffering=0) as raw, open(int(writing), "wb") as answers:
-        import io
-
-        requests = io.BufferedReader(raw, 1 << 20)
+    with open(int(reading), "rb") as requests, open(int(writing), "wb") as answers:
         try:
             server = Server(name, int(threads))
         except ImportError as error:

@@ -1,0 +1,213 @@
+"""The command line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fastconv
+from fastconv import functional
+from fastconv.__main__ import main
+
+
+def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=120)
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"fastconv {fastconv.__version__}\n"
+
+
+def test_numpy_alone_serves_version_info_and_check() -> None:
+    code = """
+import sys
+for name in ("rich", "sklearn", "scipy", "matplotlib", "PIL", "pytest", "torch"):
+    sys.modules[name] = None
+from fastconv.__main__ import main
+assert main(["info"]) == 0
+assert main(["check", "--op", "linear_backward_bias"]) == 0
+try:
+    main(["--version"])
+except SystemExit as stop:
+    assert stop.code == 0
+"""
+    done = run_python("-c", code)
+    assert done.returncode == 0, done.stderr
+    assert fastconv.__version__ in done.stdout
+    assert "all right" in done.stdout
+
+
+def test_without_a_command() -> None:
+    done = run_python("-m", "fastconv")
+    assert done.returncode == 2
+    assert "usage" in done.stderr
+
+
+def test_info(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info"]) == 0
+    assert str(fastconv.get_isa()) in capsys.readouterr().out
+
+
+def test_explain(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["explain", "conv2d", "--input", "1,8,9,9", "--weight", "8,8,3,3", "--padding", "same", "--stride", "2"]
+    assert main(arguments) == 0
+    assert "conv2d" in capsys.readouterr().out
+    assert main([*arguments, "--groups", "3"]) == 2
+    assert "groups (=3)" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["explain", "conv2d", "--input", "eight", "--weight", "8,8,3,3"])
+
+
+# ------------------------------------------------------------------------------------------------------------- check
+
+
+def test_check(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "--op", "linear_backward_weight"]) == 0
+    out = capsys.readouterr().out
+    assert "all right" in out
+    for isa in fastconv.available_isas():
+        assert f"{isa} " in out
+
+
+def test_check_finds_a_fault(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    right = functional.linear_backward_weight
+
+    def wrong(*arguments: Any, **options: Any) -> Any:
+        dw = right(*arguments, **options)
+        dw.flat[0] += 1e-3
+        return dw
+
+    wrong.__signature__ = __import__("inspect").signature(right)  # type: ignore[attr-defined]
+    monkeypatch.setattr(functional, "linear_backward_weight", wrong)
+    assert main(["check", "--op", "linear_backward_weight"]) == 1
+    out = capsys.readouterr().out
+    assert "WRONG" in out
+    assert "Please report" in out
+
+
+def test_check_refuses_what_it_does_not_know(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "--op", "pool9d"]) == 2
+    assert main(["check", "--isa", "mmx"]) == 2
+    assert "must be one of" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------------------------------------------- bench
+
+
+def test_bench_lists_its_layers(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("rich")
+    assert main(["bench", "--list", "--net", "vgg16"]) == 0
+    assert "vgg16/conv1_1" in capsys.readouterr().out
+
+
+def test_bench_writes_json_and_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("rich")
+    path = tmp_path / "results.json"
+    arguments = ["bench", "--peers", "none", "--filter", "tiny/3x3|tiny/linear", "--rounds", "2", "--seconds", "0.002"]
+    assert main([*arguments, "--json", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "tiny: worst first" in out
+    assert "Geometric means" in out
+    document = json.loads(path.read_text())
+    assert {"schema", "fastconv", "numpy", "created", "machine", "settings", "peers", "ceilings", "rows"} <= set(
+        document
+    )
+    assert [row["id"] for row in document["rows"]] == ["tiny/3x3 1>1 @8", "tiny/linear 16>10"]
+    assert document["machine"]["cpu"]
+    assert document["ceilings"][0]["peak"]["float32"] > 0
+    row = document["rows"][0]
+    assert {"flops", "bytes", "family", "memory_bound", "contenders", "results", "data", "isa", "threads"} <= set(row)
+    assert {"median", "low", "high", "best", "worst", "count"} == set(row["contenders"]["fastconv"]["warm"])
+    assert str(tmp_path) not in path.read_text()
+    assert main(["bench", "--show", str(path)]) == 0
+    assert "tiny/linear" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--net", "nonet"], "--net (='nonet') must be one of"),
+        (["--threads", "0"], "--threads (='0') must be"),
+        (["--threads", "1,x"], "--threads (='1,x') must be"),
+        (["--threads", "100000"], "--threads (=100000) must be at most"),
+        (["--filter", "("], "--filter (='(') must be a regular expression"),
+        (["--filter", "nothing at all"], "no layer is left"),
+        (["--family", "9x9"], "--family (='9x9') must be one of"),
+        (["--peers", "caffe"], "--peers (='caffe') must be among"),
+        (["--peer-python", "caffe=/x"], "--peer-python (='caffe=/x') must name one of"),
+        (["--rounds", "0"], "--rounds and --seconds must be positive"),
+        (["--show", "no such file"], "no such file"),
+        (["--report", "--readme", "no such file"], "no such file"),
+    ],
+)
+def test_bench_refuses(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("rich")
+    assert main(["bench", *arguments]) == 2
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert "Traceback" not in errors
+
+
+def test_bench_without_rich_names_the_extra(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [m for m in sys.modules if m.split(".")[0] == "rich"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "rich", None)
+    assert main(["bench", "--list"]) == 2
+    assert 'pip install "fastconv[bench]"' in capsys.readouterr().err
+
+
+# -------------------------------------------------------------------------------------------------------------- demo
+
+
+def test_demo_draws_a_sheet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = pytest.importorskip("PIL.Image")
+    for name in ("matplotlib", "scipy"):
+        pytest.importorskip(name)
+    rng = np.random.default_rng(0)
+    photo, sheet = tmp_path / "photo.jpg", tmp_path / "out" / "sheet.png"
+    image.fromarray(rng.integers(0, 256, (40, 60, 3), dtype=np.uint8)).save(photo)
+    assert main(["demo", str(photo), "--output", str(sheet)]) == 0
+    out = capsys.readouterr().out
+    for title in ("blur", "sharpen", "Sobel x", "Sobel magnitude", "emboss", "oriented", "stride", "dilation"):
+        assert title in out
+    with image.open(sheet) as drawn:
+        drawn.verify()
+        assert drawn.format == "PNG"
+        assert min(drawn.size) > 300
+
+
+def test_demo_refuses_what_is_no_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = pytest.importorskip("PIL.Image")
+    text = tmp_path / "text.jpg"
+    text.write_text("not a picture")
+    small = tmp_path / "small.png"
+    image.new("RGB", (3, 3)).save(small)
+    for path in (tmp_path / "none.jpg", text, small):
+        assert main(["demo", str(path)]) == 2
+        assert path.name in capsys.readouterr().err
+
+
+def test_a_wrong_filter_is_not_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = pytest.importorskip("PIL.Image")
+    for name in ("matplotlib", "scipy"):
+        pytest.importorskip(name)
+    photo, sheet = tmp_path / "photo.png", tmp_path / "sheet.png"
+    image.new("RGB", (40, 30), (90, 60, 30)).save(photo)
+    right = fastconv.conv2d
+    monkeypatch.setattr(fastconv, "conv2d", lambda *a, **o: right(*a, **o) * 1.01)
+    assert main(["demo", str(photo), "--output", str(sheet)]) == 1
+    assert "WRONG" in capsys.readouterr().err
+    assert not sheet.exists()
