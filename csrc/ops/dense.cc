@@ -415,17 +415,47 @@ class PixelSlab {
   int64_t* tap_position_;
 };
 
+// Weights that few blocks of pixels share are packed by the tasks, panel by panel, into the first-level cache; packed
+// beforehand they would be written to memory and read again.
+bool packs_late(const DenseJob& job, const Choice& choice) {
+  return choice.role == Role::pixel_rows && job.N * ceil_div(job.pixels(), std::max<int64_t>(choice.pixel_block, 1)) <= 6;
+}
+
+void tap_offsets(const DenseJob& job, int64_t* offset) {
+  for (int64_t a = 0; a < job.filter[0]; ++a)
+    for (int64_t b = 0; b < job.filter[1]; ++b)
+      for (int64_t c = 0; c < job.filter[2]; ++c) *offset++ = a * job.wf[0] + b * job.wf[1] + c * job.wf[2];
+}
+
+// Packs the panel of output channels [k, k + columns) for one piece of the reduction.
+template <class T>
+void pack_panel(const DenseJob& job, const KernelTable<T>& kernels, const Chunk& chunk, const int64_t* tap_offset, int64_t g,
+                int64_t k, int64_t columns, T* panel) {
+  PackWeightsArgs<T> p{};
+  p.panel = panel;
+  p.w = static_cast<const T*>(job.weight) + g * job.wg + chunk.c0 * job.wc + k * job.wk;
+  p.column_stride = job.wk, p.channel_stride = job.wc;
+  p.tap_offset = tap_offset + chunk.t0;
+  p.taps = chunk.taps, p.length = chunk.channels;
+  p.columns = columns, p.valid = std::min(columns, job.K - k);
+  kernels.pack_weights(p);
+}
+
 template <class T>
 struct RowsTask {
   const T** table;
   T* zero_row;
   T** c;
   const T** r;
+  T* panel;
+  int64_t* tap_offset;
   Moved<T> moved;
 
   RowsTask(const DenseJob& job, const Choice& choice, const Machine& machine, int64_t m, int64_t k, Arena& arena)
       : table(arena.take<const T*>(job.taps() * m)), zero_row(choice.copy_pixels ? nullptr : arena.take<T>(job.C)),
         c(arena.take<T*>(m)), r(job.has_residual ? arena.take<const T*>(m) : nullptr),
+        panel(packs_late(job, choice) ? arena.take<T>(choice.reduction_block() * machine.max_vectors * machine.lanes) : nullptr),
+        tap_offset(packs_late(job, choice) ? arena.take<int64_t>(job.taps()) : nullptr),
         moved(job, choice, m, k, machine.lanes, arena) {}
 };
 
@@ -484,7 +514,8 @@ void run_rows(const Run<T>& run, const Context<T>& ctx, const Task& task, Arena&
   g.c = s.c;
   g.residual = s.r;
   g.row_step = 1;
-  const T* group = run.packed + task.g * padded_k * job.C * T_all;
+  const T* group = run.packed ? run.packed + task.g * padded_k * job.C * T_all : nullptr;
+  if (!group) tap_offsets(job, s.tap_offset);
   int64_t terms_before = 0;
   for (size_t i = 0; i < choice.chunks.size(); ++i) {
     const Chunk& chunk = choice.chunks[i];
@@ -504,7 +535,12 @@ void run_rows(const Run<T>& run, const Context<T>& ctx, const Task& task, Arena&
       if (k < task.k0 || k >= task.k1) continue;
       g.vectors = static_cast<int32_t>(panels.width(p));
       g.tail = static_cast<int32_t>(std::min(W, job.K - k - (g.vectors - 1) * W));
-      g.panel = group + terms_before * padded_k + k * terms;
+      if (group) {
+        g.panel = group + terms_before * padded_k + k * terms;
+      } else {
+        if (terms) pack_panel(job, ctx.kernels, chunk, s.tap_offset, task.g, k, g.vectors * W, s.panel);
+        g.panel = s.panel;
+      }
       g.c_offset = g.residual_offset = k;
       set_finish(ctx.finish, task.g * job.K + k, &g);
       ctx.kernels.gemm(g);
@@ -762,7 +798,7 @@ double job_nanoseconds(const DenseJob& job) {
 
 int64_t packed_size(const DenseJob& job, const Choice& choice, const Machine& m, bool keep) {
   const int64_t terms = job.C * job.taps();
-  if (choice.role == Role::pixel_rows) return job.G * round_up(job.K, m.lanes) * terms;
+  if (choice.role == Role::pixel_rows) return !keep && packs_late(job, choice) ? 0 : job.G * round_up(job.K, m.lanes) * terms;
   return keep || !weights_are_rows(job) ? job.G * job.K * terms : 0;
 }
 
@@ -773,9 +809,7 @@ Status pack_job(const DenseJob& job, const Choice& choice, const Machine& m, con
   Workspace scratch(sizeof(int64_t) * T_all);
   if (!scratch) return Status::out_of_memory;
   int64_t* tap_offset = static_cast<int64_t*>(scratch.data());
-  for (int64_t t = 0; t < T_all; ++t)
-    tap_offset[t] = t / (job.filter[1] * job.filter[2]) * job.wf[0] + t / job.filter[2] % job.filter[1] * job.wf[1] +
-                    t % job.filter[2] * job.wf[2];
+  tap_offsets(job, tap_offset);
   const bool rows = choice.role == Role::pixel_columns;
   const Panels panels(ceil_div(job.K, W), m);
   const int64_t parts = rows ? ceil_div(job.K, 32) : panels.count;
@@ -788,21 +822,19 @@ Status pack_job(const DenseJob& job, const Choice& choice, const Machine& m, con
     for (int64_t c = 0; c < ci; ++c) terms_before += terms_of(choice.chunks[c]);
     const Chunk& chunk = choice.chunks[ci];
     T* base = packed + g * padded_k * job.C * T_all + terms_before * padded_k;
+    if (!rows) {
+      const int64_t k = panels.start(part) * W;
+      return pack_panel(job, kernels, chunk, tap_offset, g, k, panels.width(part) * W, base + k * terms_of(chunk));
+    }
+    const int64_t k = part * 32;
     PackWeightsArgs<T> p{};
-    p.w = static_cast<const T*>(job.weight) + g * job.wg + chunk.c0 * job.wc;
+    p.panel = base + k * terms_of(chunk);
+    p.w = static_cast<const T*>(job.weight) + g * job.wg + chunk.c0 * job.wc + k * job.wk;
     p.column_stride = job.wk, p.channel_stride = job.wc;
     p.tap_offset = tap_offset + chunk.t0;
     p.taps = chunk.taps, p.length = chunk.channels;
-    const int64_t k = rows ? part * 32 : panels.start(part) * W;
-    p.w += k * job.wk;
-    p.panel = base + k * terms_of(chunk);
-    if (rows) {
-      p.columns = terms_of(chunk), p.valid = std::min<int64_t>(32, job.K - k);
-      kernels.pack_weight_rows(p);
-    } else {
-      p.columns = panels.width(part) * W, p.valid = std::min(p.columns, job.K - k);
-      kernels.pack_weights(p);
-    }
+    p.columns = terms_of(chunk), p.valid = std::min<int64_t>(32, job.K - k);
+    kernels.pack_weight_rows(p);
   });
 }
 

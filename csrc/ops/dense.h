@@ -33,7 +33,8 @@ struct Run {
   }
 };
 
-// The smallest element count that pack_job() fills; 0 where the role reads the weights as they lie.
+// The elements that pack_job() fills; 0 where the tasks read the weights as they lie or pack them themselves. `keep`: for
+// a plan, which packs always.
 int64_t packed_size(const DenseJob& job, const Choice& choice, const Machine& machine, bool keep);
 
 template <class T>
