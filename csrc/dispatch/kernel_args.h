@@ -132,8 +132,8 @@ struct SlabArgs {
 template <class T>
 struct PixelSlabArgs {
   T* slab;
-  const T* source;            // the image at channel 0 of the block; its channels are neighbours
-  int64_t column_stride;
+  const T* source;            // the image at channel 0 of the block
+  int64_t channel_stride, column_stride;
   int64_t channels;
   const int64_t* row_offset;  // as in SlabArgs
   int64_t rows, columns;
@@ -143,7 +143,7 @@ struct PixelSlabArgs {
 };
 
 // Moves a block between a tensor of any strides and a dense buffer[m * pitch + n]; element (m, n) of the tensor is at
-// row_offset[m] + column_offset[n].
+// row_offset[m] + column_offset[n]. Row offsets grow; the buffer's pitch is a multiple of W.
 template <class T>
 struct MoveBlockArgs {
   T* tensor;

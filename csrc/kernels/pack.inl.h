@@ -213,15 +213,53 @@ void fill_pixel_slab(const PixelSlabArgs<T>& p) {
     }
     const T* row = p.source + p.row_offset[r];
     zeros(out, lo * channels);
-    if (!p.column_map && !p.map.active && p.column_stride == channels) {
+    if (p.channel_stride == 1 && !p.column_map && !p.map.active && p.column_stride == channels) {
       copy(out + lo * channels, row + (p.first + lo) * channels, (hi - lo) * channels);
-    } else {
+    } else if (p.channel_stride == 1) {
       for (int64_t i = lo; i < hi; ++i) {
         const T* from = row + (p.column_map ? p.column_map[i] : p.first + i) * p.column_stride;
         if (p.map.active)
           mapped(out + i * channels, from);
         else
           copy(out + i * channels, from, channels);
+      }
+    } else if (p.column_stride == 1 && !p.column_map) {
+      // A planar image: W channels of W columns at a time.
+      for (int64_t c = 0; c < channels; c += W) {
+        const int64_t high = channels - c < W ? channels - c : W;
+        const T* plane = row + c * p.channel_stride + p.first;
+        for (int64_t i = lo; i < hi; i += W) {
+          const int64_t wide = hi - i < W ? hi - i : W;
+          V x[W];
+#pragma GCC unroll 16
+          for (int l = 0; l < W; ++l) {
+            if (l >= high) {
+              x[l] = V::zero();
+              continue;
+            }
+            const T* from = plane + l * p.channel_stride + i;
+            x[l] = wide == W ? V::load(from) : V::load_n(from, wide);
+          }
+          if (p.map.active)
+            for (int l = 0; l < high; ++l) x[l] = map_channel(p.map, c + l, x[l]);
+          V::transpose(x);
+          T* to = out + i * channels + c;
+#pragma GCC unroll 16
+          for (int l = 0; l < W; ++l) {
+            if (l >= wide) break;
+            if (high == W)
+              x[l].store(to + l * channels);
+            else
+              x[l].store_n(to + l * channels, high);
+          }
+        }
+      }
+    } else {
+      for (int64_t i = lo; i < hi; ++i) {
+        const T* from = row + (p.column_map ? p.column_map[i] : p.first + i) * p.column_stride;
+        T* to = out + i * channels;
+        for (int64_t c = 0; c < channels; ++c) to[c] = from[c * p.channel_stride];
+        if (p.map.active) mapped(to, to);
       }
     }
     zeros(out + hi * channels, (p.columns - hi) * channels);
@@ -295,7 +333,25 @@ void gather_block(const MoveBlockArgs<T>& p) {
 
 template <class T>
 void scatter_block(const MoveBlockArgs<T>& p) {
-  for (int64_t m = 0; m < p.m; ++m) {
+  using V = Vec<T>;
+  constexpr int W = V::kLanes;
+  int64_t m = 0;
+  // Rows that follow each other in the tensor (offsets only grow): W x W elements at a time are transposed on the way.
+  for (; m + W <= p.m && p.row_offset[m + W - 1] == p.row_offset[m] + W - 1; m += W)
+    for (int64_t n = 0; n < p.n; n += W) {
+      const int64_t wide = p.n - n < W ? p.n - n : W;
+      V x[W];
+#pragma GCC unroll 16
+      for (int l = 0; l < W; ++l) x[l] = V::load(p.buffer + (m + l) * p.pitch + n);
+      V::transpose(x);
+#pragma GCC unroll 16
+      for (int l = 0; l < W; ++l) {
+        if (l >= wide) break;
+        T* to = p.tensor + p.row_offset[m] + p.column_offset[n + l];
+        (p.accumulate ? V::load(to) + x[l] : x[l]).store(to);
+      }
+    }
+  for (; m < p.m; ++m) {
     T* row = p.tensor + p.row_offset[m];
     const T* from = p.buffer + m * p.pitch;
     if (p.accumulate)

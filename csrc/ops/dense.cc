@@ -389,7 +389,7 @@ class PixelSlab {
     if (map.gate) map.gate = gate_, map.gate_stride = 1;
     PixelSlabArgs<T> args{};
     args.slab = slab_, args.source = source;
-    args.column_stride = job.is.s[2], args.channels = chunk.channels;
+    args.channel_stride = job.is.c, args.column_stride = job.is.s[2], args.channels = chunk.channels;
     args.row_offset = row_offset_, args.rows = shape_.depth * shape_.height;
     args.columns = shape_.padded_columns, args.first = shape_.first_column(job), args.image_columns = job.in[2];
     args.column_map = column_map_;
@@ -703,7 +703,7 @@ struct Cut {
     k_size = job.K;
     // A buffer for a moved output holds at most this many channels.
     if (choice.move_output || choice.move_residual)
-      k_size = std::min(k_size, std::max(unit, 65536 / std::max<int64_t>(blocks.largest(), 1) / unit * unit));
+      k_size = std::min(k_size, std::max(unit, 131072 / std::max<int64_t>(blocks.largest(), 1) / unit * unit));
     int64_t have = job.N * job.G * blocks.count;
     if (have < want) {
       // Smaller blocks first: they repeat less work than a second pass over the same pixels.
