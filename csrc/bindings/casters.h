@@ -5,6 +5,7 @@
 #pragma once
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <unistd.h>
 
 #include <cstdint>
 
@@ -52,7 +53,16 @@ inline void check(Status status) {
 class ReleaseGil {
  public:
   ReleaseGil() : state_(PyEval_SaveThread()) {}
-  ~ReleaseGil() { PyEval_RestoreThread(state_); }
+  ~ReleaseGil() {
+    try {
+      PyEval_RestoreThread(state_);
+    } catch (...) {
+      // Before Python 3.14 a daemon thread that asks for the GIL of a finalising interpreter is ended by pthread_exit,
+      // which unwinds the stack as an exception does. The frames above hold Python objects and may not be unwound
+      // without the GIL: the thread waits here for the end of the process, as it does in later versions.
+      for (;;) pause();
+    }
+  }
   ReleaseGil(const ReleaseGil&) = delete;
   ReleaseGil& operator=(const ReleaseGil&) = delete;
 

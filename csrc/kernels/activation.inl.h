@@ -13,7 +13,7 @@ struct MathConstants;
 template <>
 struct MathConstants<float> {
   static constexpr float kLn2Hi = 0x1.62e4p-1f, kLn2Lo = 0x1.7f7d1cp-20f;
-  static constexpr float kExpMin = -87.0f, kExpMax = 88.0f;
+  static constexpr float kExpMin = -104.0f, kGeluBound = 15.0f, kSplit = 0x1p12f + 1;
   static constexpr int kExpTerms = 7;  // 0.3466^7 / 8! is below 2^-25
   static constexpr float kErfc[] = {-0.671794085f,    0.672643155f,     0.0473434175f,    -0.0468936406f, -0.00987453492f,
                                     0.00880882537f,   0.00177066612f,   -0.00228876524f,  -0.000182782142f,
@@ -22,7 +22,7 @@ struct MathConstants<float> {
 template <>
 struct MathConstants<double> {
   static constexpr double kLn2Hi = 0x1.62e42fee00000p-1, kLn2Lo = 0x1.a39ef35793c76p-33;
-  static constexpr double kExpMin = -708.0, kExpMax = 709.0;
+  static constexpr double kExpMin = -746.0, kGeluBound = 39.0, kSplit = 0x1p27 + 1;
   static constexpr int kExpTerms = 14;  // 0.3466^14 / 15! is below 2^-60
   static constexpr double kErfc[] = {
       -0.671794084056692266,   0.672643223977656795,    0.0473433068419044087,   -0.0468956102311847486,
@@ -35,35 +35,40 @@ struct MathConstants<double> {
       6.71492039360197859e-12, 6.24945728099135126e-10};
 };
 
-// expm1(r) and 2^n with x = n ln 2 + r; x is clamped to where 2^n is a normal number, NaN comes through in r.
+// n and expm1(r) with hi + lo = n ln 2 + r, the sum of two so that an argument may carry more digits than a number. hi
+// is clamped to where exp underflows; lo is small. NaN comes through in the result, and n is 0 then.
 template <class V>
-inline V exp_reduced(V x, V& scale) {
+inline V exp_reduced(V hi, V lo, V& n) {
   using T = typename V::T;
   using M = MathConstants<T>;
-  x = max(V::set1(M::kExpMin), min(V::set1(M::kExpMax), x));
-  // A NaN would make an undefined integer below; it keeps n = 0.
-  V n = V::round(x * V::set1((T)1.44269504088896340736));
+  hi = max(V::set1(M::kExpMin), hi);
+  // A NaN would make an undefined integer of n.
+  n = V::round((hi + lo) * V::set1((T)1.44269504088896340736));
   n = V::select_less(V::abs(n), V::set1((T)2048), n, V::zero());
-  V r = fma(n, V::set1(-M::kLn2Hi), x);
+  V r = fma(n, V::set1(-M::kLn2Hi), hi) + lo;
   r = fma(n, V::set1(-M::kLn2Lo), r);
-  scale = V::exp2i(n);
   // 1 + r/2 + r^2/6 + ... by Horner: p = 1 + r / j * p
   V p = V::set1((T)1);
   for (int j = M::kExpTerms; j >= 2; --j) p = fma(r * V::set1((T)1 / (T)j), p, V::set1((T)1));
   return r * p;
 }
 
+// e^(hi + lo) for an argument that is not above 1. In two factors, so that it fades into the denormals and to 0.
 template <class V>
-inline V exp(V x) {
-  V scale, m = exp_reduced(x, scale);
-  return fma(scale, m, scale);
+inline V exp(V hi, V lo) {
+  using T = typename V::T;
+  V n, m = exp_reduced(hi, lo, n);
+  V half = V::round(n * V::set1((T)0.5)), scale = V::exp2i(half);
+  return fma(scale, m, scale) * V::exp2i(n - half);
 }
 
+// exp of a negative number alone, which keeps both tails exact in relative terms and gives 0 for -inf.
 template <class V>
 inline V sigmoid(V x) {
   using T = typename V::T;
-  const V one = V::set1((T)1);
-  return one / (one + exp(V::zero() - x));
+  const V zero = V::zero(), one = V::set1((T)1);
+  V e = exp(zero - V::abs(x), zero);
+  return V::select_less(x, zero, e, one) / (one + e);
 }
 
 // tanh(x) = m / (m + 2) with m = expm1(2x), which keeps small x exact in relative terms.
@@ -72,7 +77,7 @@ inline V tanh(V x) {
   using T = typename V::T;
   const V one = V::set1((T)1), limit = V::set1((T)(sizeof(T) == 4 ? 10 : 20));
   V y = max(V::zero() - limit, min(limit, x));
-  V scale, r = exp_reduced(y + y, scale);
+  V n, r = exp_reduced(y + y, V::zero(), n), scale = V::exp2i(n);
   V m = fma(scale, r, scale - one);
   return m / (m + one + one);
 }
@@ -83,36 +88,38 @@ inline V gelu(V x) {
   using T = typename V::T;
   using M = MathConstants<T>;
   constexpr int kTerms = sizeof(M::kErfc) / sizeof(T);
-  const V one = V::set1((T)1), two = one + one;
-  V z = V::abs(x) * V::set1((T)0.70710678118654752440);
-  V t = two / (two + z), u = t + t - one;
+  const V one = V::set1((T)1), two = one + one, half = V::set1((T)0.5);
+  // Beyond the bound the tail is 0.
+  V y = min(V::set1(M::kGeluBound), V::abs(x));
+  V t = two / (two + y * V::set1((T)0.70710678118654752440)), u = t + t - one;
   V p = V::set1(M::kErfc[kTerms - 1]);
   for (int j = kTerms - 2; j >= 0; --j) p = fma(p, u, V::set1(M::kErfc[j]));
-  V tail = t * exp(fma(V::zero() - z, z, p));
+  // y^2 / 2 rounded would cost the tail up to 7 bits: the upper half of y has an exact square, the rest joins p.
+  V s = y * V::set1(M::kSplit), upper = s - (s - y);
+  V tail = t * exp(V::zero() - half * upper * upper, fma((upper - y) * half, upper + y, p));
   V phi = V::select_less(x, V::zero(), tail, two - tail);
-  // Beyond the clamp of exp the tail counts as zero, so that -inf gives -0 and not NaN.
-  const V far = V::set1((T)(sizeof(T) == 4 ? -13 : -38));
-  return V::select_less(x, far, V::zero(), V::set1((T)0.5) * x * phi);
+  return half * x * phi;
 }
 
 // The order is that of fastconv::ActivationKind.
 template <class V>
 inline V activate(int32_t kind, typename V::T a, typename V::T b, V x) {
   using T = typename V::T;
-  const V zero = V::zero(), one = V::set1((T)1), six = V::set1((T)6), three = V::set1((T)3);
+  const V zero = V::zero(), six = V::set1((T)6), three = V::set1((T)3);
   switch (kind) {
     case 1: return max(zero, x);
     case 2: return min(six, max(zero, x));
     case 3: return V::select_less(x, zero, V::set1(a) * x, x);
     case 4: return x * sigmoid(x);
-    case 5: return x * min(six, max(zero, x + three)) / six;
+    case 5: return x * (min(six, max(zero, x + three)) / six);
     case 6: return sigmoid(x);
     case 7: return min(six, max(zero, x + three)) / six;
     case 8: return tanh(x);
     case 9: return gelu(x);
     case 10: {
-      V inner = V::set1((T)0.79788456080286535588) * fma(V::set1((T)0.044715) * x * x, x, x);
-      return V::set1((T)0.5) * x * (one + tanh(inner));
+      // 0.5 * (1 + tanh(v)) is sigmoid(2 v), without the cancellation.
+      V v = fma(V::set1((T)0.044715) * x * x, x, x);
+      return x * sigmoid(V::set1((T)1.5957691216057307) * v);
     }
     case 11: return min(V::set1(b), max(V::set1(a), x));
     default: return x;

@@ -34,13 +34,14 @@ __attribute__((noinline)) void gemm_tile(const GemmArgs<T>& g, int64_t m0) {
     for (int v = 0; v < NV; ++v) acc[i][v] = V::zero();
 
   const T* panel = g.panel;
-  const int64_t step = g.row_step, end = g.length * step;
+  const int64_t step = g.row_step;  // may be zero or negative
   for (int64_t t = 0; t < g.taps; ++t) {
     const T* const* row = g.rows + t * g.row_pitch + m0;
     const T* a[MR];
 #pragma GCC unroll 16
     for (int i = 0; i < MR; ++i) a[i] = row[i] + g.row_offset;
-    for (int64_t k = 0; k < end; k += step) {
+    int64_t k = 0;
+    for (int64_t n = g.length; n > 0; --n, k += step) {
       V b[NV];
 #pragma GCC unroll 16
       for (int v = 0; v < NV; ++v) b[v] = V::load(panel + v * W);

@@ -35,7 +35,7 @@ struct Vec {
   V v;
 
   static Vec zero() { return {V{}}; }
-  static Vec set1(T x) { return {V{} + x}; }
+  static Vec set1(T x) { return {x - V{}}; }  // not V{} + x, which would lose the sign of -0
   static Vec load(const T* p) {
     Vec r;
     __builtin_memcpy(&r.v, p, sizeof(V));

@@ -30,7 +30,7 @@ int preferred_vectors(const Machine& m) { return m.max_vectors == 3 ? 2 : m.max_
 int64_t reduction_terms(const Machine& m, int64_t item_size) {
   // A panel takes five eighths of L1; the rest is for the rows that pass by it.
   const int64_t row_bytes = preferred_vectors(m) * m.lanes * item_size;
-  return std::clamp<int64_t>(m.l1 * 5 / 8 / row_bytes, 128, 512);
+  return std::clamp<int64_t>(m.l1 * 5 / 4 / row_bytes, 128, 512);
 }
 
 Panels::Panels(int64_t n, const Machine& m) : vectors(n) {
@@ -63,8 +63,9 @@ std::vector<Chunk> split_reduction(int64_t C, int64_t T, int64_t terms, int64_t 
   return chunks;
 }
 
-Problem describe(const DenseJob& job, int64_t item_size, bool mapped) {
+Problem describe(const DenseJob& job, int64_t item_size, bool channels_last, bool mapped) {
   Problem p{};
+  p.channels_last = channels_last;
   p.C = job.C, p.K = job.K;
   bool padded = false;
   for (int a = 0; a < 3; ++a) {
@@ -94,25 +95,19 @@ Choice choose(const Problem& p, const Machine& m) {
   Choice c{};
   const int64_t T = p.filter[0] * p.filter[1] * p.filter[2];
   const int64_t pixels = p.out[0] * p.out[1] * p.out[2];
-  const bool rows_fit = p.in_channels_unit && p.out_channels_unit;
-  const bool columns_fit = p.in_columns_unit && p.out_columns_unit;
   // Planar images: a long reduction pays for transposing the input and the output, once each, on the way; packing columns
-  // costs a copy for every tap.
-  const bool transpose = columns_fit && !rows_fit && T > 1 && p.C * T >= kTransposeTerms && p.K >= kTransposeChannels;
-  if (rows_fit != columns_fit)
-    c.role = rows_fit || transpose ? Role::pixel_rows : Role::pixel_columns;
-  else if (rows_fit)  // both read alike: the longer side takes the vectors
-    c.role = pixels >= p.K ? Role::pixel_columns : Role::pixel_rows;
-  else
-    c.role = p.in_channels_unit && p.C > 1 ? Role::pixel_rows : Role::pixel_columns;
-  c.passed_over = c.role == Role::pixel_rows ? "pixel columns: the image's channels are neighbours in memory, its columns are not"
-                                             : "pixel rows: the image's columns are neighbours in memory, its channels are not";
+  // costs a copy for every tap. A single pixel has no columns.
+  const bool transpose = pixels == 1 || (T > 1 && p.C * T >= kTransposeTerms && p.K >= kTransposeChannels);
+  c.role = p.channels_last || transpose ? Role::pixel_rows : Role::pixel_columns;
+  c.passed_over = p.channels_last ? "pixel columns: the channels are neighbours in memory, the columns are not"
+                  : transpose     ? "pixel columns: the reduction is long enough to pay for transposing the image"
+                                  : "pixel rows: the columns are neighbours in memory, and the reduction is short";
 
   const int64_t terms = reduction_terms(m, p.item_size), line = 64 / p.item_size;
   if (c.role == Role::pixel_rows) {
     c.move_output = !p.out_channels_unit;
     // A pixel's taps are short runs when it has few channels: copied together they are one long run.
-    c.copy_pixels = p.mapped || !p.in_channels_unit || (T > 1 && p.C < line);
+    c.copy_pixels = T > 0 && (p.mapped || !p.in_channels_unit || (T > 1 && p.C < line));
     c.chunks = split_reduction(p.C, T, terms, line, c.copy_pixels ? 1 : line);
     const int64_t piece = std::max<int64_t>(1, c.reduction_block());
     // The block's rows stay in a third of L2, its table of pointers within 64 KB.

@@ -1,7 +1,9 @@
 // choose(): a pure function from a problem and a machine to a decision. Execution, plan, explain and the log all read the
 // same decision; how the tasks are split over threads is no part of it.
 //
-// Nothing here depends on the batch or on the number of threads: the result's bits follow from the decision alone.
+// Nothing here depends on the batch or on the number of threads: the result's bits follow from the decision alone. Of the
+// strides, only the memory order of the layer (channels or columns innermost) decides the role; the others decide what has
+// to be copied, which leaves the bits as they are.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -29,6 +31,7 @@ struct Machine {
 struct Problem {
   int64_t C, K, filter[3], out[3], stride[3], dilation[3];
   int64_t item_size;
+  bool channels_last;                        // the layer's memory order, which follows its input's
   bool in_channels_unit, in_columns_unit;    // neighbours in memory: channels, columns of the image
   bool out_channels_unit, out_columns_unit;  // for the output, columns: all flattened pixels
   bool has_residual, residual_channels_unit, residual_columns_unit;
@@ -54,7 +57,7 @@ struct Choice {
 };
 
 Machine current_machine(DType dtype);
-Problem describe(const DenseJob& job, int64_t item_size, bool mapped);
+Problem describe(const DenseJob& job, int64_t item_size, bool channels_last, bool mapped);
 Choice choose(const Problem& problem, const Machine& machine);
 
 // Pieces of a reduction over C channels and T taps of about `terms` terms each. Channels are outermost; taps are split

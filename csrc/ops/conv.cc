@@ -98,6 +98,7 @@ bool has_prologue(const Prologue& p) {
 }
 
 struct Layer {
+  bool channels_last;  // memory order: that of the tensor the pass reads
   Geometry geometry;
   Strides x, y, r;
   WeightStrides w;
@@ -109,6 +110,7 @@ Status check_forward(const ConvDesc& desc, const ConvOperands& o, Layer* layer) 
   Geometry& g = layer->geometry;
   Status s = make_geometry(desc, o.x, o.w, &g);
   if (s != Status::ok) return s;
+  layer->channels_last = output_is_channels_last(desc, o.x);
   layer->in_channels = g.G * (desc.transposed ? g.K : g.C);
   layer->out_channels = g.G * (desc.transposed ? g.C : g.K);
   if ((s = lift(desc, g, !desc.transposed, o.x, &layer->x)) != Status::ok) return s;
@@ -156,7 +158,7 @@ std::vector<Run<T>> forward_runs(const ConvDesc& desc, const Layer& l, const Mac
     run.job = p.job;
     run.output_offset = p.output_offset, run.residual_offset = p.residual_offset, run.weight_offset = p.weight_offset;
     merge_axes(&run.job);
-    run.choice = choose(describe(run.job, sizeof(T), mapped), m);
+    run.choice = choose(describe(run.job, sizeof(T), l.channels_last, mapped), m);
   };
   const Strides* residual = has_residual ? &l.r : nullptr;
   if (desc.transposed) {
@@ -223,7 +225,7 @@ Status gradient_part(const Layer& l, const Machine& m, const KernelTable<T>& ker
     run.job = p.job;
     run.output_offset = p.output_offset, run.weight_offset = p.weight_offset;
     merge_axes(&run.job);
-    run.choice = choose(describe(run.job, sizeof(T), false), m);
+    run.choice = choose(describe(run.job, sizeof(T), l.channels_last, false), m);
   }
   bind_runs(runs, o.y.data, o.w.data, dx, nullptr);
   Block packed;
@@ -277,7 +279,7 @@ Status fold_frame(const Layer& l, const Machine& m, const KernelTable<T>& kernel
             b.origin[a] = whole.origin[a] + at[a];
             b.extent[a] = std::min(piece[a], whole.extent[a] - at[a]);
           }
-          const Strides dense = dense_strides(l.x.c == 1, channels, b.extent);
+          const Strides dense = dense_strides(l.channels_last, channels, b.extent);
           for (int64_t n = 0; n < g.N; ++n) {
             Layer one = l;
             one.geometry.N = 1;
@@ -306,6 +308,7 @@ Status check_backward(const ConvDesc& desc, const ConvOperands& o, Pass pass, La
   Geometry& g = l->geometry;
   Status s = make_geometry(desc, o.x, o.w, &g);
   if (s != Status::ok) return s;
+  l->channels_last = output_is_channels_last(desc, o.y);
   // x is the side with C channels of a plain convolution and the side with K of a transposed one.
   const bool x_in = !desc.transposed;
   const Status sx = lift(desc, g, x_in, o.x, &l->x), sy = lift(desc, g, !x_in, o.y, &l->y), sw = lift_weight(desc, g, o.w, &l->w);
@@ -338,7 +341,7 @@ Status backward_input(const ConvDesc& desc, const ConvOperands& o) {
     DenseJob& job = runs[0].job;
     job = fprop_job(g, l.y, l.x, nullptr, l.w);
     merge_axes(&job);
-    runs[0].choice = choose(describe(job, sizeof(T), false), m);
+    runs[0].choice = choose(describe(job, sizeof(T), l.channels_last, false), m);
     bind_runs(runs, o.y.data, o.w.data, o.x.data, nullptr);
     Block packed;
     if ((s = pack_runs(runs, m, kernels, false, &packed)) != Status::ok) return s;
@@ -504,9 +507,8 @@ class TypedPlan final : public ConvPlan {
     Status s = check_forward(desc, o, &layer_);
     if (s != Status::ok) return s;
     const Geometry& g = layer_.geometry;
-    channels_last_ = output_is_channels_last(desc, o.x);
-    layer_.x = dense_strides(channels_last_, layer_.in_channels, desc.transposed ? g.out : g.in);
-    layer_.y = dense_strides(channels_last_, layer_.out_channels, desc.transposed ? g.in : g.out);
+        layer_.x = dense_strides(layer_.channels_last, layer_.in_channels, desc.transposed ? g.out : g.in);
+    layer_.y = dense_strides(layer_.channels_last, layer_.out_channels, desc.transposed ? g.in : g.out);
     layer_.r = layer_.y;
     for (Strides* side : {&layer_.x, &layer_.y, &layer_.r}) {
       const int64_t* size = (side == &layer_.x) != desc.transposed ? g.in : g.out;
@@ -593,7 +595,7 @@ class TypedPlan final : public ConvPlan {
   ConvDesc desc_;
   Layer layer_{};
   Machine machine_{};
-  bool channels_last_ = false, mapped_ = false;
+  bool mapped_ = false;
   std::vector<Run<T>> runs_;
   Block packed_, vectors_;
   Finish<T> finish_;
@@ -619,7 +621,7 @@ Status decide(const ConvDesc& desc, Pass pass, const ConvOperands& o, Decision* 
   if (pass == Pass::forward) {
     if ((s = check_forward(desc, o, &l)) != Status::ok) return s;
     const Geometry& g = l.geometry;
-    if (absent(o.y)) l.y = dense_strides(output_is_channels_last(desc, o.x), l.out_channels, desc.transposed ? g.in : g.out);
+    if (absent(o.y)) l.y = dense_strides(l.channels_last, l.out_channels, desc.transposed ? g.in : g.out);
     runs = forward_runs<T>(desc, l, m, has_prologue(o.prologue), !absent(o.epilogue.residual));
   } else {
     if ((s = check_backward(desc, o, pass, &l)) != Status::ok) return s;
@@ -630,13 +632,13 @@ Status decide(const ConvDesc& desc, Pass pass, const ConvOperands& o, Decision* 
         Run<T>& run = runs.emplace_back();
         run.job = p.job;
         merge_axes(&run.job);
-        run.choice = choose(describe(run.job, sizeof(T), false), m);
+        run.choice = choose(describe(run.job, sizeof(T), l.channels_last, false), m);
       }
     } else {
       Run<T>& run = runs.emplace_back();
       const bool t = desc.transposed;
       run.job = fprop_job(g, t ? l.y : l.x, t ? l.x : l.y, nullptr, l.w);
-      run.choice = choose(describe(run.job, sizeof(T), false), m);
+      run.choice = choose(describe(run.job, sizeof(T), l.channels_last, false), m);
     }
   }
   int64_t packed = 0;

@@ -696,9 +696,8 @@ struct Cut {
   PixelBlocks blocks;
   int64_t k_parts, k_size, tasks;
 
-  Cut(const DenseJob& job, const Choice& choice, const Machine& m, int threads)
+  Cut(const DenseJob& job, const Choice& choice, const Machine& m, int64_t want)
       : blocks(job, choice.pixel_block, block_multiple(choice, m)) {
-    const int64_t want = threads == 1 ? 1 : 4 * threads;
     const int64_t unit = choice.role == Role::pixel_rows ? preferred_vectors(m) * m.lanes : 16;
     k_size = job.K;
     // A buffer for a moved output holds at most this many channels.
@@ -788,6 +787,12 @@ int64_t scratch_bytes(const DenseJob& job, const Choice& choice, const Machine& 
   return count.size();
 }
 
+// Tasks to aim for: a few a thread, so that they end together, and none so long that a cancelled call would be waited for.
+int64_t wanted_tasks(double nanoseconds) {
+  const int threads = planned_threads(int64_t{1} << 30, nanoseconds);
+  return std::max<int64_t>(threads == 1 ? 1 : 4 * threads, static_cast<int64_t>(nanoseconds / 20e6));
+}
+
 double job_nanoseconds(const DenseJob& job) {
   // About 50 GFLOP/s a core: only the order of magnitude matters, for the cut-off below which one thread runs alone.
   const double macs = static_cast<double>(job.N) * job.G * job.K * job.pixels() * std::max<int64_t>(1, job.C * job.taps());
@@ -844,12 +849,12 @@ Status run_dense(const std::vector<Run<T>>& runs, const Machine& machine, const 
   const Context<T> ctx{machine, kernels, finish, map, gate_batch_stride, accumulate};
   double work = 0;
   for (const Run<T>& run : runs) work += job_nanoseconds(run.job);
-  const int threads = planned_threads(int64_t{1} << 30, work);
+  const int64_t want = wanted_tasks(work);
   std::vector<Cut> cuts;
   cuts.reserve(runs.size());
   int64_t tasks = 0, bytes = 0;
   for (const Run<T>& run : runs) {
-    cuts.emplace_back(run.job, run.choice, machine, threads);
+    cuts.emplace_back(run.job, run.choice, machine, want);
     const Cut& cut = cuts.back();
     tasks += cut.tasks;
     if (cut.tasks) bytes = std::max(bytes, scratch_bytes<T>(run.job, run.choice, machine, cut.blocks.largest(), cut.k_size ? cut.k_size : run.job.K));
@@ -1046,7 +1051,7 @@ Status run_weight_gradient(const DenseJob& job, const Machine& m, const KernelTa
   const int64_t terms = reduction_terms(m, sizeof(T));
   const PixelRuns pixels(job, by_rows ? std::min<int64_t>(terms, std::max<int64_t>(16, 16384 / T_all)) : terms);
   const double work = job_nanoseconds(job);
-  const int64_t threads = planned_threads(int64_t{1} << 30, work), want = threads == 1 ? 1 : 4 * threads;
+  const int64_t want = wanted_tasks(work);
 
   // Channels a task: the slab stays in a quarter of L2.
   int64_t c_size = job.C;

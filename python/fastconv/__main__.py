@@ -80,15 +80,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _bench(arguments: argparse.Namespace) -> int:
-    from fastconv.bench import cli
+    from fastconv.bench.cli import main as run
 
-    return cli.main(arguments)
+    return run(arguments)
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    from fastconv import demo
+    from fastconv.demo import main as run
 
-    return demo.main(arguments.photo, arguments.output)
+    return run(arguments.photo, arguments.output)
 
 
 def _info(_: argparse.Namespace) -> int:
@@ -99,9 +99,9 @@ def _info(_: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from fastconv import _check
+    from fastconv._check import main as run
 
-    return _check.main(arguments.op, arguments.isa)
+    return run(arguments.op, arguments.isa)
 
 
 def _explain(arguments: argparse.Namespace) -> int:

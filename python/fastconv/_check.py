@@ -5,6 +5,9 @@ It needs NumPy alone: the cases and bounds are those of the test suite.
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
+import io
 import time
 from collections.abc import Iterator
 
@@ -86,6 +89,9 @@ def main(op: str | None = None, only: str | None = None) -> int:
     if not functions:
         print(f"fastconv check: --op (={op!r}) must be one of {', '.join(_functions(None))}")
         return 2
+    # A crash, such as an instruction that this CPU lacks, then says in which call. Without a real stderr it cannot.
+    with contextlib.suppress(io.UnsupportedOperation, AttributeError):
+        faulthandler.enable()
     begin = time.perf_counter()
     print(f"fastconv {fastconv.__version__}, NumPy {np.__version__}, instruction sets: {', '.join(isas)}", flush=True)
     calls = bad = 0

@@ -1,0 +1,544 @@
+// The kernel table, for tests/test_kernels.py alone: each kernel as a function over contiguous arrays.
+//
+// A table of pointers is an array and the offsets into it of each pointer. Whatever a kernel may read or write is
+// checked against the arrays first, so that a wrong test fails and does not crash.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "dispatch/kernel_table.h"
+#include "fastconv/runtime.h"
+
+namespace fastconv::bindings {
+namespace {
+
+namespace py = pybind11;
+
+template <class T>
+using Array = py::array_t<T, py::array::c_style>;
+template <class T>
+using Optional = std::optional<Array<T>>;
+using Indices = std::vector<int64_t>;
+
+void require(bool holds, const char* rule) {
+  if (!holds) throw py::value_error(std::string("a kernel's argument breaks the rule: ") + rule);
+}
+
+// Numbers small enough that sums and products of two never overflow.
+int64_t small(int64_t value) {
+  require(value > -(int64_t{1} << 30) && value < (int64_t{1} << 30), "numbers are below 2^30");
+  return value;
+}
+
+int64_t natural(int64_t value) {
+  require(value >= 0, "lengths are not negative");
+  return small(value);
+}
+
+int64_t up_to_multiple(int64_t n, int64_t of) { return (n + of - 1) / of * of; }
+
+// The least and the greatest of the offsets that a kernel touches, from sums of ranges.
+struct Reach {
+  int64_t low = 0, high = 0;
+  bool empty = false;
+
+  Reach& plus(int64_t offset) {
+    low += small(offset), high += small(offset);
+    return *this;
+  }
+  Reach& steps(int64_t count, int64_t step) {
+    if (natural(count) == 0) {
+      empty = true;
+    } else {
+      (step < 0 ? low : high) += (count - 1) * small(step);
+    }
+    return *this;
+  }
+  Reach& any_of(const int64_t* begin, int64_t count) {
+    if (count == 0) {
+      empty = true;
+      return *this;
+    }
+    const auto [least, greatest] = std::minmax_element(begin, begin + count);
+    low += small(*least), high += small(*greatest);
+    return *this;
+  }
+  Reach& any_of(const Indices& offsets) { return any_of(offsets.data(), static_cast<int64_t>(offsets.size())); }
+
+  template <class A>
+  void within(const A& array, const char* rule) const {
+    require(empty || (low >= 0 && high < static_cast<int64_t>(array.size())), rule);
+  }
+};
+
+Isa isa_of(const std::string& name) {
+  for (const Isa isa : {Isa::portable, Isa::avx2, Isa::avx512}) {
+    if (name == isa_name(isa)) {
+      if (!isa_supported(isa)) throw py::value_error("this CPU lacks isa='" + name + "'");
+      return isa;
+    }
+  }
+  throw py::value_error("isa (='" + name + "') is not known");
+}
+
+template <class T>
+const KernelTable<T>& table(const std::string& isa) {
+  return kernel_table<T>(isa_of(isa));
+}
+
+template <class T>
+const T* data_or_null(const Optional<T>& array) {
+  return array ? array->data() : nullptr;
+}
+
+template <class T>
+std::vector<T*> pointers(T* base, const Indices& offsets) {
+  std::vector<T*> result;
+  for (const int64_t offset : offsets) result.push_back(base + offset);
+  return result;
+}
+
+int32_t known_activation(int32_t kind) {
+  require(kind >= 0 && kind <= 11, "an activation's kind is 0 to 11");
+  return kind;
+}
+
+std::vector<Segment> segments_of(const std::vector<std::array<int64_t, 3>>& rows, int64_t column_limit) {
+  std::vector<Segment> segments;
+  for (const auto& [column, offset, length] : rows) {
+    require(column >= 0 && natural(length) + small(column) <= column_limit, "segments lie within the panel");
+    segments.push_back({column, small(offset), length});
+  }
+  return segments;
+}
+
+// The channel's scale, shift and gate and the activation of a prologue: (scale, shift, gate, gate_stride, kind, a, b).
+template <class T>
+using MapArgument = std::tuple<Optional<T>, Optional<T>, Optional<T>, int64_t, int32_t, T, T>;
+
+template <class T>
+InputMap<T> map_of(const std::optional<MapArgument<T>>& argument, int64_t channels) {
+  InputMap<T> map{};
+  if (!argument) return map;
+  const auto& [scale, shift, gate, gate_stride, kind, a, b] = *argument;
+  for (const auto* vector : {&scale, &shift}) {
+    if (*vector) Reach().steps(channels, 1).within(**vector, "the prologue's vectors have an entry a channel");
+  }
+  if (gate) Reach().steps(channels, gate_stride).within(*gate, "the gate has an entry a channel");
+  map.scale = data_or_null<T>(scale);
+  map.shift = data_or_null<T>(shift);
+  map.gate = data_or_null<T>(gate);
+  map.gate_stride = gate_stride;
+  map.activation = known_activation(kind);
+  map.a = a, map.b = b;
+  map.active = 1;
+  return map;
+}
+
+// The offsets of rows that are read: without the two marks of SlabArgs.
+Indices real_rows(const Indices& row_offset) {
+  Indices rows;
+  for (const int64_t offset : row_offset) {
+    if (offset != kZeroRow && offset != kUnusedRow) rows.push_back(offset);
+  }
+  return rows;
+}
+
+// --- the kernels, in the order of kernels.inc ------------------------------------------------------------------
+
+template <class T>
+void gemm(const std::string& isa, const Array<T>& rows, const Indices& row_starts, int64_t row_pitch,
+          int64_t row_offset, int64_t row_step, int64_t taps, int64_t length, int64_t m, const Array<T>& panel,
+          int32_t vectors, int32_t tail, Array<T> c, const Indices& c_starts, int64_t c_offset,
+          const Optional<T>& residual, const Indices& residual_starts, int64_t residual_offset, bool accumulate,
+          bool finish, bool channel_rows, const Optional<T>& scale, const Optional<T>& shift, int32_t activation, T a,
+          T b, const Optional<T>& next, int64_t next_rows, int64_t next_pitch, int64_t next_width) {
+  const KernelTable<T>& kernels = table<T>(isa);
+  require(vectors >= 1 && vectors <= kernels.max_vectors, "a panel has 1 to max_vectors vectors");
+  require(tail >= 1 && tail <= kernels.lanes, "the tail has 1 to W lanes");
+  const int64_t columns = (vectors - 1) * kernels.lanes + tail;
+  natural(m), natural(taps), natural(length), natural(row_pitch);
+  const auto starts = static_cast<int64_t>(row_starts.size());
+  require(m == 0 || taps == 0 || (taps - 1) * row_pitch + m <= starts, "row_starts has an entry a tap and row");
+  // A row's pointer is read whether or not it is used.
+  if (m > 0) {
+    for (int64_t t = 0; t < taps; ++t) {
+      Reach().any_of(row_starts.data() + t * row_pitch, m).plus(row_offset).steps(length, row_step).within(
+          rows, "rows lie within their array");
+    }
+    require(static_cast<int64_t>(c_starts.size()) >= m, "c_starts has an entry a row");
+    Reach().any_of(c_starts.data(), m).plus(c_offset).steps(columns, 1).within(c, "C lies within its array");
+    if (residual) {
+      require(static_cast<int64_t>(residual_starts.size()) >= m, "residual_starts has an entry a row");
+      Reach().any_of(residual_starts.data(), m).plus(residual_offset).steps(columns, 1).within(
+          *residual, "the residual lies within its array");
+    }
+  }
+  Reach().steps(small(taps * length), vectors * kernels.lanes).steps(vectors * kernels.lanes, 1).within(
+      panel, "the panel holds taps * length rows");
+  for (const auto* vector : {&scale, &shift}) {
+    if (*vector) Reach().steps(channel_rows ? m : columns, 1).within(**vector, "scale and shift have an entry each");
+  }
+  if (next) Reach().steps(next_rows, next_pitch).steps(next_width, 1).within(*next, "next lies within its array");
+
+  const std::vector<const T*> row_table = pointers(rows.data(), row_starts);
+  const std::vector<T*> c_table = pointers(c.mutable_data(), c_starts);
+  std::vector<const T*> residual_table;
+  if (residual) residual_table = pointers(residual->data(), residual_starts);
+  GemmArgs<T> g{};
+  g.rows = row_table.data();
+  g.row_pitch = row_pitch, g.row_offset = row_offset, g.row_step = row_step;
+  g.taps = taps, g.length = length;
+  g.m = m;
+  g.panel = panel.data();
+  g.vectors = vectors, g.tail = tail;
+  g.c = c_table.data();
+  g.c_offset = c_offset;
+  g.residual = residual ? residual_table.data() : nullptr;
+  g.residual_offset = residual_offset;
+  g.accumulate = accumulate, g.finish = finish, g.channel_rows = channel_rows;
+  g.scale = data_or_null<T>(scale), g.shift = data_or_null<T>(shift);
+  g.activation = known_activation(activation);
+  g.a = a, g.b = b;
+  g.next = data_or_null<T>(next);
+  if (next) g.next_rows = next_rows, g.next_pitch = next_pitch, g.next_width = next_width;
+  kernels.gemm(g);
+}
+
+template <class T>
+PackWeightsArgs<T> weights_args(Array<T>& panel, const Array<T>& w, int64_t column_stride, int64_t channel_stride,
+                                const Indices& tap_offset, int64_t length, int64_t columns, int64_t valid) {
+  Reach()
+      .steps(valid, column_stride)
+      .steps(length, channel_stride)
+      .any_of(tap_offset)
+      .within(w, "the weights lie within their array");
+  const auto taps = static_cast<int64_t>(tap_offset.size());
+  return {panel.mutable_data(), w.data(), column_stride, channel_stride, tap_offset.data(), taps, length,
+          natural(columns),     valid};
+}
+
+template <class T>
+void pack_weights(const std::string& isa, Array<T> panel, const Array<T>& w, int64_t column_stride,
+                  int64_t channel_stride, const Indices& tap_offset, int64_t length, int64_t columns, int64_t valid) {
+  const auto args = weights_args(panel, w, column_stride, channel_stride, tap_offset, length, columns, valid);
+  require(columns % table<T>(isa).lanes == 0, "columns is a multiple of W");
+  require(valid <= columns, "valid is at most columns");
+  Reach().steps(small(args.taps * length), columns).steps(columns, 1).within(panel, "the panel holds its rows");
+  table<T>(isa).pack_weights(args);
+}
+
+template <class T>
+void pack_weight_rows(const std::string& isa, Array<T> panel, const Array<T>& w, int64_t column_stride,
+                      int64_t channel_stride, const Indices& tap_offset, int64_t length, int64_t columns,
+                      int64_t valid) {
+  const auto args = weights_args(panel, w, column_stride, channel_stride, tap_offset, length, columns, valid);
+  require(args.taps > 0, "there is a tap");
+  Reach().steps(valid, columns).steps(small(args.taps * length), 1).within(panel, "the panel holds its rows");
+  table<T>(isa).pack_weight_rows(args);
+}
+
+template <class T>
+void pack_columns(const std::string& isa, Array<T> panel, const Array<T>& source, int64_t channel_stride,
+                  const Indices& tap_offset, int64_t channels, const std::vector<std::array<int64_t, 3>>& segments,
+                  int64_t columns, bool exact) {
+  const std::vector<Segment> list = segments_of(segments, natural(columns));
+  const int64_t lanes = table<T>(isa).lanes;
+  require(list.size() != 1 || exact || list[0].column == 0, "a segment alone begins at column 0");
+  const auto taps = static_cast<int64_t>(tap_offset.size());
+  for (const Segment& segment : list) {
+    if (segment.length == 0) continue;
+    const int64_t whole = up_to_multiple(segment.length, lanes);
+    Reach()
+        .steps(channels, channel_stride)
+        .any_of(tap_offset)
+        .plus(segment.offset)
+        .steps(exact ? segment.length : whole, 1)
+        .within(source, "the source has W - 1 elements past a segment");
+    Reach().steps(small(channels * taps), columns).plus(segment.column).steps(whole, 1).within(
+        panel, "the panel has W - 1 elements past its end");
+  }
+  table<T>(isa).pack_columns({panel.mutable_data(), source.data(), channel_stride, tap_offset.data(), channels, taps,
+                              list.data(), static_cast<int64_t>(list.size()), columns, exact});
+}
+
+template <class T>
+void pack_transposed(const std::string& isa, Array<T> panel, const Array<T>& source, const Indices& starts,
+                     const std::vector<std::array<int64_t, 3>>& segments) {
+  const auto columns = static_cast<int64_t>(starts.size());
+  const int64_t lanes = table<T>(isa).lanes;
+  require(columns % lanes == 0, "columns is a multiple of W");
+  const std::vector<Segment> list = segments_of(segments, int64_t{1} << 29);
+  for (const Segment& segment : list) {
+    const int64_t whole = up_to_multiple(segment.length, lanes);
+    Reach().any_of(starts).plus(segment.offset).steps(whole, 1).within(
+        source, "the source has W - 1 elements past a segment");
+    Reach().plus(small(segment.column * columns)).steps(whole, columns).steps(columns, 1).within(
+        panel, "the panel has W - 1 rows past its end");
+  }
+  const std::vector<const T*> table_of_columns = pointers(source.data(), starts);
+  table<T>(isa).pack_transposed({panel.mutable_data(), table_of_columns.data(), list.data(),
+                                 static_cast<int64_t>(list.size()), columns});
+}
+
+template <class T>
+void pack_rows(const std::string& isa, Array<T> panel, const Array<T>& source, const Indices& starts, int64_t offset,
+               int64_t length, int64_t pitch) {
+  require(pitch % table<T>(isa).lanes == 0 && natural(length) <= pitch, "the pitch is a multiple of W");
+  const auto count = static_cast<int64_t>(starts.size());
+  Reach().any_of(starts).plus(offset).steps(length, 1).within(source, "rows lie within their array");
+  Reach().steps(count, pitch).steps(pitch, 1).within(panel, "the panel holds its rows");
+  const std::vector<const T*> rows = pointers(source.data(), starts);
+  table<T>(isa).pack_rows({panel.mutable_data(), rows.data(), count, offset, length, pitch});
+}
+
+template <class T>
+void fill_pixel_slab(const std::string& isa, Array<T> slab, const Array<T>& source, int64_t channel_stride,
+                     int64_t column_stride, int64_t channels, const Indices& row_offset, int64_t columns, int64_t first,
+                     int64_t image_columns, const std::optional<Indices>& column_map,
+                     const std::optional<MapArgument<T>>& map) {
+  const auto rows = static_cast<int64_t>(row_offset.size());
+  Reach().steps(rows, small(natural(columns) * natural(channels))).steps(columns * channels, 1).within(
+      slab, "the slab holds its rows");
+  Reach read;
+  read.any_of(real_rows(row_offset)).steps(channels, channel_stride);
+  if (column_map) {
+    require(static_cast<int64_t>(column_map->size()) >= columns, "the column map has an entry a column");
+    for (int64_t i = 0; i < columns; ++i) {
+      Reach(read).plus(small(small((*column_map)[i]) * small(column_stride))).within(source, "columns lie in the image");
+    }
+  } else {
+    read.steps(image_columns, column_stride).within(source, "rows lie in the image");
+  }
+  PixelSlabArgs<T> p{};
+  p.slab = slab.mutable_data();
+  p.source = source.data();
+  p.channel_stride = channel_stride, p.column_stride = column_stride;
+  p.channels = channels;
+  p.row_offset = row_offset.data();
+  p.rows = rows, p.columns = columns;
+  p.first = small(first), p.image_columns = image_columns;
+  p.column_map = column_map ? column_map->data() : nullptr;
+  p.map = map_of<T>(map, channels);
+  require(!p.map.gate || p.map.gate_stride == 1, "gates are neighbours");
+  table<T>(isa).fill_pixel_slab(p);
+}
+
+template <class T>
+void fill_slab(const std::string& isa, Array<T> slab, int64_t channel_pitch, int64_t row_pitch, int64_t phase_pitch,
+               const Array<T>& source, int64_t channel_stride, int64_t column_stride, int64_t channels,
+               const Indices& row_offset, const std::vector<int32_t>& phases, int64_t phase_length, int64_t first,
+               int64_t stride, int64_t image_columns, const std::optional<Indices>& column_map,
+               const std::optional<MapArgument<T>>& map) {
+  const auto rows = static_cast<int64_t>(row_offset.size()), phase_count = static_cast<int64_t>(phases.size());
+  require(small(stride) >= 1, "the stride is positive");
+  Reach()
+      .steps(channels, channel_pitch)
+      .steps(rows, row_pitch)
+      .steps(phase_count, phase_pitch)
+      .steps(phase_length, 1)
+      .within(slab, "the slab holds its rows");
+  Reach read;
+  read.any_of(real_rows(row_offset)).steps(channels, channel_stride);
+  for (const int32_t phase : phases) require(phase >= 0 && phase < stride, "a phase is a residue of the stride");
+  if (column_map) {
+    for (const int32_t phase : phases) {
+      Reach().plus(phase).steps(phase_length, stride).within(*column_map, "the column map has an entry a column");
+    }
+    Indices columns(*column_map);
+    for (int64_t& column : columns) column = small(small(column) * small(column_stride));
+    read.any_of(columns).within(source, "columns lie in the image");
+  } else {
+    read.steps(image_columns, column_stride).within(source, "rows lie in the image");
+  }
+  SlabArgs<T> p{};
+  p.slab = slab.mutable_data();
+  p.channel_pitch = channel_pitch, p.row_pitch = row_pitch, p.phase_pitch = phase_pitch;
+  p.source = source.data();
+  p.channel_stride = channel_stride, p.column_stride = column_stride;
+  p.channels = channels;
+  p.row_offset = row_offset.data();
+  p.rows = rows;
+  p.phases = phases.data();
+  p.phase_count = phase_count, p.phase_length = phase_length;
+  p.first = small(first), p.stride = stride;
+  p.image_columns = image_columns;
+  p.column_map = column_map ? column_map->data() : nullptr;
+  p.map = map_of<T>(map, channels);
+  table<T>(isa).fill_slab(p);
+}
+
+template <class T>
+MoveBlockArgs<T> move_args(const KernelTable<T>& kernels, T* tensor, T* buffer, const Array<T>& tensor_array,
+                           const Array<T>& buffer_array, int64_t pitch, const Indices& row_offset,
+                           const Indices& column_offset) {
+  const auto m = static_cast<int64_t>(row_offset.size()), n = static_cast<int64_t>(column_offset.size());
+  require(natural(pitch) % kernels.lanes == 0 && n <= pitch, "the pitch is a multiple of W");
+  require(std::adjacent_find(row_offset.begin(), row_offset.end(), std::greater_equal<>()) == row_offset.end(),
+          "row offsets grow");
+  Reach().any_of(row_offset).any_of(column_offset).within(tensor_array, "the block lies within the tensor");
+  Reach().steps(m, pitch).steps(pitch, 1).within(buffer_array, "the buffer holds the block");
+  return {tensor, buffer, pitch, row_offset.data(), column_offset.data(), m, n, 0};
+}
+
+template <class T>
+void gather_block(const std::string& isa, const Array<T>& tensor, Array<T> buffer, int64_t pitch,
+                  const Indices& row_offset, const Indices& column_offset) {
+  // The struct serves both directions; this one only reads the tensor.
+  const auto args = move_args(table<T>(isa), const_cast<T*>(tensor.data()), buffer.mutable_data(), tensor, buffer,
+                              pitch, row_offset, column_offset);
+  table<T>(isa).gather_block(args);
+}
+
+template <class T>
+void scatter_block(const std::string& isa, Array<T> tensor, const Array<T>& buffer, int64_t pitch,
+                   const Indices& row_offset, const Indices& column_offset, bool accumulate) {
+  auto args = move_args(table<T>(isa), tensor.mutable_data(), const_cast<T*>(buffer.data()), tensor, buffer, pitch,
+                        row_offset, column_offset);
+  args.accumulate = accumulate;
+  table<T>(isa).scatter_block(args);
+}
+
+template <class T>
+T sum_run(const std::string& isa, const Array<T>& x, int64_t n, int64_t step) {
+  require(step >= 0, "the step is not negative");
+  Reach().steps(n, step).within(x, "the run lies within its array");
+  return table<T>(isa).sum_run(x.data(), n, step);
+}
+
+template <class T>
+void sum_columns(const std::string& isa, Array<T> sum, const Array<T>& x, int64_t rows, int64_t pitch,
+                 int64_t columns) {
+  Reach().steps(columns, 1).within(sum, "there is a sum a column");
+  require(pitch >= 0, "the pitch is not negative");
+  Reach().steps(rows, pitch).steps(columns, 1).within(x, "the rows lie within their array");
+  table<T>(isa).sum_columns(sum.mutable_data(), x.data(), rows, pitch, columns);
+}
+
+template <class T>
+double fma_loop(const KernelTable<T>& kernels, int64_t rounds) {
+  return kernels.fma_loop(natural(rounds));
+}
+
+template <class T>
+void copy_run(const std::string& isa, Array<T> dst, const Array<T>& src, int64_t offset, int64_t n, bool streaming) {
+  require(offset >= 0, "the offset is not negative");
+  Reach().plus(offset).steps(n, 1).within(dst, "the run lies within the target");
+  Reach().steps(n, 1).within(src, "the run lies within the source");
+  table<T>(isa).copy_run(dst.mutable_data() + offset, src.data(), n, streaming);
+}
+
+template <class T>
+void activate_run(const std::string& isa, Array<T> x, int64_t n, int32_t kind, T a, T b) {
+  Reach().steps(n, 1).within(x, "the run lies within its array");
+  table<T>(isa).activate_run(x.mutable_data(), n, known_activation(kind), a, b);
+}
+
+// --- the module --------------------------------------------------------------------------------------------------
+
+bool is_float(const std::string& dtype) {
+  if (dtype != "float32" && dtype != "float64") {
+    throw py::type_error("dtype (='" + dtype + "') must be float32 or float64");
+  }
+  return dtype == "float32";
+}
+
+template <class T>
+py::dict shape_of(const KernelTable<T>& kernels) {
+  py::list tile_rows;
+  for (int32_t v = 1; v <= kernels.max_vectors; ++v) tile_rows.append(kernels.tile_rows[v]);
+  return py::dict(py::arg("lanes") = kernels.lanes, py::arg("max_vectors") = kernels.max_vectors,
+                  py::arg("tile_rows") = tile_rows);
+}
+
+// An array's dtype picks the overload: nothing is converted.
+template <class T>
+void bind_kernels(py::module_& m) {
+  const auto array = [](const char* name) { return py::arg(name).noconvert(); };
+  const auto absent = [](const char* name) { return py::arg(name).noconvert() = py::none(); };
+  const auto isa = py::arg("isa");
+  const py::kw_only options;
+  m.def("gemm", &gemm<T>, isa, options, array("rows"), py::arg("row_starts"), py::arg("row_pitch"),
+        py::arg("row_offset") = 0, py::arg("row_step") = 1, py::arg("taps") = 1, py::arg("length"), py::arg("m"),
+        array("panel"), py::arg("vectors"), py::arg("tail"), array("c"), py::arg("c_starts"), py::arg("c_offset") = 0,
+        absent("residual"), py::arg("residual_starts") = Indices(), py::arg("residual_offset") = 0,
+        py::arg("accumulate") = false, py::arg("finish") = false, py::arg("channel_rows") = false, absent("scale"),
+        absent("shift"), py::arg("activation") = 0, py::arg("a") = T{0}, py::arg("b") = T{0}, absent("next"),
+        py::arg("next_rows") = 0, py::arg("next_pitch") = 0, py::arg("next_width") = 0);
+  m.def("pack_weights", &pack_weights<T>, isa, options, array("panel"), array("w"), py::arg("column_stride"),
+        py::arg("channel_stride"), py::arg("tap_offset"), py::arg("length"), py::arg("columns"), py::arg("valid"));
+  m.def("pack_weight_rows", &pack_weight_rows<T>, isa, options, array("panel"), array("w"), py::arg("column_stride"),
+        py::arg("channel_stride"), py::arg("tap_offset"), py::arg("length"), py::arg("columns"), py::arg("valid"));
+  m.def("pack_columns", &pack_columns<T>, isa, options, array("panel"), array("source"), py::arg("channel_stride"),
+        py::arg("tap_offset"), py::arg("channels"), py::arg("segments"), py::arg("columns"), py::arg("exact"));
+  m.def("pack_transposed", &pack_transposed<T>, isa, options, array("panel"), array("source"), py::arg("starts"),
+        py::arg("segments"));
+  m.def("pack_rows", &pack_rows<T>, isa, options, array("panel"), array("source"), py::arg("starts"),
+        py::arg("offset"), py::arg("length"), py::arg("pitch"));
+  m.def("fill_pixel_slab", &fill_pixel_slab<T>, isa, options, array("slab"), array("source"),
+        py::arg("channel_stride"), py::arg("column_stride"), py::arg("channels"), py::arg("row_offset"),
+        py::arg("columns"), py::arg("first"), py::arg("image_columns"), py::arg("column_map") = py::none(),
+        py::arg("map").noconvert() = py::none());
+  m.def("fill_slab", &fill_slab<T>, isa, options, array("slab"), py::arg("channel_pitch"), py::arg("row_pitch"),
+        py::arg("phase_pitch"), array("source"), py::arg("channel_stride"), py::arg("column_stride"),
+        py::arg("channels"), py::arg("row_offset"), py::arg("phases"), py::arg("phase_length"), py::arg("first"),
+        py::arg("stride"), py::arg("image_columns"), py::arg("column_map") = py::none(),
+        py::arg("map").noconvert() = py::none());
+  m.def("gather_block", &gather_block<T>, isa, options, array("tensor"), array("buffer"), py::arg("pitch"),
+        py::arg("row_offset"), py::arg("column_offset"));
+  m.def("scatter_block", &scatter_block<T>, isa, options, array("tensor"), array("buffer"), py::arg("pitch"),
+        py::arg("row_offset"), py::arg("column_offset"), py::arg("accumulate"));
+  m.def("sum_run", &sum_run<T>, isa, options, array("x"), py::arg("n"), py::arg("step"));
+  m.def("sum_columns", &sum_columns<T>, isa, options, array("sum"), array("x"), py::arg("rows"), py::arg("pitch"),
+        py::arg("columns"));
+  m.def("copy_run", &copy_run<T>, isa, options, array("dst"), array("src"), py::arg("offset"), py::arg("n"),
+        py::arg("streaming"));
+  m.def("activate_run", &activate_run<T>, isa, options, array("x"), py::arg("n"), py::arg("kind"),
+        py::arg("a") = T{0}, py::arg("b") = T{0});
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_testing, m, py::mod_gil_not_used()) {
+  m.attr("ZERO_ROW") = kZeroRow;
+  m.attr("UNUSED_ROW") = kUnusedRow;
+  m.def("kernel_names", [] {
+    return std::vector<std::string>{
+#define FASTCONV_KERNEL(name, result, parameters) #name,
+#include "dispatch/kernels.inc"
+#undef FASTCONV_KERNEL
+    };
+  });
+  m.def("isas", [] {
+    std::vector<std::string> names;
+    for (const Isa isa : {Isa::portable, Isa::avx2, Isa::avx512}) {
+      if (isa_supported(isa)) names.push_back(isa_name(isa));
+    }
+    return names;
+  });
+  m.def(
+      "tile_shape",
+      [](const std::string& isa, const std::string& dtype) {
+        return is_float(dtype) ? shape_of(table<float>(isa)) : shape_of(table<double>(isa));
+      },
+      py::arg("isa"), py::arg("dtype"));
+  m.def(
+      "fma_loop",
+      [](const std::string& isa, const std::string& dtype, int64_t rounds) {
+        return is_float(dtype) ? fma_loop(table<float>(isa), rounds) : fma_loop(table<double>(isa), rounds);
+      },
+      py::arg("isa"), py::kw_only(), py::arg("dtype"), py::arg("rounds"));
+  bind_kernels<float>(m);
+  bind_kernels<double>(m);
+}
+
+}  // namespace fastconv::bindings
