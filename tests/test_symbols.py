@@ -159,9 +159,7 @@ def test_clean_code_passes(tmp_path):
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize(
-    ("source", "builds"), [("void f() {}", True), ("void f() { ::std::abort(); }", False)]
-)
+@pytest.mark.parametrize(("source", "builds"), [("void f() {}", True), ("void f() { ::std::abort(); }", False)])
 def test_a_leak_fails_the_build(source, builds, tmp_path):
     """The project's own cmake/, around one small kernel."""
     shutil.copytree(ROOT / "cmake", tmp_path / "cmake")
