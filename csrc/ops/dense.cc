@@ -30,37 +30,52 @@ class Arena {
   int64_t size_ = 0;
 };
 
-// The blocks of output pixels of a job. A block never spans two planes unless it holds whole ones, so that the input
-// it needs stays small.
+// The blocks of output pixels of a job: boxes of size[0] x size[1] x size[2].
+//
+// The rows role takes boxes that are wide and tall, so that neighbouring blocks share little of the input's rows. The
+// columns role takes runs of whole rows as they lie in memory: its panels want long runs.
 struct PixelBlocks {
-  int64_t plane, planes, per_plane, size, planes_per_block, count;
-  PixelBlocks(const DenseJob& job, int64_t block, int64_t multiple) {
-    plane = job.out[1] * job.out[2];
-    planes = job.out[0];
-    if (planes > 1 && plane * 2 <= block) {
-      planes_per_block = std::max<int64_t>(1, block / plane);
-      per_plane = 0;
-      size = planes_per_block * plane;
-      count = ceil_div(planes, planes_per_block);
+  int64_t size[3], parts[3], count;
+
+  PixelBlocks(const DenseJob& job, Role role, int64_t block) {
+    const int64_t plane = job.out[1] * job.out[2];
+    block = std::max<int64_t>(block, 1);
+    size[0] = 1, size[1] = 1, size[2] = job.out[2];
+    if (plane * 2 <= block || plane <= block) {
+      size[1] = job.out[1];
+      size[0] = std::min(job.out[0], std::max<int64_t>(1, block / plane));
     } else {
-      planes_per_block = 0;
-      per_plane = ceil_div(plane, std::max<int64_t>(block, 1));
-      size = round_up(ceil_div(plane, per_plane), multiple);
-      per_plane = ceil_div(plane, size);
-      count = planes * per_plane;
+      const int64_t tall = role == Role::pixel_rows ? 8 : 1;
+      const int64_t wide = std::max<int64_t>(block / std::min(job.out[1], tall), 1);
+      if (job.out[2] > wide) size[2] = wide;
+      // A few columns too many are better than a second, narrow box.
+      if (job.out[2] > wide && job.out[2] <= wide + wide / 4) size[2] = job.out[2];
+      size[1] = std::min(job.out[1], std::max<int64_t>(1, block / size[2]));
+    }
+    count = 1;
+    for (int a = 0; a < 3; ++a) {
+      parts[a] = ceil_div(job.out[a], size[a]);
+      size[a] = ceil_div(job.out[a], parts[a]);
+      parts[a] = ceil_div(job.out[a], size[a]);
+      count *= parts[a];
     }
   }
-  void range(int64_t b, int64_t* j0, int64_t* j1) const {
-    if (planes_per_block) {
-      *j0 = b * size;
-      *j1 = std::min(*j0 + size, plane * planes);
-    } else {
-      const int64_t p = b / per_plane, i = b % per_plane;
-      *j0 = p * plane + i * size;
-      *j1 = std::min(*j0 + size, (p + 1) * plane);
+
+  int64_t largest() const { return size[0] * size[1] * size[2]; }
+
+  // The part of a job that computes block `b`.
+  template <class T>
+  DenseJob part(const DenseJob& job, int64_t b) const {
+    DenseJob p = job;
+    const int64_t at[3] = {b / (parts[1] * parts[2]) * size[0], b / parts[2] % parts[1] * size[1], b % parts[2] * size[2]};
+    for (int a = 0; a < 3; ++a) {
+      p.out[a] = std::min(size[a], job.out[a] - at[a]);
+      p.pad[a] -= at[a] * job.stride[a];
+      p.output = static_cast<T*>(p.output) + at[a] * job.os.s[a];
+      if (p.has_residual) p.residual = static_cast<const T*>(p.residual) + at[a] * job.rs.s[a];
     }
+    return p;
   }
-  int64_t largest() const { return std::min(size, plane * planes); }
 };
 
 // --- The input of a block of pixels, for the "pixel columns" role -------------------------------------------------------
@@ -199,13 +214,14 @@ class Slab {
   SlabArgs<T> args_{};
 };
 
-// Pixels [j0, j1) as runs of neighbours in the image itself.
+// Pixels [j0, j1) as runs of neighbours in the image itself (1x1, stride 1; pad is the block's place, negated).
 int64_t image_segments(const DenseJob& job, int64_t j0, int64_t j1, Segment* segments) {
   const int64_t q = job.out[2];
   int64_t n = 0;
   for (int64_t row = j0 / q; row * q < j1; ++row) {
     const int64_t qs = std::max<int64_t>(0, j0 - row * q), qe = std::min(q, j1 - row * q);
-    segments[n++] = {row * q + qs - j0, row / job.out[1] * job.is.s[0] + row % job.out[1] * job.is.s[1] + qs, qe - qs};
+    const int64_t offset = (row / job.out[1] - job.pad[0]) * job.is.s[0] + (row % job.out[1] - job.pad[1]) * job.is.s[1];
+    segments[n++] = {row * q + qs - j0, offset + qs - job.pad[2], qe - qs};
   }
   return n;
 }
@@ -299,9 +315,9 @@ struct Context {
   bool accumulate;
 };
 
-// A task: one image, one group, pixels [j0, j1), output channels [k0, k1).
+// A task: one image, one group, one block of pixels, output channels [k0, k1).
 struct Task {
-  int64_t n, g, j0, j1, k0, k1;
+  int64_t n, g, block, k0, k1;
 };
 
 // The buffers that stand in for an output (and a residual) whose strides do not suit the role.
@@ -460,26 +476,25 @@ struct RowsTask {
 };
 
 template <class T>
-void run_rows(const Run<T>& run, const Context<T>& ctx, const Task& task, Arena& arena) {
-  const DenseJob& job = run.job;
+void run_rows(const Run<T>& run, const DenseJob& job, const Context<T>& ctx, const Task& task, Arena& arena) {
   const Choice& choice = run.choice;
-  const int64_t m = task.j1 - task.j0, W = ctx.machine.lanes, T_all = job.taps();
+  const int64_t m = job.pixels(), W = ctx.machine.lanes, T_all = job.taps();
   RowsTask<T> s(job, choice, ctx.machine, m, task.k1 - task.k0, arena);
   const T* image = static_cast<const T*>(job.input) + task.n * job.is.n + task.g * job.C * job.is.c;
   alignas(PixelSlab<T>) unsigned char storage[sizeof(PixelSlab<T>)];
   PixelSlab<T>* slab = nullptr;
   if (choice.copy_pixels) {
-    slab = new (storage) PixelSlab<T>(job, task.j0, task.j1, choice.chunks[0].channels, 0, arena);
-    slab->prepare(job, task.j0, task.j1);
+    slab = new (storage) PixelSlab<T>(job, 0, m, choice.chunks[0].channels, 0, arena);
+    slab->prepare(job, 0, m);
   } else {
     std::fill_n(s.zero_row, job.C, T{0});
-    pixel_pointers<T>(job, image, s.zero_row, task.j0, task.j1, s.table);
+    pixel_pointers<T>(job, image, s.zero_row, 0, m, s.table);
   }
 
   T* out = static_cast<T*>(job.output) + task.n * job.os.n + task.g * job.K * job.os.c;
   Moved<T>& moved = s.moved;
   for (int64_t i = 0; i < m; ++i) {
-    const int64_t offset = pixel_offset(job.out, job.os, task.j0 + i);
+    const int64_t offset = pixel_offset(job.out, job.os, i);
     if (moved.output) {
       moved.row_offset[i] = offset;
       s.c[i] = moved.output + i * moved.pitch - task.k0;
@@ -492,7 +507,7 @@ void run_rows(const Run<T>& run, const Context<T>& ctx, const Task& task, Arena&
   if (job.has_residual) {
     T* residual = static_cast<T*>(const_cast<void*>(job.residual)) + task.n * job.rs.n + task.g * job.K * job.rs.c;
     for (int64_t i = 0; i < m; ++i) {
-      const int64_t offset = pixel_offset(job.out, job.rs, task.j0 + i);
+      const int64_t offset = pixel_offset(job.out, job.rs, i);
       if (moved.residual) {
         moved.residual_row[i] = offset;
         s.r[i] = moved.residual + i * moved.pitch - task.k0;
@@ -540,6 +555,12 @@ void run_rows(const Run<T>& run, const Context<T>& ctx, const Task& task, Arena&
       } else {
         if (terms) pack_panel(job, ctx.kernels, chunk, s.tap_offset, task.g, k, g.vectors * W, s.panel);
         g.panel = s.panel;
+        // In a gradient the weights of a panel are short runs far apart: the next panel's are asked for in advance.
+        g.next_rows = 0;
+        if (job.wk < job.wc && k + g.vectors * W < task.k1) {
+          g.next = static_cast<const T*>(job.weight) + task.g * job.wg + chunk.c0 * job.wc + (k + g.vectors * W) * job.wk;
+          g.next_rows = chunk.channels, g.next_pitch = job.wc, g.next_width = g.vectors * W * job.wk;
+        }
       }
       g.c_offset = g.residual_offset = k;
       set_finish(ctx.finish, task.g * job.K + k, &g);
@@ -555,10 +576,9 @@ void run_rows(const Run<T>& run, const Context<T>& ctx, const Task& task, Arena&
 // --- Role: pixel columns --------------------------------------------------------------------------------------------------
 
 template <class T>
-void run_columns(const Run<T>& run, const Context<T>& ctx, const Task& task, Arena& arena) {
-  const DenseJob& job = run.job;
+void run_columns(const Run<T>& run, const DenseJob& job, const Context<T>& ctx, const Task& task, Arena& arena) {
   const Choice& choice = run.choice;
-  const int64_t n = task.j1 - task.j0, rows = task.k1 - task.k0, W = ctx.machine.lanes, T_all = job.taps();
+  const int64_t n = job.pixels(), rows = task.k1 - task.k0, W = ctx.machine.lanes, T_all = job.taps();
   const Panels panels(ceil_div(n, W), ctx.machine);
   const int64_t widest = ctx.machine.max_vectors * W;
   T* panel = arena.take<T>(choice.reduction_block() * widest + widest);
@@ -566,36 +586,34 @@ void run_columns(const Run<T>& run, const Context<T>& ctx, const Task& task, Are
   T** c = arena.take<T*>(rows);
   const T** r = job.has_residual ? arena.take<const T*>(rows) : nullptr;
   Moved<T> moved(job, choice, rows, n, W, arena);
-  const int64_t out_rows = (task.j1 - 1) / job.out[2] - task.j0 / job.out[2] + 1;
+  const int64_t out_rows = job.out[0] * job.out[1];
   Segment* clipped = arena.take<Segment>(out_rows);
   Segment* direct = choice.direct ? arena.take<Segment>(out_rows) : nullptr;
   const int64_t channels = choice.chunks[0].channels;
 
   T* out = static_cast<T*>(job.output) + task.n * job.os.n + task.g * job.K * job.os.c;
-  const int64_t first = pixel_offset(job.out, job.os, task.j0);
   for (int64_t k = 0; k < rows; ++k) {
     if (moved.output) {
       moved.row_offset[k] = (task.k0 + k) * job.os.c;
       c[k] = moved.output + k * moved.pitch;
     } else {
-      c[k] = out + (task.k0 + k) * job.os.c + first;
+      c[k] = out + (task.k0 + k) * job.os.c;
     }
   }
   if (moved.output)
-    for (int64_t j = 0; j < n; ++j) moved.column_offset[j] = pixel_offset(job.out, job.os, task.j0 + j);
+    for (int64_t j = 0; j < n; ++j) moved.column_offset[j] = pixel_offset(job.out, job.os, j);
   if (job.has_residual) {
     T* residual = static_cast<T*>(const_cast<void*>(job.residual)) + task.n * job.rs.n + task.g * job.K * job.rs.c;
-    const int64_t first_r = pixel_offset(job.out, job.rs, task.j0);
     for (int64_t k = 0; k < rows; ++k) {
       if (moved.residual) {
         moved.residual_row[k] = (task.k0 + k) * job.rs.c;
         r[k] = moved.residual + k * moved.pitch;
       } else {
-        r[k] = residual + (task.k0 + k) * job.rs.c + first_r;
+        r[k] = residual + (task.k0 + k) * job.rs.c;
       }
     }
     if (moved.residual) {
-      for (int64_t j = 0; j < n; ++j) moved.residual_column[j] = pixel_offset(job.out, job.rs, task.j0 + j);
+      for (int64_t j = 0; j < n; ++j) moved.residual_column[j] = pixel_offset(job.out, job.rs, j);
       move_in(ctx.kernels, residual, moved.residual, moved.pitch, moved.residual_row, moved.residual_column, rows, n);
     }
   }
@@ -622,10 +640,10 @@ void run_columns(const Run<T>& run, const Context<T>& ctx, const Task& task, Are
   alignas(Slab<T>) unsigned char storage[sizeof(Slab<T>)];
   Slab<T>* slab = nullptr;
   if (reads && choice.direct) {
-    segment_count = image_segments(job, task.j0, task.j1, direct);
+    segment_count = image_segments(job, 0, n, direct);
   } else if (reads) {
-    slab = new (storage) Slab<T>(job, task.j0, task.j1, channels, W, arena);
-    slab->prepare(job, task.j0, task.j1);
+    slab = new (storage) Slab<T>(job, 0, n, channels, W, arena);
+    slab->prepare(job, 0, n);
     segments = slab->segments();
     segment_count = slab->segment_count();
   }
@@ -683,12 +701,13 @@ void run_columns(const Run<T>& run, const Context<T>& ctx, const Task& task, Are
 }
 
 template <class T>
-void run_task(const Run<T>& run, const Context<T>& ctx, const Task& task, void* scratch) {
+void run_task(const Run<T>& run, const PixelBlocks& blocks, const Context<T>& ctx, const Task& task, void* scratch) {
   Arena arena(scratch);
+  const DenseJob part = blocks.part<T>(run.job, task.block);
   if (run.choice.role == Role::pixel_rows)
-    run_rows(run, ctx, task, arena);
+    run_rows(run, part, ctx, task, arena);
   else
-    run_columns(run, ctx, task, arena);
+    run_columns(run, part, ctx, task, arena);
 }
 
 // How a job is cut: pixel blocks times ranges of output channels.
@@ -697,7 +716,7 @@ struct Cut {
   int64_t k_parts, k_size, tasks;
 
   Cut(const DenseJob& job, const Choice& choice, const Machine& m, int64_t want)
-      : blocks(job, choice.pixel_block, block_multiple(choice, m)) {
+      : blocks(job, choice.role, choice.pixel_block) {
     const int64_t unit = choice.role == Role::pixel_rows ? preferred_vectors(m) * m.lanes : 16;
     k_size = job.K;
     // A buffer for a moved output holds at most this many channels.
@@ -710,7 +729,7 @@ struct Cut {
       const int64_t pieces = ceil_div(want, std::max<int64_t>(have, 1));
       const int64_t smaller = std::max(least, ceil_div(blocks.largest(), pieces));
       if (smaller < choice.pixel_block) {
-        blocks = PixelBlocks(job, smaller, block_multiple(choice, m));
+        blocks = PixelBlocks(job, choice.role, smaller);
         have = job.N * job.G * blocks.count;
       }
     }
@@ -727,16 +746,12 @@ struct Cut {
     tasks = job.N * job.G * blocks.count * k_parts;
   }
 
-  static int64_t block_multiple(const Choice& choice, const Machine& m) {
-    return choice.role == Role::pixel_rows ? m.tile_rows[preferred_vectors(m)] : m.lanes;
-  }
-
   Task task(const DenseJob& job, const Machine& m, int64_t i) const {
     Task t{};
-    const int64_t k = i % k_parts, b = i / k_parts % blocks.count;
+    const int64_t k = i % k_parts;
+    t.block = i / k_parts % blocks.count;
     t.g = i / k_parts / blocks.count % job.G;
     t.n = i / k_parts / blocks.count / job.G;
-    blocks.range(b, &t.j0, &t.j1);
     if (k_size) {
       t.k0 = k * k_size, t.k1 = std::min(job.K, t.k0 + k_size);
     } else {
@@ -750,40 +765,22 @@ struct Cut {
 
 // Scratch of the largest task, found by carving a block that is not there.
 template <class T>
-int64_t scratch_bytes(const DenseJob& job, const Choice& choice, const Machine& machine, int64_t pixels, int64_t rows) {
+int64_t scratch_bytes(const DenseJob& job, const Choice& choice, const Machine& machine, const Cut& cut) {
+  DenseJob part = job;
+  for (int a = 0; a < 3; ++a) part.out[a] = cut.blocks.size[a];
+  const int64_t n = part.pixels(), W = machine.lanes, rows = cut.k_size ? cut.k_size : job.K;
   Arena count(nullptr);
-  const int64_t n = std::min(pixels, job.pixels()), W = machine.lanes;
-  const bool by_rows = choice.role == Role::pixel_rows;
-  if (by_rows) {
-    RowsTask<T>(job, choice, machine, n, rows, count);
-  } else {
-    const int64_t widest = machine.max_vectors * W, out_rows = n / job.out[2] + 2;
-    count.take<T>(choice.reduction_block() * widest + widest);
-    count.take<T*>(3 * rows + 24);
-    Moved<T>(job, choice, rows, n, W, count);
-    count.take<Segment>(2 * out_rows + 2);
+  if (choice.role == Role::pixel_rows) {
+    if (choice.copy_pixels) PixelSlab<T>(part, 0, n, choice.chunks[0].channels, 0, count);
+    RowsTask<T>(part, choice, machine, n, rows, count);
+    return count.size();
   }
-  if (by_rows ? choice.copy_pixels : !choice.direct && job.taps() > 0) {
-    // Any position of a block: one more row than it fills, or one row alone, whichever is larger.
-    int64_t slab = 0;
-    const int64_t q = job.out[2], plane = job.out[1] * q, all = job.pixels();
-    auto measure = [&](int64_t j0, int64_t j1) {
-      Arena arena(nullptr);
-      if (by_rows)
-        PixelSlab<T>(job, j0, std::min(j1, all), choice.chunks[0].channels, 0, arena);
-      else
-        Slab<T>(job, j0, std::min(j1, all), choice.chunks[0].channels, W, arena);
-      slab = std::max(slab, arena.size());
-    };
-    measure(0, n);
-    if (n < plane) {
-      const int64_t start = std::min(q - 1, plane - 1);  // the block that touches most rows
-      if (q > 1 && job.out[1] > 1) measure(start, std::min(start + n, plane));
-    } else {
-      measure(0, std::min(all, round_up(n, plane)));
-    }
-    count.take<char>(slab);
-  }
+  const int64_t widest = machine.max_vectors * W;
+  count.take<T>(choice.reduction_block() * widest + widest);
+  count.take<T*>(3 * rows + 24);
+  Moved<T>(part, choice, rows, n, W, count);
+  count.take<Segment>(2 * part.out[0] * part.out[1] + 4);
+  if (!choice.direct && job.taps() > 0) Slab<T>(part, 0, n, choice.chunks[0].channels, W, count);
   return count.size();
 }
 
@@ -857,7 +854,7 @@ Status run_dense(const std::vector<Run<T>>& runs, const Machine& machine, const 
     cuts.emplace_back(run.job, run.choice, machine, want);
     const Cut& cut = cuts.back();
     tasks += cut.tasks;
-    if (cut.tasks) bytes = std::max(bytes, scratch_bytes<T>(run.job, run.choice, machine, cut.blocks.largest(), cut.k_size ? cut.k_size : run.job.K));
+    if (cut.tasks) bytes = std::max(bytes, scratch_bytes<T>(run.job, run.choice, machine, cut));
   }
   if (tasks == 0) return Status::ok;
   std::atomic<bool> failed{false};
@@ -869,7 +866,7 @@ Status run_dense(const std::vector<Run<T>>& runs, const Machine& machine, const 
       failed.store(true, std::memory_order_relaxed);
       return;
     }
-    run_task(runs[r], ctx, cuts[r].task(runs[r].job, machine, i), scratch.data());
+    run_task(runs[r], cuts[r].blocks, ctx, cuts[r].task(runs[r].job, machine, i), scratch.data());
   });
   return failed ? Status::out_of_memory : status;
 }
@@ -877,7 +874,7 @@ Status run_dense(const std::vector<Run<T>>& runs, const Machine& machine, const 
 template <class T>
 int64_t task_workspace(const DenseJob& job, const Choice& choice, const Machine& machine) {
   const Cut cut(job, choice, machine, 1);
-  return scratch_bytes<T>(job, choice, machine, cut.blocks.largest(), cut.k_size ? cut.k_size : job.K);
+  return scratch_bytes<T>(job, choice, machine, cut);
 }
 
 // --- The gradient of the weights ----------------------------------------------------------------------------------------

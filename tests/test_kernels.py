@@ -1,0 +1,796 @@
+"""Every kernel of the table against plain NumPy, on every instruction set that this CPU has.
+
+Buffers are larger than what a kernel may touch: what it must not write keeps its values, and what it must not use is
+NaN. Data movement and the products of small integers have one right answer, so those tests have tolerance zero.
+"""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from fastconv import _testing, testing
+
+ISAS = _testing.isas()
+DTYPES = (np.float32, np.float64)
+LENGTHS = (0, 1, 2, 7)
+MARK = -77.0  # fills what a kernel must leave alone
+
+COVERED = set()
+
+
+def covers(*names):
+    """Names the kernels that a test checks: see test_every_kernel_has_a_test."""
+    COVERED.update(names)
+    return lambda test: test
+
+
+pytestmark = [pytest.mark.parametrize("isa", ISAS), pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)]
+
+
+@pytest.fixture
+def shape(isa, dtype):
+    return _testing.tile_shape(isa, np.dtype(dtype).name)
+
+
+def integers(rng, n, dtype, high=8):
+    return rng.integers(-high, high + 1, n).astype(dtype)
+
+
+def marked(n, dtype):
+    return np.full(n, MARK, dtype)
+
+
+def scattered(rng, count, length, gap=3):
+    """Starts of `count` runs of `length` in a shuffled order, and the size of the array that holds them."""
+    return (rng.permutation(count) * (length + gap) + gap).tolist(), count * (length + gap) + gap
+
+
+# ------------------------------------------------------------------------------------------------------------- gemm
+
+
+class Gemm:
+    """The operands of one product: rows reached through scattered pointers, unused elements NaN."""
+
+    def __init__(self, rng, isa, dtype, lanes, *, m, vectors, tail, taps=1, length=5, step=1, values=integers):
+        self.isa, self.dtype, self.m, self.columns = isa, dtype, m, (vectors - 1) * lanes + tail
+        # A negative step walks a row from its end.
+        reach = abs(step) * max(length - 1, 0) + 1
+        starts, size = scattered(rng, taps * m, reach)
+        base = [s + (reach - 1 if step < 0 else 0) for s in starts]
+        rows = np.full(size, np.nan, dtype)
+        self.terms = np.zeros((taps, m, length), dtype)
+        for i, start in enumerate(base):
+            values_of_row = values(rng, length, dtype)
+            self.terms[i // m, i % m] = values_of_row
+            rows[[start + k * step for k in range(length)]] = values_of_row
+        panel = np.zeros((taps * length, vectors * lanes), dtype)
+        panel[:, : self.columns] = values(rng, taps * length * self.columns, dtype).reshape(-1, self.columns)
+        # A common offset of all rows; the starts are shifted the other way.
+        self.arguments = {
+            "rows": rows,
+            "row_starts": [s - 2 for s in base],
+            "row_offset": 2,
+            "row_pitch": m,
+            "row_step": step,
+            "taps": taps,
+            "length": length,
+            "m": m,
+            "panel": panel,
+            "vectors": vectors,
+            "tail": tail,
+        }
+        self.product = np.einsum(
+            "tmk,tkn->mn",
+            self.terms.astype(np.float64),
+            panel.reshape(taps, length, vectors * lanes).astype(np.float64),
+        )[:, : self.columns]
+        self.c_starts, self.c_size = scattered(rng, m, self.columns)
+
+    def spread(self, block, background=MARK):
+        """A block (m, columns) in an array that C's pointers reach."""
+        array = np.full(self.c_size, background, self.dtype)
+        for start, row in zip(self.c_starts, block, strict=True):
+            array[start : start + self.columns] = row
+        return array
+
+    def run(self, *, before=None, residual=None, **options):
+        c = marked(self.c_size, self.dtype) if before is None else self.spread(before)
+        if residual is not None:
+            options |= {
+                "residual": self.spread(residual, np.nan),
+                "residual_starts": [s + 1 for s in self.c_starts],
+                "residual_offset": -1,
+            }
+        starts = [s - 3 for s in self.c_starts]
+        _testing.gemm(self.isa, **self.arguments, c=c, c_starts=starts, c_offset=3, **options)
+        return c
+
+    def check(self, expected, **options):
+        np.testing.assert_array_equal(self.run(**options), self.spread(expected))
+
+
+def widths(shape):
+    return range(1, shape["max_vectors"] + 1)
+
+
+@covers("gemm")
+def test_gemm_of_every_tile(rng, isa, dtype, shape):
+    lanes = shape["lanes"]
+    for vectors in widths(shape):
+        # Heights of one tile, and some that are made of several.
+        for m in [*range(1, shape["tile_rows"][vectors - 1] + 1), 11, 17]:
+            for tail in range(1, lanes + 1):
+                gemm = Gemm(rng, isa, dtype, lanes, m=m, vectors=vectors, tail=tail, length=1 + (m + tail) % 4)
+                gemm.check(gemm.product)
+
+
+@pytest.mark.parametrize("step", [1, 3, -2])
+@pytest.mark.parametrize("taps", [1, 2, 5])
+def test_gemm_of_every_length(rng, isa, dtype, shape, taps, step):
+    for vectors, length, tail in itertools.product(widths(shape), LENGTHS, (1, shape["lanes"])):
+        for m in (1, 4, 9):
+            gemm = Gemm(
+                rng, isa, dtype, shape["lanes"], m=m, vectors=vectors, tail=tail, taps=taps, length=length, step=step
+            )
+            gemm.check(gemm.product)
+            before = integers(rng, gemm.product.size, dtype).reshape(gemm.product.shape)
+            gemm.check(gemm.product + before, before=before, accumulate=True)
+
+
+def test_gemm_of_nothing(rng, isa, dtype, shape):
+    gemm = Gemm(rng, isa, dtype, shape["lanes"], m=0, vectors=1, tail=1)
+    gemm.check(gemm.product)
+    no_taps = Gemm(rng, isa, dtype, shape["lanes"], m=3, vectors=1, tail=1, taps=0)
+    no_taps.check(np.zeros((3, 1)))
+
+
+@pytest.mark.parametrize("channel_rows", [False, True])
+@pytest.mark.parametrize("finish", [False, True])
+def test_gemm_finishes(rng, isa, dtype, shape, finish, channel_rows):
+    """Every combination of accumulate, scale, shift, residual and clamp; before the last piece only accumulate."""
+    clamps = {None: (0, 0), "relu": (1, (0, np.inf)), "relu6": (2, (0, 6)), "clip": (11, (-5, 9))}
+    for vectors, tail in itertools.product(widths(shape), {1, shape["lanes"] - 1, shape["lanes"]}):
+        for m, accumulate, use_scale, use_shift, use_residual, clamp in itertools.product(
+            (1, 6, 9), *[(False, True)] * 4, clamps
+        ):
+            gemm = Gemm(rng, isa, dtype, shape["lanes"], m=m, vectors=vectors, tail=tail, length=3)
+            block = gemm.product.shape
+            options = {"finish": finish, "channel_rows": channel_rows, "accumulate": accumulate}
+            before = integers(rng, gemm.product.size, dtype).reshape(block)
+            expected = gemm.product + before if accumulate else gemm.product.copy()
+            # Exactly as long as they need be, and NaN where another use of them would read.
+            for name, used in (("scale", use_scale), ("shift", use_shift)):
+                if used:
+                    options[name] = integers(rng, m if channel_rows else gemm.columns, dtype)
+            if use_residual:
+                options["residual"] = integers(rng, gemm.product.size, dtype).reshape(block)
+            if clamp:
+                options["activation"], (options["a"], options["b"]) = clamps[clamp]
+            if finish:
+                axis = (slice(None), None) if channel_rows else (None, slice(None))
+                if use_scale:
+                    expected = expected * options["scale"][axis]
+                if use_shift:
+                    expected = expected + options["shift"][axis]
+                if use_residual:
+                    expected = expected + options["residual"]
+                if clamp:
+                    expected = np.clip(expected, options["a"], options["b"])
+            gemm.check(expected, before=before, **options)
+
+
+@pytest.mark.parametrize("kind", [3, 4, 5, 6, 7, 8, 9, 10])
+def test_gemm_applies_every_activation(rng, isa, dtype, shape, kind):
+    """The same bits as activate_run, which has a test of its own below."""
+    for vectors, tail in itertools.product(widths(shape), range(1, shape["lanes"] + 1)):
+        gemm = Gemm(rng, isa, dtype, shape["lanes"], m=7, vectors=vectors, tail=tail, length=2)
+        scale = rng.normal(0, 0.1, gemm.columns).astype(dtype)
+        options = {"activation": kind, "a": 0.25, "scale": scale}
+        expected = (gemm.product.astype(dtype) * scale).ravel()
+        _testing.activate_run(isa, x=expected, n=expected.size, kind=kind, a=0.25)
+        gemm.check(expected.reshape(gemm.product.shape), finish=True, **options)
+        gemm.check(gemm.product, finish=False, **options)
+
+
+def test_gemm_rounds_alike_in_every_tile(rng, isa, dtype, shape):
+    """An element has the same bits whatever tile it falls into, so that a result depends on no split."""
+
+    def normal(generator, n, kind):
+        return generator.normal(size=n).astype(kind)
+
+    lanes = shape["lanes"]
+    for vectors in widths(shape):
+        gemm = Gemm(rng, isa, dtype, lanes, m=19, vectors=vectors, tail=lanes, taps=2, length=33, values=normal)
+        c = gemm.run()
+        whole = np.array([c[s : s + gemm.columns] for s in gemm.c_starts])
+        rounded = 2 * 33 * np.finfo(dtype).eps * np.abs(gemm.product).max()
+        np.testing.assert_allclose(whole, gemm.product, rtol=0, atol=rounded)
+        starts = np.array(gemm.arguments["row_starts"]).reshape(2, 19)
+        for m, v in itertools.product(range(19), range(vectors)):
+            alone = marked(lanes, dtype)
+            panel = gemm.arguments["panel"][:, v * lanes : (v + 1) * lanes].copy()
+            options = {**gemm.arguments, "panel": panel, "vectors": 1, "m": 1, "row_pitch": 1}
+            options["row_starts"] = starts[:, m].tolist()
+            _testing.gemm(isa, **options, c=alone, c_starts=[0])
+            np.testing.assert_array_equal(alone, whole[m, v * lanes : (v + 1) * lanes])
+
+
+def test_gemm_hints_change_nothing(rng, isa, dtype, shape):
+    gemm = Gemm(rng, isa, dtype, shape["lanes"], m=23, vectors=1, tail=1)
+    gemm.check(gemm.product, next=np.ones(400, dtype), next_rows=7, next_pitch=50, next_width=40)
+
+
+def test_gemm_propagates_nan(rng, isa, dtype, shape):
+    gemm = Gemm(rng, isa, dtype, shape["lanes"], m=5, vectors=1, tail=shape["lanes"])
+    before = np.full(gemm.product.shape, np.nan, dtype)
+    for kind, (a, b) in itertools.product(range(12), [(0, 6)]):
+        gemm.check(before, before=before, accumulate=True, finish=True, activation=kind, a=a, b=b)
+
+
+# ---------------------------------------------------------------------------------------------------------- packing
+
+
+def weight_cases(rng, dtype, lanes):
+    """(taps, length, valid, strides): the orders of a forward, a transposed and a channels-last weight, and others."""
+    for taps, length, valid in itertools.product((1, 2, 9), LENGTHS, (1, 2, lanes - 1, lanes, lanes + 3, 2 * lanes)):
+        if valid < 1:
+            continue
+        columns = -(-valid // lanes) * lanes
+        orders = {
+            "column, channel, tap": (length * taps, taps, list(range(taps))),
+            "column, channel, tap backwards": (length * taps, taps, list(range(taps))[::-1]),
+            "column, tap, channel": (length * taps, 1, [t * length for t in range(taps)]),
+            "channel, column, tap": (taps, valid * taps, list(range(taps))),
+            "channel, tap, column": (1, valid * taps, [t * valid for t in range(taps)]),
+            "tap, channel, column": (1, valid, [t * valid * length for t in range(taps)]),
+            "some columns of more": (length * taps + 5, taps, list(range(taps))),
+        }
+        for column_stride, channel_stride, tap_offset in orders.values():
+            size = 1 + (valid - 1) * column_stride + max(length - 1, 0) * channel_stride + max(tap_offset)
+            yield {
+                "w": integers(rng, size, dtype, 100),
+                "column_stride": column_stride,
+                "channel_stride": channel_stride,
+                "tap_offset": tap_offset,
+                "length": length,
+                "columns": columns,
+                "valid": valid,
+            }
+
+
+def unpacked(case):
+    """The weights of a case as (tap, channel, column)."""
+    t, c, j = np.ogrid[: len(case["tap_offset"]), : case["length"], : case["valid"]]
+    index = np.array(case["tap_offset"])[t] + c * case["channel_stride"] + j * case["column_stride"]
+    return case["w"][index] if index.size else np.zeros(index.shape, case["w"].dtype)
+
+
+@covers("pack_weights")
+def test_pack_weights(rng, isa, dtype, shape):
+    for case in weight_cases(rng, dtype, shape["lanes"]):
+        for extra in (0, shape["lanes"]):  # whole vectors of zeros past the last column
+            columns = case["columns"] + extra
+            weights = unpacked(case)
+            expected = marked(weights.shape[0] * weights.shape[1] * columns + 5, dtype)
+            panel = expected.copy()
+            expected[:-5] = np.pad(weights, [(0, 0), (0, 0), (0, columns - case["valid"])]).ravel()
+            _testing.pack_weights(isa, panel=panel, **{**case, "columns": columns})
+            np.testing.assert_array_equal(panel, expected)
+
+
+@covers("pack_weight_rows")
+def test_pack_weight_rows(rng, isa, dtype, shape):
+    for case in weight_cases(rng, dtype, shape["lanes"]):
+        weights = unpacked(case).transpose(2, 1, 0).reshape(case["valid"], -1)
+        for pitch in (weights.shape[1], weights.shape[1] + 3):
+            expected = marked((case["valid"], pitch), dtype)
+            panel = expected.copy()
+            expected[:, : weights.shape[1]] = weights
+            _testing.pack_weight_rows(isa, panel=panel, **{**case, "columns": pitch})
+            np.testing.assert_array_equal(panel, expected)
+
+
+def runs(rng, columns):
+    """Segments (column, offset, length) that follow each other from column 0 to `columns`."""
+    cuts = np.unique(rng.integers(0, columns + 1, 3)).tolist()
+    cuts = sorted({0, columns, *cuts})
+    return [(a, int(rng.integers(0, 9)), b - a) for a, b in itertools.pairwise(cuts)]
+
+
+@covers("pack_columns")
+@pytest.mark.parametrize("exact", [False, True])
+def test_pack_columns(rng, isa, dtype, shape, exact):
+    lanes = shape["lanes"]
+    for taps, channels, columns in itertools.product(
+        (1, 3), (1, 2, 5), (1, 2, lanes - 1, lanes, 2 * lanes, 3 * lanes + 1)
+    ):
+        if columns < 1:
+            continue
+        pitch = -(-columns // lanes) * lanes
+        channel_stride = 9 + columns + taps
+        for segments in ([(0, 4, columns)], runs(rng, columns)):
+            tap_offset = rng.integers(0, 3, taps).tolist()
+            used = (channels - 1) * channel_stride + max(tap_offset) + max(o + n for _, o, n in segments)
+            # The vectors that hang over an end are cut short by `exact` and find NaN otherwise.
+            source = np.full(used + (0 if exact else lanes - 1), np.nan, dtype)
+            source[:used] = integers(rng, used, dtype, 100)
+            panel = marked(channels * taps * pitch + lanes - 1 + 3, dtype)
+            _testing.pack_columns(
+                isa,
+                panel=panel,
+                source=source,
+                channel_stride=channel_stride,
+                tap_offset=tap_offset,
+                channels=channels,
+                segments=segments,
+                columns=pitch,
+                exact=exact,
+            )
+            assert (panel[-3:] == MARK).all()
+            rows = panel[: channels * taps * pitch].reshape(channels, taps, pitch)
+            for column, offset, length in segments:
+                c, t, i = np.ogrid[:channels, :taps, :length]
+                index = c * channel_stride + np.array(tap_offset)[t] + offset + i
+                np.testing.assert_array_equal(rows[:, :, column : column + length], source[index])
+
+
+@covers("pack_transposed")
+def test_pack_transposed(rng, isa, dtype, shape):
+    lanes = shape["lanes"]
+    for columns, rows in itertools.product((lanes, 3 * lanes), (1, 2, lanes - 1, lanes, 2 * lanes + 1)):
+        if rows < 1:
+            continue
+        for segments in ([(0, 2, rows)], runs(rng, rows)):
+            used = max(o + n for _, o, n in segments)
+            starts, size = scattered(rng, columns, used, gap=lanes)
+            source = integers(rng, size + used, dtype, 100)
+            panel = marked((rows + lanes - 1 + 2, columns), dtype)
+            _testing.pack_transposed(isa, panel=panel, source=source, starts=starts, segments=segments)
+            assert (panel[-2:] == MARK).all()
+            for column, offset, length in segments:
+                i, j = np.ogrid[:length, :columns]
+                expected = source[np.array(starts)[j] + offset + i]
+                np.testing.assert_array_equal(panel[column : column + length], expected)
+
+
+@covers("pack_rows")
+def test_pack_rows(rng, isa, dtype, shape):
+    lanes = shape["lanes"]
+    for count, length, vectors in itertools.product(
+        (0, 1, 2, 5), (0, 1, 2, lanes - 1, lanes, 2 * lanes + 1), (1, 3, 4)
+    ):
+        pitch = vectors * lanes
+        if not 0 <= length <= pitch:
+            continue
+        starts, size = scattered(rng, count, length)
+        source = np.full(size, np.nan, dtype)
+        expected = marked(count * pitch + 3, dtype)
+        panel = expected.copy()
+        expected[: count * pitch] = 0
+        for i, start in enumerate(starts):
+            source[start : start + length] = expected[i * pitch : i * pitch + length] = integers(rng, length, dtype)
+        _testing.pack_rows(
+            isa, panel=panel, source=source, starts=[s + 3 for s in starts], offset=-3, length=length, pitch=pitch
+        )
+        np.testing.assert_array_equal(panel, expected)
+
+
+# ------------------------------------------------------------------------------------------------------------ slabs
+
+
+def mapped(x, mapping, channel_axis):
+    """What a prologue makes of x: gate * act(scale * x + shift)."""
+    if mapping is None:
+        return x
+    scale, shift, gate, gate_stride, kind, a, b = mapping
+    axes = [-1 if i == channel_axis % x.ndim else 1 for i in range(x.ndim)]
+    channels = x.shape[channel_axis]
+    if scale is not None:
+        x = x * scale.reshape(axes)
+    if shift is not None:
+        x = x + shift.reshape(axes)
+    x = {0: lambda v: v, 1: lambda v: np.maximum(v, 0), 11: lambda v: np.clip(v, a, b)}[kind](x)
+    if gate is not None:
+        x = x * gate[: (channels - 1) * gate_stride + 1 : gate_stride].reshape(axes)
+    return x
+
+
+def mappings(rng, dtype, channels, gate_stride):
+    one = integers(rng, channels, dtype)
+    gate = np.full((channels - 1) * gate_stride + 1, np.nan, dtype)
+    gate[::gate_stride] = integers(rng, channels, dtype)
+    yield None
+    yield one, None, None, 1, 0, 0, 0
+    yield None, one, None, 1, 1, 0, 0
+    yield None, None, gate, gate_stride, 0, 0, 0
+    yield one, one[::-1].copy(), gate, gate_stride, 11, -3, 5
+
+
+# Slab rows: image rows in any order, one beyond the padding and one that nothing reads.
+ROWS = (3, "zero", 0, 1, "unused", 1)
+
+
+def slab_rows(row_stride):
+    marks = {"zero": _testing.ZERO_ROW, "unused": _testing.UNUSED_ROW}
+    return [marks[r] if isinstance(r, str) else r * row_stride for r in ROWS]
+
+
+def columns_of(image, column_axis, wanted):
+    """Columns of an image by number, zero where there is none."""
+    size = image.shape[column_axis]
+    inside = np.array([0 <= w < size for w in wanted], bool)
+    picked = np.take(image, np.clip(wanted, 0, size - 1).astype(int), axis=column_axis)
+    axes = [-1 if i == column_axis % image.ndim else 1 for i in range(image.ndim)]
+    return np.where(inside.reshape(axes), picked, 0), inside.reshape(axes)
+
+
+@covers("fill_pixel_slab")
+@pytest.mark.parametrize("order", ["dense", "gaps", "planar", "strided"])
+def test_fill_pixel_slab(rng, isa, dtype, shape, order):
+    lanes, size = shape["lanes"], 6
+    for channels, columns, first in itertools.product(
+        (1, 2, lanes - 1, lanes, 2 * lanes + 1), (1, 4, 9, 20), (-3, 0, 2)
+    ):
+        if channels < 1:
+            continue
+        # Strides of (row, column, channel), of an image of 4 rows.
+        row, column, channel = {
+            "dense": (size * channels, channels, 1),
+            "gaps": (size * (channels + 3) + 1, channels + 3, 1),
+            "planar": (size + 1, 1, 4 * (size + 1)),
+            "strided": (2 * size + 1, 2, 4 * (2 * size + 1)),
+        }[order]
+        r, i, c = np.ogrid[:4, :size, :channels]
+        index = r * row + i * column + c * channel
+        source = np.full(index.max() + 1, np.nan, dtype)
+        source[index] = integers(rng, index.size, dtype).reshape(index.shape)
+        image = source[index]
+        maps = (None, rng.integers(0, size, columns).tolist())
+        for column_map, mapping in itertools.product(maps, mappings(rng, dtype, channels, 1)):
+            wanted = np.arange(first, first + columns) if column_map is None else np.array(column_map)
+            picked, inside = columns_of(image, 1, wanted)
+            picked = np.where(inside, mapped(picked, mapping, 2), 0)
+            expected = marked((len(ROWS), columns, channels), dtype)
+            slab = np.append(expected.ravel(), marked(3, dtype))
+            for to, row_name in zip(expected, ROWS, strict=True):
+                if row_name != "unused":
+                    to[:] = 0 if row_name == "zero" else picked[row_name]
+            _testing.fill_pixel_slab(
+                isa,
+                slab=slab,
+                source=source,
+                channel_stride=channel,
+                column_stride=column,
+                channels=channels,
+                row_offset=slab_rows(row),
+                columns=columns,
+                first=first,
+                image_columns=size,
+                column_map=column_map,
+                map=mapping,
+            )
+            np.testing.assert_array_equal(slab[:-3].reshape(expected.shape), expected)
+            assert (slab[-3:] == MARK).all()
+
+
+@covers("fill_slab")
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("column_stride", [1, 2])
+def test_fill_slab(rng, isa, dtype, shape, stride, column_stride):
+    lanes = shape["lanes"]
+    channels = 2
+    for size, length, first in itertools.product(
+        (1, 5, 2 * lanes, 5 * lanes + 3), (1, 2, lanes, 2 * lanes + 1), (-7, -1, 0, 3)
+    ):
+        row = size * column_stride + 1
+        c, r, i = np.ogrid[:channels, :4, :size]
+        index = c * 4 * row + r * row + i * column_stride
+        source = np.full(index.max() + 1, np.nan, dtype)
+        source[index] = integers(rng, index.size, dtype).reshape(index.shape)
+        image = source[index]
+        phases = sorted({0, stride - 1})
+        pitches = ((length + 1) * len(phases) * len(ROWS) + 2, (length + 1) * len(phases), length + 1)
+        maps = (None, rng.integers(0, size, length * stride).tolist())
+        for column_map, mapping in itertools.product(maps, mappings(rng, dtype, channels, 3)):
+            expected = marked(channels * pitches[0], dtype)
+            slab = expected.copy()
+            for f, phase in enumerate(phases):
+                wanted = np.arange(length) * stride + phase
+                wanted = wanted + first if column_map is None else np.array(column_map)[wanted]
+                picked, inside = columns_of(image, 2, wanted)
+                picked = np.where(inside, mapped(picked, mapping, 0), 0)
+                for (to_row, name), ch in itertools.product(enumerate(ROWS), range(channels)):
+                    if name != "unused":
+                        at = ch * pitches[0] + to_row * pitches[1] + f * pitches[2]
+                        expected[at : at + length] = 0 if name == "zero" else picked[ch, name]
+            _testing.fill_slab(
+                isa,
+                slab=slab,
+                channel_pitch=pitches[0],
+                row_pitch=pitches[1],
+                phase_pitch=pitches[2],
+                source=source,
+                channel_stride=4 * row,
+                column_stride=column_stride,
+                channels=channels,
+                row_offset=slab_rows(row),
+                phases=phases,
+                phase_length=length,
+                first=first,
+                stride=stride,
+                image_columns=size,
+                column_map=column_map,
+                map=mapping,
+            )
+            np.testing.assert_array_equal(slab, expected)
+
+
+@pytest.mark.parametrize("kernel", ["slab", "pixel_slab"])
+def test_slabs_apply_every_activation(rng, isa, dtype, shape, kernel):
+    """The same bits as activate_run."""
+    size, channels = 2 * shape["lanes"] + 3, shape["lanes"] + 2
+    x = rng.normal(0, 3, channels * size).astype(dtype)
+    for kind in range(12):
+        expected = x.copy()
+        _testing.activate_run(isa, x=expected, n=x.size, kind=kind, a=-1, b=2)
+        options = {"source": x, "channels": channels, "row_offset": [0], "first": 0, "image_columns": size}
+        options |= {"slab": marked(x.size, dtype), "map": (None, None, None, 1, kind, -1, 2)}
+        if kernel == "slab":
+            pitches = {"channel_pitch": size, "row_pitch": size, "phase_pitch": size}
+            strides = {"channel_stride": size, "column_stride": 1}
+            _testing.fill_slab(isa, **options, **pitches, **strides, phases=[0], phase_length=size, stride=1)
+        else:
+            _testing.fill_pixel_slab(isa, **options, channel_stride=1, column_stride=channels, columns=size)
+        np.testing.assert_array_equal(options["slab"], expected)
+
+
+# ----------------------------------------------------------------------------------------------------------- blocks
+
+
+def block_cases(rng, lanes):
+    """(row offsets, column offsets, pitch): rows apart, rows that are neighbours, some of each."""
+    for m, n in itertools.product((0, 1, 2, lanes - 1, lanes, 3 * lanes + 1), (1, 2, lanes, 2 * lanes + 1)):
+        pitch = -(-n // lanes) * lanes
+        columns = rng.permutation(n) * (2 * max(m, 1) + 9)
+        yield (2 * np.arange(m)).tolist(), columns.tolist(), pitch
+        yield (np.arange(m) + 1).tolist(), columns.tolist(), pitch + lanes
+        yield (np.arange(m) + (np.arange(m) > lanes + 2) * 4).tolist(), columns.tolist(), pitch
+
+
+@covers("gather_block", "scatter_block")
+def test_blocks_move(rng, isa, dtype, shape):
+    for rows, columns, pitch in block_cases(rng, shape["lanes"]):
+        m, n = len(rows), len(columns)
+        index = np.add.outer(np.array(rows, int), np.array(columns, int))
+        tensor = integers(rng, int(index.max(initial=0)) + 5, dtype)
+        options = {"pitch": pitch, "row_offset": rows, "column_offset": columns}
+
+        expected = marked(m * pitch + 3, dtype)
+        buffer = expected.copy()
+        expected[: m * pitch].reshape(m, pitch)[:, :n] = tensor[index]
+        _testing.gather_block(isa, tensor=tensor, buffer=buffer, **options)
+        np.testing.assert_array_equal(buffer, expected)
+
+        block = integers(rng, m * n, dtype).reshape(m, n)
+        buffer = np.full(m * pitch, np.nan, dtype)
+        buffer.reshape(m, pitch)[:, :n] = block
+        for accumulate in (False, True):
+            moved, expected = tensor.copy(), tensor.copy()
+            expected[index] = block + tensor[index] if accumulate else block
+            _testing.scatter_block(isa, tensor=moved, buffer=buffer, accumulate=accumulate, **options)
+            np.testing.assert_array_equal(moved, expected)
+
+
+# -------------------------------------------------------------------------------------------------- sums and copies
+
+
+def lengths(lanes):
+    return sorted({0, 1, 2, 3, lanes - 1, lanes, lanes + 1, 4 * lanes - 1, 4 * lanes, 9 * lanes + 1})
+
+
+@covers("sum_run")
+@pytest.mark.parametrize("step", [1, 2, 7])
+def test_sum_run(rng, isa, dtype, shape, step):
+    for n in lengths(shape["lanes"]):
+        x = np.full(max(n - 1, 0) * step + 1, np.nan, dtype)
+        x[: n * step : step] = integers(rng, n, dtype)
+        assert _testing.sum_run(isa, x=x, n=n, step=step) == np.nansum(x)
+
+
+@covers("sum_columns")
+def test_sum_columns(rng, isa, dtype, shape):
+    for columns, rows, gap in itertools.product(lengths(shape["lanes"]), LENGTHS, (0, 3)):
+        x = integers(rng, rows * (columns + gap), dtype).reshape(rows, columns + gap)
+        expected = marked(columns + 3, dtype)
+        sums = expected.copy()
+        expected[:columns] = x[:, :columns].sum(0)
+        x[:, columns:] = np.nan
+        _testing.sum_columns(isa, sum=sums, x=x, rows=rows, pitch=columns + gap, columns=columns)
+        np.testing.assert_array_equal(sums, expected)
+
+
+@covers("copy_run")
+@pytest.mark.parametrize("streaming", [False, True])
+def test_copy_run(rng, isa, dtype, shape, streaming):
+    for n, offset in itertools.product(lengths(shape["lanes"]), (0, 1, 5)):
+        source = integers(rng, n, dtype)
+        expected = marked(n + offset + 3, dtype)
+        target = expected.copy()
+        expected[offset : offset + n] = source
+        _testing.copy_run(isa, dst=target, src=source, offset=offset, n=n, streaming=streaming)
+        np.testing.assert_array_equal(target, expected)
+
+
+@covers("fma_loop")
+def test_fma_loop_counts_its_flops(isa, dtype, shape):
+    for rounds in (0, 1, 1000):
+        flops = _testing.fma_loop(isa, dtype=np.dtype(dtype).name, rounds=rounds)
+        assert flops == 2 * 12 * shape["lanes"] * rounds
+
+
+# ------------------------------------------------------------------------------------------------------ activations
+
+
+def _sigmoid(x):
+    e = np.exp(-np.abs(x))
+    return np.where(x < 0, e, 1) / (1 + e)
+
+
+def _normal_distribution(x):
+    """erfc(-x / sqrt 2) / 2: math.erfc of the rounded argument, and its derivative times what the rounding left out."""
+    z = -x / np.sqrt(np.longdouble(2))
+    rounded = z.astype(np.float64)
+    rest = np.where(np.isfinite(x), z - rounded, 0)
+    slope = -2 / np.sqrt(np.longdouble(math.pi)) * np.exp(-(rounded.astype(np.longdouble) ** 2))
+    return (np.array([math.erfc(v) for v in rounded.tolist()], np.longdouble) + slope * rest) / 2
+
+
+def _gelu_tanh_argument(x):
+    return 2 * np.sqrt(2 / np.longdouble(math.pi)) * (x + np.longdouble("0.044715") * x**3)
+
+
+SLOPE, LOWER, UPPER = 0.01, -1.25, 2.5
+
+# The number of a kind (ActivationKind) by its name, the function in extended precision, and the bound that the test
+# holds it to, in units of eps * |y|, where y is not denormal. About 1.3 times the worst that a dense grid has shown:
+# hardswish 1.2, hardsigmoid 0.8, silu 2.1, sigmoid 1.5, tanh 2.0, gelu 3.5 (the polynomial of erfc alone is 1). The
+# argument of gelu_tanh's sigmoid carries up to six roundings, and there the relative slope of sigmoid is its argument.
+ACTIVATIONS = {
+    "none": (0, lambda x: x, 0),
+    "relu": (1, lambda x: np.maximum(x, 0), 0),
+    "relu6": (2, lambda x: np.clip(x, 0, 6), 0),
+    "leaky_relu": (3, lambda x: np.where(x < 0, x * np.longdouble(SLOPE), x), 0.75),
+    "silu": (4, lambda x: x * _sigmoid(x), 2.75),
+    "hardswish": (5, lambda x: x * np.clip(x + 3, 0, 6) / 6, 1.6),
+    "sigmoid": (6, _sigmoid, 2),
+    "hardsigmoid": (7, lambda x: np.clip(x + 3, 0, 6) / 6, 1),
+    "tanh": (8, np.tanh, 2.6),
+    "gelu": (9, lambda x: x * _normal_distribution(x), 4),
+    "gelu_tanh": (10, lambda x: x * _sigmoid(_gelu_tanh_argument(x)), lambda x: 4 + 3 * np.abs(_gelu_tanh_argument(x))),
+    "clip": (11, lambda x: np.clip(x, LOWER, UPPER), 0),
+}
+
+
+def parameters(name, dtype):
+    return {"leaky_relu": {"a": SLOPE}, "clip": {"a": LOWER, "b": UPPER}}.get(name, {})
+
+
+def test_activations_are_all_here(isa, dtype):
+    assert [kind for kind, _, _ in ACTIVATIONS.values()] == list(range(12))
+    names = {a if isinstance(a, str) else a[0] for a in testing.ACTIVATIONS if a is not None}
+    assert names <= set(ACTIVATIONS)
+
+
+def grid(dtype):
+    """Dense where a function bends, then every magnitude from the denormals to the largest numbers, of both signs."""
+    info = np.finfo(dtype)
+    reach = 110 if dtype is np.float32 else 760  # exp is 0 beyond
+    some = [np.linspace(0, r, 15001) for r in (0.5, 4, 20, reach)]
+    some += [np.geomspace(float(info.smallest_subnormal), 1, 6001), np.geomspace(1, float(info.max) / 2, 6001)]
+    x = np.concatenate(some).astype(dtype)
+    return np.concatenate([x, -x])
+
+
+@covers("activate_run")
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activation_is_accurate(isa, dtype, name):
+    kind, function, bound = ACTIVATIONS[name]
+    x = grid(dtype)
+    y = x.copy()
+    _testing.activate_run(isa, x=y, n=y.size, kind=kind, **parameters(name, dtype))
+    exact = x.astype(np.longdouble)
+    info = np.finfo(dtype)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        expected = function(exact)
+        if callable(bound):
+            bound = bound(exact)
+    if name == "leaky_relu":  # the slope is a number of the dtype
+        expected = np.where(x < 0, exact * np.longdouble(dtype(SLOPE)), exact)
+    assert np.isfinite(y).all()
+    # A factor that is a denormal has been rounded to a multiple of the smallest one; x multiplies that.
+    denormal = np.longdouble(info.smallest_subnormal) * (1 + np.minimum(np.abs(exact), 1000))
+    # Where gelu_tanh's bound has grown beyond use the function is 0 or x.
+    relative = np.minimum(bound * np.longdouble(info.eps), 1)
+    with np.errstate(under="ignore"):
+        error = np.abs(y - expected)
+        excess = error - relative * np.abs(expected) - denormal
+    worst = np.argmax(excess)
+    assert excess[worst] <= 0, f"{name}({x[worst]!r}) = {y[worst]!r}, not {expected[worst]!r}"
+
+
+INF, NAN = np.inf, np.nan
+# The values at -inf and inf are PyTorch's: a product of -inf and 0 is NaN.
+LIMITS = {
+    "none": (-INF, INF),
+    "relu": (0, INF),
+    "relu6": (0, 6),
+    "leaky_relu": (-INF, INF),
+    "silu": (NAN, INF),
+    "hardswish": (NAN, INF),
+    "sigmoid": (0, 1),
+    "hardsigmoid": (0, 1),
+    "tanh": (-1, 1),
+    "gelu": (NAN, INF),
+    "gelu_tanh": (NAN, INF),
+    "clip": (LOWER, UPPER),
+}
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activation_of_special_values(isa, dtype, name, shape):
+    kind, function, _ = ACTIVATIONS[name]
+    most = np.finfo(dtype).max
+    special = np.array([-INF, INF, NAN, 0.0, -0.0, -most, most], dtype)
+    at_zero = float(function(np.zeros(1, np.longdouble))[0])
+    far = {NAN: 0, -INF: -most}  # the limits that no finite argument reaches
+    low, high = LIMITS[name]
+    at_most = most if high == INF else high
+    at_least = low if np.isfinite(low) else 0 if np.isnan(low) else far[low]
+    if name == "leaky_relu":
+        at_least = -most * dtype(SLOPE)
+    expected = np.array([low, high, NAN, at_zero, at_zero, at_least, at_most], dtype)
+    # In every lane, next to ordinary values.
+    for before in range(shape["lanes"] + 1):
+        x = np.concatenate([np.ones(before, dtype), special, np.ones(shape["lanes"], dtype)])
+        _testing.activate_run(isa, x=x, n=x.size, kind=kind, **parameters(name, dtype))
+        np.testing.assert_array_equal(x[before : before + special.size], expected)
+
+
+def test_activate_run_of_every_length(rng, isa, dtype, shape):
+    for n, (kind, _, _) in itertools.product(lengths(shape["lanes"]), ACTIVATIONS.values()):
+        x = rng.normal(size=n + 3).astype(dtype)
+        expected = x.copy()
+        for i in range(n):
+            one = x[i : i + 1].copy()
+            _testing.activate_run(isa, x=one, n=1, kind=kind, a=-0.5, b=0.5)
+            expected[i] = one[0]
+        _testing.activate_run(isa, x=x, n=n, kind=kind, a=-0.5, b=0.5)
+        np.testing.assert_array_equal(x, expected)
+
+
+# ------------------------------------------------------------------------------------------------------ the binding
+
+
+def test_bounds_are_checked(isa, dtype, shape):
+    lanes = shape["lanes"]
+    x = np.zeros(4 * lanes, dtype)
+    for wrong in (
+        lambda: _testing.activate_run(isa, x=x, n=x.size + 1, kind=1),
+        lambda: _testing.activate_run(isa, x=x, n=x.size, kind=12),
+        lambda: _testing.sum_run(isa, x=x, n=3, step=x.size),
+        lambda: _testing.pack_rows(isa, panel=x, source=x, starts=[x.size], offset=0, length=1, pitch=lanes),
+        lambda: _testing.gather_block(isa, tensor=x, buffer=x, pitch=lanes, row_offset=[-1], column_offset=[0]),
+    ):
+        with pytest.raises(ValueError, match="breaks the rule"):
+            wrong()
+    other = np.zeros(4, np.float64 if dtype is np.float32 else np.float32)
+    with pytest.raises(TypeError):
+        _testing.sum_columns(isa, sum=other, x=x, rows=1, pitch=1, columns=1)
+
+
+def test_every_kernel_has_a_test(isa, dtype):
+    """A row of kernels.inc without a test above fails here."""
+    assert set(_testing.kernel_names()) == COVERED
+    assert all(callable(getattr(_testing, name)) for name in COVERED)
