@@ -32,12 +32,12 @@ class Arena {
 
 // The blocks of output pixels of a job: boxes of size[0] x size[1] x size[2].
 //
-// The rows role takes boxes that are wide and tall, so that neighbouring blocks share little of the input's rows. The
-// columns role takes runs of whole rows as they lie in memory: its panels want long runs.
+// With the channels innermost, boxes are up to 8 rows tall, so that neighbouring blocks share little of the input's rows.
+// Planar images are cut into runs of whole rows: a narrow box would touch a few bytes of many far-apart pages.
 struct PixelBlocks {
   int64_t size[3], parts[3], count;
 
-  PixelBlocks(const DenseJob& job, Role role, int64_t block) {
+  PixelBlocks(const DenseJob& job, const Choice& choice, int64_t block) {
     const int64_t plane = job.out[1] * job.out[2];
     block = std::max<int64_t>(block, 1);
     size[0] = 1, size[1] = 1, size[2] = job.out[2];
@@ -45,7 +45,7 @@ struct PixelBlocks {
       size[1] = job.out[1];
       size[0] = std::min(job.out[0], std::max<int64_t>(1, block / plane));
     } else {
-      const int64_t tall = role == Role::pixel_rows ? 8 : 1;
+      const int64_t tall = choice.role == Role::pixel_rows && !choice.move_output ? 8 : 1;
       const int64_t wide = std::max<int64_t>(block / std::min(job.out[1], tall), 1);
       if (job.out[2] > wide) size[2] = wide;
       // A few columns too many are better than a second, narrow box.
@@ -716,7 +716,7 @@ struct Cut {
   int64_t k_parts, k_size, tasks;
 
   Cut(const DenseJob& job, const Choice& choice, const Machine& m, int64_t want)
-      : blocks(job, choice.role, choice.pixel_block) {
+      : blocks(job, choice, choice.pixel_block) {
     const int64_t unit = choice.role == Role::pixel_rows ? preferred_vectors(m) * m.lanes : 16;
     k_size = job.K;
     // A buffer for a moved output holds at most this many channels.
@@ -729,7 +729,7 @@ struct Cut {
       const int64_t pieces = ceil_div(want, std::max<int64_t>(have, 1));
       const int64_t smaller = std::max(least, ceil_div(blocks.largest(), pieces));
       if (smaller < choice.pixel_block) {
-        blocks = PixelBlocks(job, choice.role, smaller);
+        blocks = PixelBlocks(job, choice, smaller);
         have = job.N * job.G * blocks.count;
       }
     }
