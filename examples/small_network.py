@@ -1,6 +1,6 @@
 """A small residual network for inference: every layer is a plan, and its buffers are used again.
 
-A plan packs its weights once. Called with `out` it allocates no array, and it gives the same bits as the plain function.
+A plan packs its weights once. Called with `out` it allocates no array, and it gives the bits of the plain function.
 """
 
 import numpy as np

@@ -222,6 +222,28 @@ def test_gemm_hints_change_nothing(rng, isa, dtype, shape):
     gemm.check(gemm.product, next=np.ones(400, dtype), next_rows=7, next_pitch=50, next_width=40)
 
 
+def test_gemm_passes_over_rows_of_zeros(rng, isa, dtype, shape):
+    """A piece whose rows all lie in the padding is not even read; a tile with other rows reads the zeros."""
+    for vectors, m in itertools.product(widths(shape), (1, 5, 8, 21)):
+        gemm = Gemm(rng, isa, dtype, shape["lanes"], m=m, vectors=vectors, tail=1, taps=4, length=3)
+        original = gemm.arguments
+        panel = original["panel"].reshape(4, 3, -1)[:, :, : gemm.columns]
+        starts = np.array(original["row_starts"]).reshape(4, m)
+        everywhere = np.zeros((4, m), bool)
+        everywhere[1:3] = True
+        zero_row = original["rows"].size
+        # The zero row is full of NaN where no tile may read it.
+        for content, in_padding in ((np.nan, everywhere), (0, rng.integers(0, 2, (4, m)).astype(bool))):
+            rows = np.append(original["rows"], np.full(5, content, dtype))
+            gemm.arguments = {
+                **original,
+                "rows": rows,
+                "row_starts": np.where(in_padding, zero_row, starts).ravel().tolist(),
+            }
+            terms = np.where(in_padding[:, :, None], 0, gemm.terms).astype(np.float64)
+            gemm.check(np.einsum("tmk,tkn->mn", terms, panel.astype(np.float64)), zero_row=zero_row)
+
+
 def test_gemm_propagates_nan(rng, isa, dtype, shape):
     gemm = Gemm(rng, isa, dtype, shape["lanes"], m=5, vectors=1, tail=shape["lanes"])
     before = np.full(gemm.product.shape, np.nan, dtype)

@@ -157,7 +157,8 @@ Indices real_rows(const Indices& row_offset) {
 
 template <class T>
 void gemm(const std::string& isa, const Array<T>& rows, const Indices& row_starts, int64_t row_pitch,
-          int64_t row_offset, int64_t row_step, int64_t taps, int64_t length, int64_t m, const Array<T>& panel,
+          int64_t row_offset, int64_t row_step, int64_t taps, int64_t length, std::optional<int64_t> zero_row, int64_t m,
+          const Array<T>& panel,
           int32_t vectors, int32_t tail, Array<T> c, const Indices& c_starts, int64_t c_offset,
           const Optional<T>& residual, const Indices& residual_starts, int64_t residual_offset, bool accumulate,
           bool finish, bool channel_rows, const Optional<T>& scale, const Optional<T>& shift, int32_t activation, T a,
@@ -198,6 +199,7 @@ void gemm(const std::string& isa, const Array<T>& rows, const Indices& row_start
   g.rows = row_table.data();
   g.row_pitch = row_pitch, g.row_offset = row_offset, g.row_step = row_step;
   g.taps = taps, g.length = length;
+  g.zero_row = zero_row ? rows.data() + small(*zero_row) : nullptr;
   g.m = m;
   g.panel = panel.data();
   g.vectors = vectors, g.tail = tail;
@@ -468,8 +470,8 @@ void bind_kernels(py::module_& m) {
   const auto isa = py::arg("isa");
   const py::kw_only options;
   m.def("gemm", &gemm<T>, isa, options, array("rows"), py::arg("row_starts"), py::arg("row_pitch"),
-        py::arg("row_offset") = 0, py::arg("row_step") = 1, py::arg("taps") = 1, py::arg("length"), py::arg("m"),
-        array("panel"), py::arg("vectors"), py::arg("tail"), array("c"), py::arg("c_starts"), py::arg("c_offset") = 0,
+        py::arg("row_offset") = 0, py::arg("row_step") = 1, py::arg("taps") = 1, py::arg("length"),
+        py::arg("zero_row") = py::none(), py::arg("m"), array("panel"), py::arg("vectors"), py::arg("tail"), array("c"), py::arg("c_starts"), py::arg("c_offset") = 0,
         absent("residual"), py::arg("residual_starts") = Indices(), py::arg("residual_offset") = 0,
         py::arg("accumulate") = false, py::arg("finish") = false, py::arg("channel_rows") = false, absent("scale"),
         absent("shift"), py::arg("activation") = 0, py::arg("a") = T{0}, py::arg("b") = T{0}, absent("next"),

@@ -17,6 +17,7 @@ struct GemmArgs {
   const T* const* rows;
   int64_t row_pitch, row_offset, row_step;
   int64_t taps, length;
+  const T* zero_row;        // a piece whose rows all point here is passed over; null: none is
   int64_t m;                // rows of C
   const T* panel;
   int32_t vectors;          // width of the panel in vectors: 1 .. kMaxVectors of the ISA

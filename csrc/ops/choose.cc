@@ -90,7 +90,7 @@ Problem describe(const DenseJob& job, int64_t item_size, bool channels_last, boo
 }
 
 // Measured on Zen 3 over 3x3 layers: below these the columns role is the faster one.
-constexpr int64_t kTransposeTerms = 256, kTransposeChannels = 32;
+constexpr int64_t kTransposeTerms = 256, kTransposeChannels = 32, kThinGroup = 8;
 
 Choice choose(const Problem& p, const Machine& m) {
   Choice c{};
@@ -99,8 +99,11 @@ Choice choose(const Problem& p, const Machine& m) {
   // Planar images: a long reduction pays for transposing the input and the output, once each, on the way; packing columns
   // costs a copy for every tap. A single pixel has no columns.
   const bool transpose = pixels == 1 || (T > 1 && p.C * T >= kTransposeTerms && p.K >= kTransposeChannels);
-  c.role = p.channels_last || transpose ? Role::pixel_rows : Role::pixel_columns;
-  c.passed_over = p.channels_last ? "pixel columns: the channels are neighbours in memory, the columns are not"
+  // A group of few channels fills neither the vectors of a panel of weights nor a run of the reduction: pixels do.
+  const bool thin = T > 1 && p.C <= kThinGroup && p.K <= kThinGroup && pixels >= 64;
+  c.role = !thin && (p.channels_last || transpose) ? Role::pixel_rows : Role::pixel_columns;
+  c.passed_over = thin              ? "pixel rows: a group has too few channels to fill a vector"
+                  : p.channels_last ? "pixel columns: the channels are neighbours in memory, the columns are not"
                   : transpose     ? "pixel columns: the reduction is long enough to pay for transposing the image"
                                   : "pixel rows: the columns are neighbours in memory, and the reduction is short";
 

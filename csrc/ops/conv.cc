@@ -175,10 +175,11 @@ void bind_runs(std::vector<Run<T>>& runs, const void* input, const void* weight,
   for (Run<T>& run : runs) run.bind(input, weight, output, residual);
 }
 
-// Packs the weights of all runs into one block; runs that read the weights in place keep null.
+// Looks at the weights of all runs and packs them into one block; runs that read the weights in place keep null.
 template <class T>
-Status pack_runs(std::vector<Run<T>>& runs, const Machine& m, const KernelTable<T>& kernels, bool keep, Block* block) {
+Status prepare_weights(std::vector<Run<T>>& runs, const Machine& m, const KernelTable<T>& kernels, bool keep, Block* block) {
   int64_t total = 0;
+  for (Run<T>& run : runs) run.skip_zeros = may_skip_zeros<T>(run.job, run.choice, keep);
   for (const Run<T>& run : runs) total += packed_size(run.job, run.choice, m, keep);
   if (total == 0) return Status::ok;
   *block = Block(total * static_cast<int64_t>(sizeof(T)));
@@ -211,7 +212,7 @@ Status forward(const ConvDesc& desc, const ConvOperands& o) {
   const Finish<T> finish = join_epilogue<T>(o.epilogue, l.out_channels, buffer);
   const InputMap<T> map = join_prologue<T>(o.prologue, l.in_channels, buffer + 2 * l.out_channels);
   Block packed;
-  if ((s = pack_runs(runs, m, kernels, false, &packed)) != Status::ok) return s;
+  if ((s = prepare_weights(runs, m, kernels, false, &packed)) != Status::ok) return s;
   return run_dense(runs, m, kernels, finish, map, absent(o.prologue.gate) ? 0 : o.prologue.gate.strides[0], false);
 }
 
@@ -229,7 +230,7 @@ Status gradient_part(const Layer& l, const Machine& m, const KernelTable<T>& ker
   }
   bind_runs(runs, o.y.data, o.w.data, dx, nullptr);
   Block packed;
-  const Status s = pack_runs(runs, m, kernels, false, &packed);
+  const Status s = prepare_weights(runs, m, kernels, false, &packed);
   if (s != Status::ok) return s;
   return run_dense(runs, m, kernels, Finish<T>{}, InputMap<T>{}, 0, accumulate);
 }
@@ -344,7 +345,7 @@ Status backward_input(const ConvDesc& desc, const ConvOperands& o) {
     runs[0].choice = choose(describe(job, sizeof(T), l.channels_last, false), m);
     bind_runs(runs, o.y.data, o.w.data, o.x.data, nullptr);
     Block packed;
-    if ((s = pack_runs(runs, m, kernels, false, &packed)) != Status::ok) return s;
+    if ((s = prepare_weights(runs, m, kernels, false, &packed)) != Status::ok) return s;
     return run_dense(runs, m, kernels, Finish<T>{}, InputMap<T>{}, 0, o.accumulate);
   }
   const int64_t origin[3] = {0, 0, 0};
@@ -526,7 +527,7 @@ class TypedPlan final : public ConvPlan {
     T* buffer = static_cast<T*>(vectors_.data());
     finish_ = join_epilogue<T>(o.epilogue, layer_.out_channels, buffer);
     map_ = join_prologue<T>(o.prologue, layer_.in_channels, buffer + 2 * layer_.out_channels);
-    if ((s = pack_runs(runs_, machine_, kernels, true, &packed_)) != Status::ok) return s;
+    if ((s = prepare_weights(runs_, machine_, kernels, true, &packed_)) != Status::ok) return s;
     int64_t packed = 0;
     for (const Run<T>& run : runs_) packed += packed_size(run.job, run.choice, machine_, true);
     decision = summarise(runs_, machine_, g, least_bytes(g, !absent(o.epilogue.residual), sizeof(T)), packed);

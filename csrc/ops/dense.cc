@@ -378,7 +378,7 @@ class PixelSlab {
       : shape_(job, j0, j1), slab_(arena.take<T>(channels * shape_.padded_columns * shape_.depth * shape_.height + tail)),
         row_offset_(arena.take<int64_t>(shape_.depth * shape_.height)),
         column_map_(job.mode == PaddingMode::zeros ? nullptr : arena.take<int64_t>(shape_.padded_columns)),
-        gate_(arena.take<T>(channels)), position_(arena.take<int64_t>(j1 - j0)), tap_position_(arena.take<int64_t>(job.taps())) {}
+        gate_(arena.take<T>(channels)), line_(arena.take<int64_t>(j1 - j0)), position_(arena.take<int64_t>(j1 - j0)), tap_position_(arena.take<int64_t>(job.taps())) {}
 
   void prepare(const DenseJob& job, int64_t j0, int64_t j1) {
     const SlabShape& s = shape_;
@@ -388,6 +388,7 @@ class PixelSlab {
     for (int64_t j = j0; j < j1; ++j) {
       const int64_t row = j / q, plane = s.one_plane ? 0 : (row / p - s.d0) * job.stride[0];
       const int64_t line = plane * s.height + (row % p - s.h0) * job.stride[1];
+      line_[j - j0] = line;
       position_[j - j0] = line * s.padded_columns + (j % q - s.q0) * job.stride[2];
     }
     int64_t* tap = tap_position_;
@@ -395,11 +396,14 @@ class PixelSlab {
       for (int64_t b = 0; b < job.filter[1]; ++b)
         for (int64_t c = 0; c < job.filter[2]; ++c)
           *tap++ = (a * depth_step * s.height + b * job.dilation[1]) * s.padded_columns + c * job.dilation[2];
+    zero_line_ = -1;
+    for (int64_t r = 0; r < s.depth * s.height && zero_line_ < 0; ++r)
+      if (row_offset_[r] == kZeroRow) zero_line_ = r;
   }
 
   // Fills the slab with the chunk's channels and points `table` at its pixels: `pieces` runs of `length` elements each.
   void fill(const KernelTable<T>& kernels, const DenseJob& job, const Chunk& chunk, const T* source, InputMap<T> map,
-            int64_t pixels, const T** table, int64_t* pieces, int64_t* length) {
+            int64_t pixels, const T** table, int64_t* pieces, int64_t* length, const T** zero_row) {
     if (map.gate)
       for (int64_t c = 0; c < chunk.channels; ++c) gate_[c] = map.gate[c * map.gate_stride];
     if (map.gate) map.gate = gate_, map.gate_stride = 1;
@@ -415,9 +419,15 @@ class PixelSlab {
     const int64_t taps = joined ? job.filter[2] : 1;
     *pieces = chunk.taps / taps;
     *length = taps * chunk.channels;
+    // Runs in a row of padding all point to the same zeros.
+    const T* zeros = zero_line_ < 0 ? nullptr : slab_ + zero_line_ * shape_.padded_columns * chunk.channels;
+    *zero_row = zeros;
     for (int64_t i = 0; i < *pieces; ++i) {
-      const T* base = slab_ + tap_position_[chunk.t0 + i * taps] * chunk.channels;
-      for (int64_t j = 0; j < pixels; ++j) table[i * pixels + j] = base + position_[j] * chunk.channels;
+      const int64_t tap = tap_position_[chunk.t0 + i * taps];
+      const T* base = slab_ + tap * chunk.channels;
+      const int64_t* rows = row_offset_ + tap / shape_.padded_columns;
+      for (int64_t j = 0; j < pixels; ++j)
+        table[i * pixels + j] = zeros && rows[line_[j]] == kZeroRow ? zeros : base + position_[j] * chunk.channels;
     }
   }
 
@@ -427,8 +437,10 @@ class PixelSlab {
   int64_t* row_offset_;
   int64_t* column_map_;
   T* gate_;
+  int64_t* line_;
   int64_t* position_;
   int64_t* tap_position_;
+  int64_t zero_line_ = -1;
 };
 
 // Weights that few blocks of pixels share are packed by the tasks, panel by panel, into the first-level cache; packed
@@ -537,12 +549,15 @@ void run_rows(const Run<T>& run, const DenseJob& job, const Context<T>& ctx, con
     const int64_t terms = terms_of(chunk);
     if (slab) {
       slab->fill(ctx.kernels, job, chunk, image + chunk.c0 * job.is.c,
-                 map_at(ctx.map, task.n, ctx.gate_batch_stride, task.g * job.C + chunk.c0), m, s.table, &g.taps, &g.length);
+                 map_at(ctx.map, task.n, ctx.gate_batch_stride, task.g * job.C + chunk.c0), m, s.table, &g.taps, &g.length,
+                 &g.zero_row);
       g.rows = s.table, g.row_pitch = m;
     } else {
       g.rows = s.table + chunk.t0 * m, g.row_pitch = m, g.row_offset = chunk.c0;
       g.taps = chunk.taps, g.length = chunk.channels;
+      g.zero_row = s.zero_row;
     }
+    if (!run.skip_zeros) g.zero_row = nullptr;
     g.accumulate = i > 0 || (ctx.accumulate && !moved.output);
     g.finish = i + 1 == choice.chunks.size();
     for (int64_t p = 0; p < panels.count; ++p) {
@@ -841,6 +856,35 @@ Status pack_job(const DenseJob& job, const Choice& choice, const Machine& m, con
 }
 
 template <class T>
+bool may_skip_zeros(const DenseJob& job, const Choice& choice, bool always) {
+  if (choice.role != Role::pixel_rows || job.mode != PaddingMode::zeros || job.taps() < 2) return false;
+  // The share of (row, tap) pairs that lie outside the image. Columns count only where a whole tile of pixels is outside.
+  double inside = 1;
+  for (int a = 0; a < 3; ++a) {
+    if (a == 2 && (choice.copy_pixels || job.pad[2] < 6)) continue;
+    int64_t in = 0;
+    for (int64_t f = 0; f < job.filter[a]; ++f) {
+      // Output positions o with 0 <= o * stride + shift < in.
+      const int64_t shift = f * job.dilation[a] - job.pad[a], s = job.stride[a];
+      const int64_t lo = shift >= 0 ? 0 : (-shift + s - 1) / s, hi = shift >= job.in[a] ? 0 : (job.in[a] - 1 - shift) / s + 1;
+      in += std::max<int64_t>(0, std::min(hi, job.out[a]) - lo);
+    }
+    inside *= static_cast<double>(in) / static_cast<double>(job.out[a] * job.filter[a]);
+  }
+  if ((1 - inside) * static_cast<double>(job.pixels()) < (always ? 0.5 : 32)) return false;
+  T sum = 0;  // of 0 * w: NaN where a weight is not finite
+  for (int64_t g = 0; g < job.G; ++g)
+    for (int64_t k = 0; k < job.K; ++k)
+      for (int64_t c = 0; c < job.C; ++c) {
+        const T* w = static_cast<const T*>(job.weight) + g * job.wg + k * job.wk + c * job.wc;
+        for (int64_t d = 0; d < job.filter[0]; ++d)
+          for (int64_t h = 0; h < job.filter[1]; ++h)
+            for (int64_t i = 0; i < job.filter[2]; ++i) sum += 0 * w[d * job.wf[0] + h * job.wf[1] + i * job.wf[2]];
+      }
+  return sum == 0;
+}
+
+template <class T>
 Status run_dense(const std::vector<Run<T>>& runs, const Machine& machine, const KernelTable<T>& kernels,
                  const Finish<T>& finish, const InputMap<T>& map, int64_t gate_batch_stride, bool accumulate) {
   const Context<T> ctx{machine, kernels, finish, map, gate_batch_stride, accumulate};
@@ -1121,6 +1165,7 @@ Status run_weight_gradient(const DenseJob& job, const Machine& m, const KernelTa
   template Status pack_job<T>(const DenseJob&, const Choice&, const Machine&, const KernelTable<T>&, T*);                  \
   template Status run_dense<T>(const std::vector<Run<T>>&, const Machine&, const KernelTable<T>&, const Finish<T>&,         \
                                const InputMap<T>&, int64_t, bool);                                                         \
+  template bool may_skip_zeros<T>(const DenseJob&, const Choice&, bool);                                                   \
   template int64_t task_workspace<T>(const DenseJob&, const Choice&, const Machine&);                                      \
   template Status run_weight_gradient<T>(const DenseJob&, const Machine&, const KernelTable<T>&, T*, bool);
 FASTCONV_INSTANTIATE(float)

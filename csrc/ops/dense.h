@@ -24,6 +24,7 @@ struct Run {
   Choice choice;
   const T* packed = nullptr;
   int64_t output_offset = 0, residual_offset = 0, weight_offset = 0;
+  bool skip_zeros = false;  // taps that meet only padding are passed over: the weights are finite
 
   void bind(const void* input, const void* weight, void* output, const void* residual) {
     job.input = input;
@@ -39,6 +40,11 @@ int64_t packed_size(const DenseJob& job, const Choice& choice, const Machine& ma
 
 template <class T>
 Status pack_job(const DenseJob& job, const Choice& choice, const Machine& machine, const KernelTable<T>& kernels, T* packed);
+
+// Whether the product is worth a look at the weights, and they are finite, so that zeros of the padding can be passed over
+// without changing a bit. `always`: the look costs nothing (a plan).
+template <class T>
+bool may_skip_zeros(const DenseJob& job, const Choice& choice, bool always);
 
 // Computes all runs (disjoint outputs) in one parallel region. `map` holds vectors of all G * C channels.
 template <class T>
