@@ -157,12 +157,12 @@ Indices real_rows(const Indices& row_offset) {
 
 template <class T>
 void gemm(const std::string& isa, const Array<T>& rows, const Indices& row_starts, int64_t row_pitch,
-          int64_t row_offset, int64_t row_step, int64_t taps, int64_t length, std::optional<int64_t> zero_row, int64_t m,
-          const Array<T>& panel,
-          int32_t vectors, int32_t tail, Array<T> c, const Indices& c_starts, int64_t c_offset,
-          const Optional<T>& residual, const Indices& residual_starts, int64_t residual_offset, bool accumulate,
-          bool finish, bool channel_rows, const Optional<T>& scale, const Optional<T>& shift, int32_t activation, T a,
-          T b, const Optional<T>& next, int64_t next_rows, int64_t next_pitch, int64_t next_width) {
+          int64_t row_offset, int64_t row_step, int64_t taps, int64_t length, std::optional<int64_t> zero_row,
+          int64_t m, const Array<T>& panel, int32_t vectors, int32_t tail, Array<T> c, const Indices& c_starts,
+          int64_t c_offset, const Optional<T>& residual, const Indices& residual_starts, int64_t residual_offset,
+          bool accumulate, bool finish, bool channel_rows, const Optional<T>& scale, const Optional<T>& shift,
+          int32_t activation, T a, T b, const Optional<T>& next, int64_t next_rows, int64_t next_pitch,
+          int64_t next_width) {
   const KernelTable<T>& kernels = table<T>(isa);
   require(vectors >= 1 && vectors <= kernels.max_vectors, "a panel has 1 to max_vectors vectors");
   require(tail >= 1 && tail <= kernels.lanes, "the tail has 1 to W lanes");
@@ -173,19 +173,27 @@ void gemm(const std::string& isa, const Array<T>& rows, const Indices& row_start
   // A row's pointer is read whether or not it is used.
   if (m > 0) {
     for (int64_t t = 0; t < taps; ++t) {
-      Reach().any_of(row_starts.data() + t * row_pitch, m).plus(row_offset).steps(length, row_step).within(
-          rows, "rows lie within their array");
+      Reach()
+          .any_of(row_starts.data() + t * row_pitch, m)
+          .plus(row_offset)
+          .steps(length, row_step)
+          .within(rows, "rows lie within their array");
     }
     require(static_cast<int64_t>(c_starts.size()) >= m, "c_starts has an entry a row");
     Reach().any_of(c_starts.data(), m).plus(c_offset).steps(columns, 1).within(c, "C lies within its array");
     if (residual) {
       require(static_cast<int64_t>(residual_starts.size()) >= m, "residual_starts has an entry a row");
-      Reach().any_of(residual_starts.data(), m).plus(residual_offset).steps(columns, 1).within(
-          *residual, "the residual lies within its array");
+      Reach()
+          .any_of(residual_starts.data(), m)
+          .plus(residual_offset)
+          .steps(columns, 1)
+          .within(*residual, "the residual lies within its array");
     }
   }
-  Reach().steps(small(taps * length), vectors * kernels.lanes).steps(vectors * kernels.lanes, 1).within(
-      panel, "the panel holds taps * length rows");
+  Reach()
+      .steps(small(taps * length), vectors * kernels.lanes)
+      .steps(vectors * kernels.lanes, 1)
+      .within(panel, "the panel holds taps * length rows");
   for (const auto* vector : {&scale, &shift}) {
     if (*vector) Reach().steps(channel_rows ? m : columns, 1).within(**vector, "scale and shift have an entry each");
   }
@@ -266,8 +274,11 @@ void pack_columns(const std::string& isa, Array<T> panel, const Array<T>& source
         .plus(segment.offset)
         .steps(exact ? segment.length : whole, 1)
         .within(source, "the source has W - 1 elements past a segment");
-    Reach().steps(small(channels * taps), columns).plus(segment.column).steps(whole, 1).within(
-        panel, "the panel has W - 1 elements past its end");
+    Reach()
+        .steps(small(channels * taps), columns)
+        .plus(segment.column)
+        .steps(whole, 1)
+        .within(panel, "the panel has W - 1 elements past its end");
   }
   table<T>(isa).pack_columns({panel.mutable_data(), source.data(), channel_stride, tap_offset.data(), channels, taps,
                               list.data(), static_cast<int64_t>(list.size()), columns, exact});
@@ -282,14 +293,20 @@ void pack_transposed(const std::string& isa, Array<T> panel, const Array<T>& sou
   const std::vector<Segment> list = segments_of(segments, int64_t{1} << 29);
   for (const Segment& segment : list) {
     const int64_t whole = up_to_multiple(segment.length, lanes);
-    Reach().any_of(starts).plus(segment.offset).steps(whole, 1).within(
-        source, "the source has W - 1 elements past a segment");
-    Reach().plus(small(segment.column * columns)).steps(whole, columns).steps(columns, 1).within(
-        panel, "the panel has W - 1 rows past its end");
+    Reach()
+        .any_of(starts)
+        .plus(segment.offset)
+        .steps(whole, 1)
+        .within(source, "the source has W - 1 elements past a segment");
+    Reach()
+        .plus(small(segment.column * columns))
+        .steps(whole, columns)
+        .steps(columns, 1)
+        .within(panel, "the panel has W - 1 rows past its end");
   }
   const std::vector<const T*> table_of_columns = pointers(source.data(), starts);
-  table<T>(isa).pack_transposed({panel.mutable_data(), table_of_columns.data(), list.data(),
-                                 static_cast<int64_t>(list.size()), columns});
+  table<T>(isa).pack_transposed(
+      {panel.mutable_data(), table_of_columns.data(), list.data(), static_cast<int64_t>(list.size()), columns});
 }
 
 template <class T>
@@ -309,14 +326,18 @@ void fill_pixel_slab(const std::string& isa, Array<T> slab, const Array<T>& sour
                      int64_t image_columns, const std::optional<Indices>& column_map,
                      const std::optional<MapArgument<T>>& map) {
   const auto rows = static_cast<int64_t>(row_offset.size());
-  Reach().steps(rows, small(natural(columns) * natural(channels))).steps(columns * channels, 1).within(
-      slab, "the slab holds its rows");
+  Reach()
+      .steps(rows, small(natural(columns) * natural(channels)))
+      .steps(columns * channels, 1)
+      .within(slab, "the slab holds its rows");
   Reach read;
   read.any_of(real_rows(row_offset)).steps(channels, channel_stride);
   if (column_map) {
     require(static_cast<int64_t>(column_map->size()) >= columns, "the column map has an entry a column");
     for (int64_t i = 0; i < columns; ++i) {
-      Reach(read).plus(small(small((*column_map)[i]) * small(column_stride))).within(source, "columns lie in the image");
+      Reach(read)
+          .plus(small(small((*column_map)[i]) * small(column_stride)))
+          .within(source, "columns lie in the image");
     }
   } else {
     read.steps(image_columns, column_stride).within(source, "rows lie in the image");
@@ -471,11 +492,12 @@ void bind_kernels(py::module_& m) {
   const py::kw_only options;
   m.def("gemm", &gemm<T>, isa, options, array("rows"), py::arg("row_starts"), py::arg("row_pitch"),
         py::arg("row_offset") = 0, py::arg("row_step") = 1, py::arg("taps") = 1, py::arg("length"),
-        py::arg("zero_row") = py::none(), py::arg("m"), array("panel"), py::arg("vectors"), py::arg("tail"), array("c"), py::arg("c_starts"), py::arg("c_offset") = 0,
-        absent("residual"), py::arg("residual_starts") = Indices(), py::arg("residual_offset") = 0,
-        py::arg("accumulate") = false, py::arg("finish") = false, py::arg("channel_rows") = false, absent("scale"),
-        absent("shift"), py::arg("activation") = 0, py::arg("a") = T{0}, py::arg("b") = T{0}, absent("next"),
-        py::arg("next_rows") = 0, py::arg("next_pitch") = 0, py::arg("next_width") = 0);
+        py::arg("zero_row") = py::none(), py::arg("m"), array("panel"), py::arg("vectors"), py::arg("tail"), array("c"),
+        py::arg("c_starts"), py::arg("c_offset") = 0, absent("residual"), py::arg("residual_starts") = Indices(),
+        py::arg("residual_offset") = 0, py::arg("accumulate") = false, py::arg("finish") = false,
+        py::arg("channel_rows") = false, absent("scale"), absent("shift"), py::arg("activation") = 0,
+        py::arg("a") = T{0}, py::arg("b") = T{0}, absent("next"), py::arg("next_rows") = 0, py::arg("next_pitch") = 0,
+        py::arg("next_width") = 0);
   m.def("pack_weights", &pack_weights<T>, isa, options, array("panel"), array("w"), py::arg("column_stride"),
         py::arg("channel_stride"), py::arg("tap_offset"), py::arg("length"), py::arg("columns"), py::arg("valid"));
   m.def("pack_weight_rows", &pack_weight_rows<T>, isa, options, array("panel"), array("w"), py::arg("column_stride"),
@@ -484,12 +506,11 @@ void bind_kernels(py::module_& m) {
         py::arg("tap_offset"), py::arg("channels"), py::arg("segments"), py::arg("columns"), py::arg("exact"));
   m.def("pack_transposed", &pack_transposed<T>, isa, options, array("panel"), array("source"), py::arg("starts"),
         py::arg("segments"));
-  m.def("pack_rows", &pack_rows<T>, isa, options, array("panel"), array("source"), py::arg("starts"),
-        py::arg("offset"), py::arg("length"), py::arg("pitch"));
-  m.def("fill_pixel_slab", &fill_pixel_slab<T>, isa, options, array("slab"), array("source"),
-        py::arg("channel_stride"), py::arg("column_stride"), py::arg("channels"), py::arg("row_offset"),
-        py::arg("columns"), py::arg("first"), py::arg("image_columns"), py::arg("column_map") = py::none(),
-        py::arg("map").noconvert() = py::none());
+  m.def("pack_rows", &pack_rows<T>, isa, options, array("panel"), array("source"), py::arg("starts"), py::arg("offset"),
+        py::arg("length"), py::arg("pitch"));
+  m.def("fill_pixel_slab", &fill_pixel_slab<T>, isa, options, array("slab"), array("source"), py::arg("channel_stride"),
+        py::arg("column_stride"), py::arg("channels"), py::arg("row_offset"), py::arg("columns"), py::arg("first"),
+        py::arg("image_columns"), py::arg("column_map") = py::none(), py::arg("map").noconvert() = py::none());
   m.def("fill_slab", &fill_slab<T>, isa, options, array("slab"), py::arg("channel_pitch"), py::arg("row_pitch"),
         py::arg("phase_pitch"), array("source"), py::arg("channel_stride"), py::arg("column_stride"),
         py::arg("channels"), py::arg("row_offset"), py::arg("phases"), py::arg("phase_length"), py::arg("first"),
@@ -504,8 +525,8 @@ void bind_kernels(py::module_& m) {
         py::arg("columns"));
   m.def("copy_run", &copy_run<T>, isa, options, array("dst"), array("src"), py::arg("offset"), py::arg("n"),
         py::arg("streaming"));
-  m.def("activate_run", &activate_run<T>, isa, options, array("x"), py::arg("n"), py::arg("kind"),
-        py::arg("a") = T{0}, py::arg("b") = T{0});
+  m.def("activate_run", &activate_run<T>, isa, options, array("x"), py::arg("n"), py::arg("kind"), py::arg("a") = T{0},
+        py::arg("b") = T{0});
 }
 
 }  // namespace

@@ -266,6 +266,17 @@ void fill_pixel_slab(const PixelSlabArgs<T>& p) {
   }
 }
 
+// The columns [lo, hi) of a sub-row that lie in the image.
+template <class T>
+inline void columns_inside(const SlabArgs<T>& p, int64_t phase, int64_t* lo, int64_t* hi) {
+  const int64_t n = p.phase_length, s = p.stride, column = p.first + phase;  // of the image, for i = 0
+  *lo = column >= 0 ? 0 : (-column + s - 1) / s;
+  *hi = column >= p.image_columns ? 0 : (p.image_columns - 1 - column) / s + 1;
+  *lo = *lo < n ? *lo : n;
+  *hi = *hi < n ? *hi : n;
+  *hi = *hi > *lo ? *hi : *lo;
+}
+
 // One sub-row of a slab: columns first + i * stride of a row of the image, zero outside it.
 template <class T>
 inline void fill_sub_row(const SlabArgs<T>& p, T* out, const T* row, int64_t first, int64_t c) {
@@ -282,11 +293,8 @@ inline void fill_sub_row(const SlabArgs<T>& p, T* out, const T* row, int64_t fir
     return;
   }
   const int64_t column = p.first + first;  // of the image, for i = 0
-  int64_t lo = column >= 0 ? 0 : (-column + s - 1) / s;
-  int64_t hi = column >= p.image_columns ? 0 : (p.image_columns - 1 - column) / s + 1;
-  lo = lo < n ? lo : n;
-  hi = hi < n ? hi : n;
-  hi = hi > lo ? hi : lo;
+  int64_t lo, hi;
+  columns_inside(p, first, &lo, &hi);
   for (int64_t i = 0; i < lo; ++i) out[i] = 0;
   const T* from = row + (column + lo * s) * p.column_stride;
   const int64_t step = s * p.column_stride, count = hi - lo;
@@ -308,8 +316,50 @@ inline void fill_sub_row(const SlabArgs<T>& p, T* out, const T* row, int64_t fir
   for (i = hi; i < n; ++i) out[i] = 0;
 }
 
+// A slab from an image whose channels are neighbours: W columns of up to W channels at a time.
+template <class T>
+inline void fill_slab_from_pixels(const SlabArgs<T>& p) {
+  using V = Vec<T>;
+  constexpr int W = V::kLanes;
+  const int64_t step = p.stride * p.column_stride;
+  for (int64_t c = 0; c < p.channels; c += W) {
+    const int64_t high = p.channels - c < W ? p.channels - c : W;
+    for (int64_t r = 0; r < p.rows; ++r) {
+      if (p.row_offset[r] == kUnusedRow) continue;
+      for (int64_t f = 0; f < p.phase_count; ++f) {
+        T* out = p.slab + c * p.channel_pitch + r * p.row_pitch + f * p.phase_pitch;
+        int64_t lo = 0, hi = 0;
+        if (p.row_offset[r] != kZeroRow) columns_inside(p, p.phases[f], &lo, &hi);
+        for (int64_t l = 0; l < high; ++l) {
+          for (int64_t i = 0; i < lo; ++i) out[l * p.channel_pitch + i] = 0;
+          for (int64_t i = hi; i < p.phase_length; ++i) out[l * p.channel_pitch + i] = 0;
+        }
+        if (lo == hi) continue;
+        const T* from = p.source + p.row_offset[r] + (p.first + p.phases[f]) * p.column_stride + c;
+        for (int64_t i = lo; i < hi; i += W) {
+          const int64_t wide = hi - i < W ? hi - i : W;
+          V x[W];
+#pragma GCC unroll 16
+          for (int l = 0; l < W; ++l) x[l] = l < wide ? V::load_n(from + (i + l) * step, high) : V::zero();
+          V::transpose(x);
+#pragma GCC unroll 16
+          for (int l = 0; l < W; ++l) {
+            if (l >= high) break;
+            if (p.map.active) x[l] = map_channel(p.map, c + l, x[l]);
+            if (wide == W)
+              x[l].store(out + l * p.channel_pitch + i);
+            else
+              x[l].store_n(out + l * p.channel_pitch + i, wide);
+          }
+        }
+      }
+    }
+  }
+}
+
 template <class T>
 void fill_slab(const SlabArgs<T>& p) {
+  if (p.channel_stride == 1 && p.channels > 1 && !p.column_map) return fill_slab_from_pixels(p);
   for (int64_t c = 0; c < p.channels; ++c)
     for (int64_t r = 0; r < p.rows; ++r) {
       if (p.row_offset[r] == kUnusedRow) continue;
@@ -336,21 +386,27 @@ void scatter_block(const MoveBlockArgs<T>& p) {
   using V = Vec<T>;
   constexpr int W = V::kLanes;
   int64_t m = 0;
-  // Rows that follow each other in the tensor (offsets only grow): W x W elements at a time are transposed on the way.
-  for (; m + W <= p.m && p.row_offset[m + W - 1] == p.row_offset[m] + W - 1; m += W)
+  // Rows that follow each other in the tensor (offsets only grow): up to W x W elements at a time are transposed on the way.
+  for (int64_t tall; m < p.m; m += tall) {
+    tall = p.m - m < W ? p.m - m : W;
+    if (p.row_offset[m + tall - 1] != p.row_offset[m] + tall - 1 || tall == 1) break;
     for (int64_t n = 0; n < p.n; n += W) {
       const int64_t wide = p.n - n < W ? p.n - n : W;
       V x[W];
 #pragma GCC unroll 16
-      for (int l = 0; l < W; ++l) x[l] = V::load(p.buffer + (m + l) * p.pitch + n);
+      for (int l = 0; l < W; ++l) x[l] = l < tall ? V::load(p.buffer + (m + l) * p.pitch + n) : V::zero();
       V::transpose(x);
 #pragma GCC unroll 16
       for (int l = 0; l < W; ++l) {
         if (l >= wide) break;
         T* to = p.tensor + p.row_offset[m] + p.column_offset[n + l];
-        (p.accumulate ? V::load(to) + x[l] : x[l]).store(to);
+        if (tall == W)
+          (p.accumulate ? V::load(to) + x[l] : x[l]).store(to);
+        else
+          (p.accumulate ? V::load_n(to, tall) + x[l] : x[l]).store_n(to, tall);
       }
     }
+  }
   for (; m < p.m; ++m) {
     T* row = p.tensor + p.row_offset[m];
     const T* from = p.buffer + m * p.pitch;
