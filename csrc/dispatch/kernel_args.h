@@ -53,9 +53,7 @@ struct PackWeightsArgs {
 
 // A run of output pixels whose inputs are neighbours in the source: columns [column, column + length) of a panel read
 // source elements offset, offset + 1, ...
-struct Segment {
-  int64_t column, offset, length;
-};
+struct Segment { int64_t column, offset, length; };
 
 // Packs the vector operand of the "pixel columns" role: panel[(c * taps + t) * columns + j] from
 // source[c * channel_stride + tap_offset[t] + (segment's offset)]. Unless `exact`, W - 1 elements past a segment may be
@@ -74,8 +72,8 @@ struct PackColumnsArgs {
 };
 
 // Packs a panel whose rows are pixels and whose columns come from `columns` pointers: panel[i * columns + j] =
-// source[j][segment's offset + i - segment's column]. Reads up to W - 1 elements past a segment; writes up to W - 1 rows
-// past the end. `columns` is a multiple of W.
+// source[j][segment's offset + i - segment's column]. Reads up to W - 1 elements past a segment; writes up to W - 1
+// rows past the end. `columns` is a multiple of W.
 template <class T>
 struct PackTransposedArgs {
   T* panel;
@@ -122,9 +120,9 @@ struct SlabArgs {
   const int32_t* phases;          // residues that are needed
   int64_t phase_count;
   int64_t phase_length;           // elements of a sub-row
-  int64_t first, stride;          // slab column i of residue f is image column first + i * stride + f; may be negative
+  int64_t first, stride;  // slab column i of residue f is image column first + i * stride + f; may be negative
   int64_t image_columns;
-  const int64_t* column_map;      // padding other than zeros: source column of padded column first + j; null: zeros
+  const int64_t* column_map;  // padding other than zeros: source column of padded column first + j; null: zeros
   InputMap<T> map;
 };
 
@@ -133,14 +131,14 @@ struct SlabArgs {
 template <class T>
 struct PixelSlabArgs {
   T* slab;
-  const T* source;            // the image at channel 0 of the block
+  const T* source;  // the image at channel 0 of the block
   int64_t channel_stride, column_stride;
   int64_t channels;
   const int64_t* row_offset;  // as in SlabArgs
   int64_t rows, columns;
   int64_t first, image_columns;
   const int64_t* column_map;  // as in SlabArgs
-  InputMap<T> map;            // gate_stride is 1
+  InputMap<T> map;  // gate_stride is 1
 };
 
 // Moves a block between a tensor of any strides and a dense buffer[m * pitch + n]; element (m, n) of the tensor is at

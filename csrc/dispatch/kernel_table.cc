@@ -3,8 +3,8 @@
 namespace fastconv {
 namespace {
 
-// Even filling a table is code of its ISA (GCC stores the pointers with 512-bit moves), so only those that the CPU has are
-// filled.
+// Even filling a table is code of its ISA (GCC stores the pointers with 512-bit moves), so only those that the CPU has
+// are filled.
 template <class T>
 struct AllTables {
   KernelTable<T> table[3] = {};

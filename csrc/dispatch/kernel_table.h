@@ -17,10 +17,10 @@ struct KernelTable {
 };
 
 // What a translation unit of an ISA exports: one function a type, which fills the table.
-#define FASTCONV_DECLARE_ISA(ns)          \
-  namespace ns {                          \
-  void fill_table(KernelTable<float>&);   \
-  void fill_table(KernelTable<double>&);  \
+#define FASTCONV_DECLARE_ISA(ns)         \
+  namespace ns {                         \
+  void fill_table(KernelTable<float>&);  \
+  void fill_table(KernelTable<double>&); \
   }
 FASTCONV_DECLARE_ISA(portable)
 FASTCONV_DECLARE_ISA(avx2)

@@ -1,8 +1,8 @@
 // The one micro-kernel: C[m][n] (+)= sum_k rows[m][k] * panel[k][n].
 //
-// Rows are broadcast, an element at a time, through a pointer each; the panel is read in whole vectors. In NHWC the rows
-// are output pixels (one pointer a tap, nothing is copied) and the panel holds packed weights; in NCHW the rows are the
-// weights of an output channel as they lie in memory and the panel holds packed pixels.
+// Rows are broadcast, an element at a time, through a pointer each; the panel is read in whole vectors. In NHWC the
+// rows are output pixels (one pointer a tap, nothing is copied) and the panel holds packed weights; in NCHW the rows
+// are the weights of an output channel as they lie in memory and the panel holds packed pixels.
 //
 // Register map, shown for AVX2 6x2 (traits.h has the other shapes):
 //
@@ -67,7 +67,9 @@ __attribute__((noinline)) void gemm_tile(const GemmArgs<T>& g, int64_t m0) {
 
   // Lanes that a full vector would touch beyond the last column are neither read nor written.
   const int64_t tail = g.tail;
-  auto load = [tail](const T* p, int v) { return v + 1 < NV || tail == W ? V::load(p + v * W) : V::load_n(p + v * W, tail); };
+  auto load = [tail](const T* p, int v) {
+    return v + 1 < NV || tail == W ? V::load(p + v * W) : V::load_n(p + v * W, tail);
+  };
   if (g.accumulate) {
 #pragma GCC unroll 16
     for (int i = 0; i < MR; ++i)
@@ -79,13 +81,15 @@ __attribute__((noinline)) void gemm_tile(const GemmArgs<T>& g, int64_t m0) {
 #pragma GCC unroll 16
       for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 16
-        for (int v = 0; v < NV; ++v) acc[i][v] = acc[i][v] * (g.channel_rows ? V::set1(g.scale[m0 + i]) : load(g.scale, v));
+        for (int v = 0; v < NV; ++v)
+          acc[i][v] = acc[i][v] * (g.channel_rows ? V::set1(g.scale[m0 + i]) : load(g.scale, v));
     }
     if (g.shift) {
 #pragma GCC unroll 16
       for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 16
-        for (int v = 0; v < NV; ++v) acc[i][v] = acc[i][v] + (g.channel_rows ? V::set1(g.shift[m0 + i]) : load(g.shift, v));
+        for (int v = 0; v < NV; ++v)
+          acc[i][v] = acc[i][v] + (g.channel_rows ? V::set1(g.shift[m0 + i]) : load(g.shift, v));
     }
     if (g.residual) {
 #pragma GCC unroll 16
@@ -118,8 +122,8 @@ template <class T, int NV>
 inline void gemm_rows(const GemmArgs<T>& g, int64_t m0, int64_t rows) {
   // Only the heights that traits.h allows for this width are instantiated.
   constexpr int M = kTileRows[NV];
-#define FASTCONV_ROWS(R) \
-  case R:                \
+#define FASTCONV_ROWS(R)                              \
+  case R:                                             \
     if constexpr (R <= M) gemm_tile<T, R, NV>(g, m0); \
     break;
   switch (rows) {
@@ -146,9 +150,11 @@ inline void gemm_panel(const GemmArgs<T>& g) {
   int64_t m0 = 0;
   for (int64_t i = 0; i < tiles; ++i) {
     const int64_t rows = height + (i < taller);
-    // Channels of an image lie far apart, which no hardware prefetcher follows; a few lines a tile arrive in its shadow.
+    // Channels of an image lie far apart, which no hardware prefetcher follows; a few lines a tile arrive in its
+    // shadow.
     for (int64_t r = i * g.next_rows / tiles; r < (i + 1) * g.next_rows / tiles; ++r)
-      for (int64_t b = 0; b < g.next_width; b += 64 / (int64_t)sizeof(T)) __builtin_prefetch(g.next + r * g.next_pitch + b, 0, 2);
+      for (int64_t b = 0; b < g.next_width; b += 64 / (int64_t)sizeof(T))
+        __builtin_prefetch(g.next + r * g.next_pitch + b, 0, 2);
     gemm_rows<T, NV>(g, m0, rows);
     m0 += rows;
   }

@@ -10,7 +10,8 @@ template <class T>
 void pack_weights(const PackWeightsArgs<T>& p) {
   using V = Vec<T>;
   constexpr int W = V::kLanes;
-  // Weights that lie as (column)(channel)(tap) with nothing between: transpose W columns of W reduction terms at a time.
+  // Weights that lie as (column)(channel)(tap) with nothing between: transpose W columns of W reduction terms at a
+  // time.
   bool plain = p.channel_stride == p.taps;
   for (int64_t t = 0; t < p.taps; ++t) plain = plain && p.tap_offset[t] == t;
   for (int64_t j0 = 0; j0 < p.columns; j0 += W) {
@@ -29,7 +30,9 @@ void pack_weights(const PackWeightsArgs<T>& p) {
         V r[W];
 #pragma GCC unroll 16
         for (int i = 0; i < W; ++i)
-          r[i] = i >= lanes ? V::zero() : n == W ? V::load(w + i * p.column_stride + k) : V::load_n(w + i * p.column_stride + k, n);
+          r[i] = i >= lanes ? V::zero()
+                 : n == W   ? V::load(w + i * p.column_stride + k)
+                            : V::load_n(w + i * p.column_stride + k, n);
         V::transpose(r);
         for (int64_t i = 0; i < n; ++i) {
           r[i].store(out + (t * p.length + c) * p.columns);
@@ -386,7 +389,8 @@ void scatter_block(const MoveBlockArgs<T>& p) {
   using V = Vec<T>;
   constexpr int W = V::kLanes;
   int64_t m = 0;
-  // Rows that follow each other in the tensor (offsets only grow): up to W x W elements at a time are transposed on the way.
+  // Rows that follow each other in the tensor (offsets only grow): up to W x W elements at a time are transposed on the
+  // way.
   for (int64_t tall; m < p.m; m += tall) {
     tall = p.m - m < W ? p.m - m : W;
     if (p.row_offset[m + tall - 1] != p.row_offset[m] + tall - 1 || tall == 1) break;

@@ -34,7 +34,8 @@ void sum_columns(T* sum, const T* x, int64_t rows, int64_t pitch, int64_t column
   for (int64_t c = 0; c < columns; c += W) {
     const int64_t lanes = columns - c < W ? columns - c : W;
     V s = V::zero();
-    for (int64_t r = 0; r < rows; ++r) s = s + (lanes == W ? V::load(x + r * pitch + c) : V::load_n(x + r * pitch + c, lanes));
+    for (int64_t r = 0; r < rows; ++r)
+      s = s + (lanes == W ? V::load(x + r * pitch + c) : V::load_n(x + r * pitch + c, lanes));
     s.store_n(sum + c, lanes);
   }
 }

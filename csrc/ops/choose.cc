@@ -59,8 +59,7 @@ std::vector<Chunk> split_reduction(int64_t C, int64_t T, int64_t terms, int64_t 
     taps = (T + pieces - 1) / pieces;
   }
   for (int64_t c = 0; c < C; c += channels)
-    for (int64_t t = 0; t < T; t += taps)
-      chunks.push_back({c, std::min(channels, C - c), t, std::min(taps, T - t)});
+    for (int64_t t = 0; t < T; t += taps) chunks.push_back({c, std::min(channels, C - c), t, std::min(taps, T - t)});
   return chunks;
 }
 
@@ -96,16 +95,16 @@ Choice choose(const Problem& p, const Machine& m) {
   Choice c{};
   const int64_t T = p.filter[0] * p.filter[1] * p.filter[2];
   const int64_t pixels = p.out[0] * p.out[1] * p.out[2];
-  // Planar images: a long reduction pays for transposing the input and the output, once each, on the way; packing columns
-  // costs a copy for every tap. A single pixel has no columns.
+  // Planar images: a long reduction pays for transposing the input and the output, once each, on the way; packing
+  // columns costs a copy for every tap. A single pixel has no columns.
   const bool transpose = pixels == 1 || (T > 1 && p.C * T >= kTransposeTerms && p.K >= kTransposeChannels);
   // A group of few channels fills neither the vectors of a panel of weights nor a run of the reduction: pixels do.
   const bool thin = T > 1 && p.C <= kThinGroup && p.K <= kThinGroup && pixels >= 64;
   c.role = !thin && (p.channels_last || transpose) ? Role::pixel_rows : Role::pixel_columns;
   c.passed_over = thin              ? "pixel rows: a group has too few channels to fill a vector"
                   : p.channels_last ? "pixel columns: the channels are neighbours in memory, the columns are not"
-                  : transpose     ? "pixel columns: the reduction is long enough to pay for transposing the image"
-                                  : "pixel rows: the columns are neighbours in memory, and the reduction is short";
+                  : transpose       ? "pixel columns: the reduction is long enough to pay for transposing the image"
+                                    : "pixel rows: the columns are neighbours in memory, and the reduction is short";
 
   const int64_t terms = reduction_terms(m, p.item_size), line = 64 / p.item_size;
   if (c.role == Role::pixel_rows) {
@@ -117,7 +116,9 @@ Choice choose(const Problem& p, const Machine& m) {
     // The block's rows stay in a third of L2, its table of pointers within 64 KB.
     const int64_t tile = m.tile_rows[preferred_vectors(m)];
     int64_t block = std::clamp<int64_t>(m.l2 / 3 / (piece * p.item_size), 2 * tile, 192);
-    block = std::min(block, std::max<int64_t>(tile, 8192 / std::max<int64_t>(c.copy_pixels ? T / std::max<int64_t>(p.filter[2], 1) : T, 1)));
+    block = std::min(block,
+                     std::max<int64_t>(
+                         tile, 8192 / std::max<int64_t>(c.copy_pixels ? T / std::max<int64_t>(p.filter[2], 1) : T, 1)));
     c.pixel_block = std::min(pixels, block / tile * tile);
   } else {
     c.move_output = !p.out_columns_unit;
@@ -138,7 +139,8 @@ Choice choose(const Problem& p, const Machine& m) {
     while (!c.direct && block > panel && slab_bytes(block) > m.l2 / 4) block /= 2;
     c.pixel_block = std::min(pixels, std::max(block / panel * panel, panel));
   }
-  c.move_residual = p.has_residual && !(c.role == Role::pixel_rows ? p.residual_channels_unit : p.residual_columns_unit);
+  c.move_residual =
+      p.has_residual && !(c.role == Role::pixel_rows ? p.residual_channels_unit : p.residual_columns_unit);
   return c;
 }
 

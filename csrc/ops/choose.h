@@ -1,9 +1,9 @@
-// choose(): a pure function from a problem and a machine to a decision. Execution, plan, explain and the log all read the
-// same decision; how the tasks are split over threads is no part of it.
+// choose(): a pure function from a problem and a machine to a decision. Execution, plan, explain and the log all read
+// the same decision; how the tasks are split over threads is no part of it.
 //
-// Nothing here depends on the batch or on the number of threads: the result's bits follow from the decision alone. Of the
-// strides, only the memory order of the layer (channels or columns innermost) decides the role; the others decide what has
-// to be copied, which leaves the bits as they are.
+// Nothing here depends on the batch or on the number of threads: the result's bits follow from the decision alone. Of
+// the strides, only the memory order of the layer (channels or columns innermost) decides the role; the others decide
+// what has to be copied, which leaves the bits as they are.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -40,9 +40,7 @@ struct Problem {
 };
 
 // One piece of the reduction: channels [c0, c0 + channels) of taps [t0, t0 + taps).
-struct Chunk {
-  int64_t c0, channels, t0, taps;
-};
+struct Chunk { int64_t c0, channels, t0, taps; };
 
 struct Choice {
   Role role;

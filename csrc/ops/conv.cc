@@ -19,7 +19,8 @@ namespace {
 class Block {
  public:
   Block() = default;
-  explicit Block(int64_t bytes) : bytes_(static_cast<size_t>(bytes)), data_(bytes ? output_allocate(bytes_) : nullptr) {}
+  explicit Block(int64_t bytes)
+      : bytes_(static_cast<size_t>(bytes)), data_(bytes ? output_allocate(bytes_) : nullptr) {}
   Block(Block&& other) noexcept : bytes_(other.bytes_), data_(other.data_) { other.data_ = nullptr; }
   Block& operator=(Block&& other) noexcept {
     std::swap(bytes_, other.bytes_);
@@ -116,7 +117,8 @@ Status check_forward(const ConvDesc& desc, const ConvOperands& o, Layer* layer) 
   if ((s = lift(desc, g, !desc.transposed, o.x, &layer->x)) != Status::ok) return s;
   if ((s = lift_weight(desc, g, o.w, &layer->w)) != Status::ok) return s;
   if (!absent(o.y) && lift(desc, g, desc.transposed, o.y, &layer->y) != Status::ok) return Status::bad_output;
-  if (!absent(o.epilogue.residual) && (s = lift(desc, g, desc.transposed, o.epilogue.residual, &layer->r)) != Status::ok)
+  if (!absent(o.epilogue.residual) &&
+      (s = lift(desc, g, desc.transposed, o.epilogue.residual, &layer->r)) != Status::ok)
     return s;
   for (const TensorView* v : {&o.epilogue.bias, &o.epilogue.scale, &o.epilogue.shift})
     if ((s = check_vector(*v, g.dtype, layer->out_channels)) != Status::ok) return s;
@@ -151,7 +153,8 @@ Strides dense_strides(bool channels_last, int64_t channels, const int64_t size[3
 
 // The products of a forward pass with their decisions; bind() gives them their data.
 template <class T>
-std::vector<Run<T>> forward_runs(const ConvDesc& desc, const Layer& l, const Machine& m, bool mapped, bool has_residual) {
+std::vector<Run<T>> forward_runs(const ConvDesc& desc, const Layer& l, const Machine& m, bool mapped,
+                                 bool has_residual) {
   std::vector<Run<T>> runs;
   auto add = [&](const PhaseJob& p) {
     Run<T>& run = runs.emplace_back();
@@ -177,7 +180,8 @@ void bind_runs(std::vector<Run<T>>& runs, const void* input, const void* weight,
 
 // Looks at the weights of all runs and packs them into one block; runs that read the weights in place keep null.
 template <class T>
-Status prepare_weights(std::vector<Run<T>>& runs, const Machine& m, const KernelTable<T>& kernels, bool keep, Block* block) {
+Status prepare_weights(std::vector<Run<T>>& runs, const Machine& m, const KernelTable<T>& kernels, bool keep,
+                       Block* block) {
   int64_t total = 0;
   for (Run<T>& run : runs) run.skip_zeros = may_skip_zeros<T>(run.job, run.choice, keep);
   for (const Run<T>& run : runs) total += packed_size(run.job, run.choice, m, keep);
@@ -237,9 +241,7 @@ Status gradient_part(const Layer& l, const Machine& m, const KernelTable<T>& ker
 
 // The frame of the padded input around the image, as boxes: for each axis the two slabs before and after the image,
 // over the image's range on earlier axes and the padded range on later ones.
-struct Box {
-  int64_t origin[3], extent[3];
-};
+struct Box { int64_t origin[3], extent[3]; };
 std::vector<Box> frame_boxes(const Geometry& g) {
   std::vector<Box> boxes;
   for (int axis = 0; axis < 3; ++axis)
@@ -261,7 +263,8 @@ std::vector<Box> frame_boxes(const Geometry& g) {
 template <class T>
 Status fold_frame(const Layer& l, const Machine& m, const KernelTable<T>& kernels, const ConvOperands& o) {
   const Geometry& g = l.geometry;
-  const int64_t channels = g.G * g.C, most = std::max<int64_t>(1, 262144 / (channels * static_cast<int64_t>(sizeof(T))));
+  const int64_t channels = g.G * g.C,
+                most = std::max<int64_t>(1, 262144 / (channels * static_cast<int64_t>(sizeof(T))));
   for (const Box& whole : frame_boxes(g)) {
     // Pieces along the axes, innermost whole first.
     int64_t piece[3] = {1, 1, std::min(whole.extent[2], most)};
@@ -312,7 +315,8 @@ Status check_backward(const ConvDesc& desc, const ConvOperands& o, Pass pass, La
   l->channels_last = output_is_channels_last(desc, o.y);
   // x is the side with C channels of a plain convolution and the side with K of a transposed one.
   const bool x_in = !desc.transposed;
-  const Status sx = lift(desc, g, x_in, o.x, &l->x), sy = lift(desc, g, !x_in, o.y, &l->y), sw = lift_weight(desc, g, o.w, &l->w);
+  const Status sx = lift(desc, g, x_in, o.x, &l->x), sy = lift(desc, g, !x_in, o.y, &l->y),
+               sw = lift_weight(desc, g, o.w, &l->w);
   if (sy != Status::ok) return sy;
   if (sx != Status::ok) return pass == Pass::backward_input ? Status::bad_output : sx;
   if (sw != Status::ok) return pass == Pass::backward_weight ? Status::bad_output : sw;
@@ -461,14 +465,16 @@ Status conv_backward_bias(const ConvDesc& desc, const TensorView& dy, const Tens
   if (dy.ndim != desc.spatial + 2 || db.ndim != 1) return Status::bad_rank;
   if (dy.dtype != db.dtype) return Status::bad_dtype;
   if (db.shape[0] != dy.shape[desc.channels_last ? desc.spatial + 1 : 1]) return Status::bad_output;
-  return dy.dtype == DType::f32 ? backward_bias<float>(desc, dy, db, accumulate) : backward_bias<double>(desc, dy, db, accumulate);
+  return dy.dtype == DType::f32 ? backward_bias<float>(desc, dy, db, accumulate)
+                                : backward_bias<double>(desc, dy, db, accumulate);
 }
 
 // A plan is made for one memory order of x and y. Tensors in another order are copied to it and back.
 class ConvPlan {
  public:
   virtual ~ConvPlan() = default;
-  virtual Status run(const TensorView& x, const TensorView& y, const TensorView& residual, const TensorView& gate) const = 0;
+  virtual Status run(const TensorView& x, const TensorView& y, const TensorView& residual,
+                     const TensorView& gate) const = 0;
   Decision decision;
 };
 
@@ -508,13 +514,17 @@ class TypedPlan final : public ConvPlan {
     Status s = check_forward(desc, o, &layer_);
     if (s != Status::ok) return s;
     const Geometry& g = layer_.geometry;
-        layer_.x = dense_strides(layer_.channels_last, layer_.in_channels, desc.transposed ? g.out : g.in);
+    layer_.x = dense_strides(layer_.channels_last, layer_.in_channels, desc.transposed ? g.out : g.in);
     layer_.y = dense_strides(layer_.channels_last, layer_.out_channels, desc.transposed ? g.in : g.out);
     layer_.r = layer_.y;
     for (Strides* side : {&layer_.x, &layer_.y, &layer_.r}) {
       const int64_t* size = (side == &layer_.x) != desc.transposed ? g.in : g.out;
       for (int a = 2; a >= 0; --a)
-        if (size[a] == 1) side->s[a] = a == 2 ? (size[1] > 1 ? side->s[1] : size[0] > 1 ? side->s[0] : side->c) : side->s[a + 1] * size[a + 1];
+        if (size[a] == 1)
+          side->s[a] = a == 2 ? (size[1] > 1   ? side->s[1]
+                                 : size[0] > 1 ? side->s[0]
+                                               : side->c)
+                              : side->s[a + 1] * size[a + 1];
     }
     machine_ = current_machine(g.dtype);
     mapped_ = has_prologue(o.prologue);
@@ -534,7 +544,8 @@ class TypedPlan final : public ConvPlan {
     return Status::ok;
   }
 
-  Status run(const TensorView& x, const TensorView& y, const TensorView& residual, const TensorView& gate) const override {
+  Status run(const TensorView& x, const TensorView& y, const TensorView& residual,
+             const TensorView& gate) const override {
     Geometry g = layer_.geometry;
     // Any batch: nothing in the plan depends on it.
     g.N = x.ndim > 0 ? x.shape[0] : 0;
@@ -544,7 +555,8 @@ class TypedPlan final : public ConvPlan {
     if (lift(desc_, g, desc_.transposed, y, &ys) != Status::ok) return Status::bad_output;
     if (!absent(residual) && (s = lift(desc_, g, desc_.transposed, residual, &rs)) != Status::ok) return s;
     if (!absent(gate) && (!mapped_ || gate.dtype != g.dtype)) return mapped_ ? Status::bad_dtype : Status::unsupported;
-    if (!absent(gate) && (gate.ndim != 2 || gate.shape[0] != g.N || gate.shape[1] != layer_.in_channels)) return Status::bad_shape;
+    if (!absent(gate) && (gate.ndim != 2 || gate.shape[0] != g.N || gate.shape[1] != layer_.in_channels))
+      return Status::bad_shape;
     if (g.N == 0) return Status::ok;
 
     const void *input = x.data, *addend = residual.data;
@@ -586,7 +598,8 @@ class TypedPlan final : public ConvPlan {
     bind_runs(runs, input, nullptr, output, addend);
     InputMap<T> map = map_;
     if (!absent(gate)) map.gate = static_cast<const T*>(gate.data), map.gate_stride = gate.strides[1], map.active = 1;
-    s = run_dense(runs, machine_, kernel_table<T>(machine_.isa), finish_, map, absent(gate) ? 0 : gate.strides[0], false);
+    s = run_dense(runs, machine_, kernel_table<T>(machine_.isa), finish_, map, absent(gate) ? 0 : gate.strides[0],
+                  false);
     if (s == Status::ok && scattered)
       copy_tensor(g, desc_.transposed, static_cast<const T*>(output), ys, static_cast<T*>(y.data), user);
     return s;

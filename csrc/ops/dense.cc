@@ -32,8 +32,8 @@ class Arena {
 
 // The blocks of output pixels of a job: boxes of size[0] x size[1] x size[2].
 //
-// With the channels innermost, boxes are up to 8 rows tall, so that neighbouring blocks share little of the input's rows.
-// Planar images are cut into runs of whole rows: a narrow box would touch a few bytes of many far-apart pages.
+// With the channels innermost, boxes are up to 8 rows tall, so that neighbouring blocks share little of the input's
+// rows. Planar images are cut into runs of whole rows: a narrow box would touch a few bytes of many far-apart pages.
 struct PixelBlocks {
   int64_t size[3], parts[3], count;
 
@@ -67,7 +67,8 @@ struct PixelBlocks {
   template <class T>
   DenseJob part(const DenseJob& job, int64_t b) const {
     DenseJob p = job;
-    const int64_t at[3] = {b / (parts[1] * parts[2]) * size[0], b / parts[2] % parts[1] * size[1], b % parts[2] * size[2]};
+    const int64_t at[3] = {b / (parts[1] * parts[2]) * size[0], b / parts[2] % parts[1] * size[1],
+                           b % parts[2] * size[2]};
     for (int a = 0; a < 3; ++a) {
       p.out[a] = std::min(size[a], job.out[a] - at[a]);
       p.pad[a] -= at[a] * job.stride[a];
@@ -78,7 +79,8 @@ struct PixelBlocks {
   }
 };
 
-// --- The input of a block of pixels, for the "pixel columns" role -------------------------------------------------------
+// --- The input of a block of pixels, for the "pixel columns" role
+// -------------------------------------------------------
 
 // Sizes of the slab of output pixels [j0, j1): which padded rows and columns of the input it covers.
 struct SlabShape {
@@ -106,7 +108,8 @@ struct SlabShape {
     columns = rows_out == 1 ? j1 - j0 : q;
     phases = std::min(job.stride[2], job.filter[2]);
     phase_length = columns + (job.filter[2] - 1) * job.dilation[2] / job.stride[2];
-    padded_columns = (phase_length - 1) * job.stride[2] + std::min(job.stride[2] - 1, (job.filter[2] - 1) * job.dilation[2]) + 1;
+    padded_columns =
+        (phase_length - 1) * job.stride[2] + std::min(job.stride[2] - 1, (job.filter[2] - 1) * job.dilation[2]) + 1;
     row_pitch = phases * phase_length;
     // Channels a multiple of 4 KB apart would fall into the same sets of the first-level cache.
     channel_pitch = round_up(depth * height * row_pitch, 16) + 16;
@@ -144,10 +147,13 @@ class Slab {
  public:
   // `tail` elements beyond the last row are read by whole-vector loads.
   Slab(const DenseJob& job, int64_t j0, int64_t j1, int64_t channels, int64_t tail, Arena& arena)
-      : shape_(job, j0, j1), slab_(arena.take<T>(channels * shape_.channel_pitch + tail)),
-        row_offset_(arena.take<int64_t>(shape_.depth * shape_.height)), phases_(arena.take<int32_t>(shape_.phases)),
+      : shape_(job, j0, j1),
+        slab_(arena.take<T>(channels * shape_.channel_pitch + tail)),
+        row_offset_(arena.take<int64_t>(shape_.depth * shape_.height)),
+        phases_(arena.take<int32_t>(shape_.phases)),
         column_map_(job.mode == PaddingMode::zeros ? nullptr : arena.take<int64_t>(shape_.padded_columns)),
-        tap_offset_(arena.take<int64_t>(job.taps())), segments_(arena.take<Segment>(shape_.rows_out)) {}
+        tap_offset_(arena.take<int64_t>(job.taps())),
+        segments_(arena.take<Segment>(shape_.rows_out)) {}
 
   void prepare(const DenseJob& job, int64_t j0, int64_t j1) {
     const SlabShape& s = shape_;
@@ -220,7 +226,8 @@ int64_t image_segments(const DenseJob& job, int64_t j0, int64_t j1, Segment* seg
   int64_t n = 0;
   for (int64_t row = j0 / q; row * q < j1; ++row) {
     const int64_t qs = std::max<int64_t>(0, j0 - row * q), qe = std::min(q, j1 - row * q);
-    const int64_t offset = (row / job.out[1] - job.pad[0]) * job.is.s[0] + (row % job.out[1] - job.pad[1]) * job.is.s[1];
+    const int64_t offset =
+        (row / job.out[1] - job.pad[0]) * job.is.s[0] + (row % job.out[1] - job.pad[1]) * job.is.s[1];
     segments[n++] = {row * q + qs - j0, offset + qs - job.pad[2], qe - qs};
   }
   return n;
@@ -250,7 +257,8 @@ void pixel_pointers(const DenseJob& job, const T* image, const T* zero_row, int6
     const int64_t d0 = row / p * job.stride[0] - job.pad[0], h0 = row % p * job.stride[1] - job.pad[1];
     const int64_t w0 = w * job.stride[2] - job.pad[2];
     const T** entry = table + i;
-    if (d0 >= 0 && h0 >= 0 && w0 >= 0 && d0 + reach[0] < job.in[0] && h0 + reach[1] < job.in[1] && w0 + reach[2] < job.in[2]) {
+    if (d0 >= 0 && h0 >= 0 && w0 >= 0 && d0 + reach[0] < job.in[0] && h0 + reach[1] < job.in[1] &&
+        w0 + reach[2] < job.in[2]) {
       const T* at = image + d0 * job.is.s[0] + h0 * job.is.s[1] + w0 * job.is.s[2];
       for (int64_t a = 0; a < job.filter[0]; ++a, at += step[0])
         for (int64_t b = 0; b < job.filter[1]; ++b, at += step[1])
@@ -316,9 +324,7 @@ struct Context {
 };
 
 // A task: one image, one group, one block of pixels, output channels [k0, k1).
-struct Task {
-  int64_t n, g, block, k0, k1;
-};
+struct Task { int64_t n, g, block, k0, k1; };
 
 // The buffers that stand in for an output (and a residual) whose strides do not suit the role.
 template <class T>
@@ -347,8 +353,8 @@ struct Moved {
 };
 
 template <class T>
-void move_in(const KernelTable<T>& kernels, T* tensor, T* buffer, int64_t pitch, const int64_t* rows, const int64_t* columns,
-             int64_t m, int64_t n) {
+void move_in(const KernelTable<T>& kernels, T* tensor, T* buffer, int64_t pitch, const int64_t* rows,
+             const int64_t* columns, int64_t m, int64_t n) {
   MoveBlockArgs<T> args{};
   args.tensor = tensor, args.buffer = buffer, args.pitch = pitch;
   args.row_offset = rows, args.column_offset = columns, args.m = m, args.n = n;
@@ -367,18 +373,23 @@ void move_out(const KernelTable<T>& kernels, T* tensor, T* buffer, int64_t pitch
 
 int64_t terms_of(const Chunk& c) { return c.channels * c.taps; }
 
-// --- Role: pixel rows -----------------------------------------------------------------------------------------------------
+// --- Role: pixel rows
+// -----------------------------------------------------------------------------------------------------
 
-// The input of a block of pixels, copied with its padding: pixels' channels stay together, so that the taps of a row are
-// one run where the filter is not dilated.
+// The input of a block of pixels, copied with its padding: pixels' channels stay together, so that the taps of a row
+// are one run where the filter is not dilated.
 template <class T>
 class PixelSlab {
  public:
   PixelSlab(const DenseJob& job, int64_t j0, int64_t j1, int64_t channels, int64_t tail, Arena& arena)
-      : shape_(job, j0, j1), slab_(arena.take<T>(channels * shape_.padded_columns * shape_.depth * shape_.height + tail)),
+      : shape_(job, j0, j1),
+        slab_(arena.take<T>(channels * shape_.padded_columns * shape_.depth * shape_.height + tail)),
         row_offset_(arena.take<int64_t>(shape_.depth * shape_.height)),
         column_map_(job.mode == PaddingMode::zeros ? nullptr : arena.take<int64_t>(shape_.padded_columns)),
-        gate_(arena.take<T>(channels)), line_(arena.take<int64_t>(j1 - j0)), position_(arena.take<int64_t>(j1 - j0)), tap_position_(arena.take<int64_t>(job.taps())) {}
+        gate_(arena.take<T>(channels)),
+        line_(arena.take<int64_t>(j1 - j0)),
+        position_(arena.take<int64_t>(j1 - j0)),
+        tap_position_(arena.take<int64_t>(job.taps())) {}
 
   void prepare(const DenseJob& job, int64_t j0, int64_t j1) {
     const SlabShape& s = shape_;
@@ -446,7 +457,8 @@ class PixelSlab {
 // Weights that few blocks of pixels share are packed by the tasks, panel by panel, into the first-level cache; packed
 // beforehand they would be written to memory and read again.
 bool packs_late(const DenseJob& job, const Choice& choice) {
-  return choice.role == Role::pixel_rows && job.N * ceil_div(job.pixels(), std::max<int64_t>(choice.pixel_block, 1)) <= 6;
+  return choice.role == Role::pixel_rows &&
+         job.N * ceil_div(job.pixels(), std::max<int64_t>(choice.pixel_block, 1)) <= 6;
 }
 
 void tap_offsets(const DenseJob& job, int64_t* offset) {
@@ -457,8 +469,8 @@ void tap_offsets(const DenseJob& job, int64_t* offset) {
 
 // Packs the panel of output channels [k, k + columns) for one piece of the reduction.
 template <class T>
-void pack_panel(const DenseJob& job, const KernelTable<T>& kernels, const Chunk& chunk, const int64_t* tap_offset, int64_t g,
-                int64_t k, int64_t columns, T* panel) {
+void pack_panel(const DenseJob& job, const KernelTable<T>& kernels, const Chunk& chunk, const int64_t* tap_offset,
+                int64_t g, int64_t k, int64_t columns, T* panel) {
   PackWeightsArgs<T> p{};
   p.panel = panel;
   p.w = static_cast<const T*>(job.weight) + g * job.wg + chunk.c0 * job.wc + k * job.wk;
@@ -480,9 +492,12 @@ struct RowsTask {
   Moved<T> moved;
 
   RowsTask(const DenseJob& job, const Choice& choice, const Machine& machine, int64_t m, int64_t k, Arena& arena)
-      : table(arena.take<const T*>(job.taps() * m)), zero_row(choice.copy_pixels ? nullptr : arena.take<T>(job.C)),
-        c(arena.take<T*>(m)), r(job.has_residual ? arena.take<const T*>(m) : nullptr),
-        panel(packs_late(job, choice) ? arena.take<T>(choice.reduction_block() * machine.max_vectors * machine.lanes) : nullptr),
+      : table(arena.take<const T*>(job.taps() * m)),
+        zero_row(choice.copy_pixels ? nullptr : arena.take<T>(job.C)),
+        c(arena.take<T*>(m)),
+        r(job.has_residual ? arena.take<const T*>(m) : nullptr),
+        panel(packs_late(job, choice) ? arena.take<T>(choice.reduction_block() * machine.max_vectors * machine.lanes)
+                                      : nullptr),
         tap_offset(packs_late(job, choice) ? arena.take<int64_t>(job.taps()) : nullptr),
         moved(job, choice, m, k, machine.lanes, arena) {}
 };
@@ -549,8 +564,8 @@ void run_rows(const Run<T>& run, const DenseJob& job, const Context<T>& ctx, con
     const int64_t terms = terms_of(chunk);
     if (slab) {
       slab->fill(ctx.kernels, job, chunk, image + chunk.c0 * job.is.c,
-                 map_at(ctx.map, task.n, ctx.gate_batch_stride, task.g * job.C + chunk.c0), m, s.table, &g.taps, &g.length,
-                 &g.zero_row);
+                 map_at(ctx.map, task.n, ctx.gate_batch_stride, task.g * job.C + chunk.c0), m, s.table, &g.taps,
+                 &g.length, &g.zero_row);
       g.rows = s.table, g.row_pitch = m;
     } else {
       g.rows = s.table + chunk.t0 * m, g.row_pitch = m, g.row_offset = chunk.c0;
@@ -573,7 +588,8 @@ void run_rows(const Run<T>& run, const DenseJob& job, const Context<T>& ctx, con
         // In a gradient the weights of a panel are short runs far apart: the next panel's are asked for in advance.
         g.next_rows = 0;
         if (job.wk < job.wc && k + g.vectors * W < task.k1) {
-          g.next = static_cast<const T*>(job.weight) + task.g * job.wg + chunk.c0 * job.wc + (k + g.vectors * W) * job.wk;
+          g.next =
+              static_cast<const T*>(job.weight) + task.g * job.wg + chunk.c0 * job.wc + (k + g.vectors * W) * job.wk;
           g.next_rows = chunk.channels, g.next_pitch = job.wc, g.next_width = g.vectors * W * job.wk;
         }
       }
@@ -588,7 +604,8 @@ void run_rows(const Run<T>& run, const DenseJob& job, const Context<T>& ctx, con
              ctx.accumulate);
 }
 
-// --- Role: pixel columns --------------------------------------------------------------------------------------------------
+// --- Role: pixel columns
+// --------------------------------------------------------------------------------------------------
 
 template <class T>
 void run_columns(const Run<T>& run, const DenseJob& job, const Context<T>& ctx, const Task& task, Arena& arena) {
@@ -634,8 +651,8 @@ void run_columns(const Run<T>& run, const DenseJob& job, const Context<T>& ctx, 
   }
 
   const T* image = static_cast<const T*>(job.input) + task.n * job.is.n + task.g * job.C * job.is.c;
-  const T* weights = run.packed ? run.packed + task.g * job.K * job.C * T_all
-                                : static_cast<const T*>(job.weight) + task.g * job.wg;
+  const T* weights =
+      run.packed ? run.packed + task.g * job.K * job.C * T_all : static_cast<const T*>(job.weight) + task.g * job.wg;
   GemmArgs<T> g{};
   g.rows = a;
   g.row_step = 1;
@@ -712,7 +729,8 @@ void run_columns(const Run<T>& run, const DenseJob& job, const Context<T>& ctx, 
     terms_before += terms;
   }
   if (moved.output)
-    move_out(ctx.kernels, out, moved.output, moved.pitch, moved.row_offset, moved.column_offset, rows, n, ctx.accumulate);
+    move_out(ctx.kernels, out, moved.output, moved.pitch, moved.row_offset, moved.column_offset, rows, n,
+             ctx.accumulate);
 }
 
 template <class T>
@@ -740,7 +758,8 @@ struct Cut {
     int64_t have = job.N * job.G * blocks.count;
     if (have < want) {
       // Smaller blocks first: they repeat less work than a second pass over the same pixels.
-      const int64_t least = choice.role == Role::pixel_rows ? 4 * m.tile_rows[preferred_vectors(m)] : 4 * preferred_vectors(m) * m.lanes;
+      const int64_t least =
+          choice.role == Role::pixel_rows ? 4 * m.tile_rows[preferred_vectors(m)] : 4 * preferred_vectors(m) * m.lanes;
       const int64_t pieces = ceil_div(want, std::max<int64_t>(have, 1));
       const int64_t smaller = std::max(least, ceil_div(blocks.largest(), pieces));
       if (smaller < choice.pixel_block) {
@@ -799,7 +818,8 @@ int64_t scratch_bytes(const DenseJob& job, const Choice& choice, const Machine& 
   return count.size();
 }
 
-// Tasks to aim for: a few a thread, so that they end together, and none so long that a cancelled call would be waited for.
+// Tasks to aim for: a few a thread, so that they end together, and none so long that a cancelled call would be waited
+// for.
 int64_t wanted_tasks(double nanoseconds) {
   const int threads = planned_threads(int64_t{1} << 30, nanoseconds);
   return std::max<int64_t>(threads == 1 ? 1 : 4 * threads, static_cast<int64_t>(nanoseconds / 20e6));
@@ -807,7 +827,8 @@ int64_t wanted_tasks(double nanoseconds) {
 
 double job_nanoseconds(const DenseJob& job) {
   // About 50 GFLOP/s a core: only the order of magnitude matters, for the cut-off below which one thread runs alone.
-  const double macs = static_cast<double>(job.N) * job.G * job.K * job.pixels() * std::max<int64_t>(1, job.C * job.taps());
+  const double macs =
+      static_cast<double>(job.N) * job.G * job.K * job.pixels() * std::max<int64_t>(1, job.C * job.taps());
   return macs * 0.04;
 }
 
@@ -815,7 +836,8 @@ double job_nanoseconds(const DenseJob& job) {
 
 int64_t packed_size(const DenseJob& job, const Choice& choice, const Machine& m, bool keep) {
   const int64_t terms = job.C * job.taps();
-  if (choice.role == Role::pixel_rows) return !keep && packs_late(job, choice) ? 0 : job.G * round_up(job.K, m.lanes) * terms;
+  if (choice.role == Role::pixel_rows)
+    return !keep && packs_late(job, choice) ? 0 : job.G * round_up(job.K, m.lanes) * terms;
   return keep || !weights_are_rows(job) ? job.G * job.K * terms : 0;
 }
 
@@ -858,7 +880,8 @@ Status pack_job(const DenseJob& job, const Choice& choice, const Machine& m, con
 template <class T>
 bool may_skip_zeros(const DenseJob& job, const Choice& choice, bool always) {
   if (choice.role != Role::pixel_rows || job.mode != PaddingMode::zeros || job.taps() < 2) return false;
-  // The share of (row, tap) pairs that lie outside the image. Columns count only where a whole tile of pixels is outside.
+  // The share of (row, tap) pairs that lie outside the image. Columns count only where a whole tile of pixels is
+  // outside.
   double inside = 1;
   for (int a = 0; a < 3; ++a) {
     if (a == 2 && (choice.copy_pixels || job.pad[2] < 6)) continue;
@@ -866,7 +889,8 @@ bool may_skip_zeros(const DenseJob& job, const Choice& choice, bool always) {
     for (int64_t f = 0; f < job.filter[a]; ++f) {
       // Output positions o with 0 <= o * stride + shift < in.
       const int64_t shift = f * job.dilation[a] - job.pad[a], s = job.stride[a];
-      const int64_t lo = shift >= 0 ? 0 : (-shift + s - 1) / s, hi = shift >= job.in[a] ? 0 : (job.in[a] - 1 - shift) / s + 1;
+      const int64_t lo = shift >= 0 ? 0 : (-shift + s - 1) / s,
+                    hi = shift >= job.in[a] ? 0 : (job.in[a] - 1 - shift) / s + 1;
       in += std::max<int64_t>(0, std::min(hi, job.out[a]) - lo);
     }
     inside *= static_cast<double>(in) / static_cast<double>(job.out[a] * job.filter[a]);
@@ -921,13 +945,14 @@ int64_t task_workspace(const DenseJob& job, const Choice& choice, const Machine&
   return scratch_bytes<T>(job, choice, machine, cut);
 }
 
-// --- The gradient of the weights ----------------------------------------------------------------------------------------
+// --- The gradient of the weights
+// ----------------------------------------------------------------------------------------
 //
-// dw[k][(c, t)] sums over pixels: the rows are dy, read in place with the distance between pixels as the step; the panel
-// holds a run of pixels' inputs, a column for each (c, t).
+// dw[k][(c, t)] sums over pixels: the rows are dy, read in place with the distance between pixels as the step; the
+// panel holds a run of pixels' inputs, a column for each (c, t).
 //
-// Where the image's columns are neighbours, a slab of a few channels is filled as in the forward pass and the columns of
-// the panel are transposed out of it. Where its channels are neighbours, a row of the panel is a copy of one pixel's
+// Where the image's columns are neighbours, a slab of a few channels is filled as in the forward pass and the columns
+// of the panel are transposed out of it. Where its channels are neighbours, a row of the panel is a copy of one pixel's
 // channels for one tap; dw is then made as [k][t][c] and transposed at the end.
 
 namespace {
@@ -953,9 +978,7 @@ struct PixelRuns {
   }
 };
 
-struct WeightTask {
-  int64_t g, c0, c1, k0, k1;
-};
+struct WeightTask { int64_t g, c0, c1, k0, k1; };
 
 template <class T>
 void weight_task_slab(const DenseJob& job, const Machine& m, const KernelTable<T>& kernels, const PixelRuns& pixels,
@@ -1013,7 +1036,8 @@ void weight_task_slab(const DenseJob& job, const Machine& m, const KernelTable<T
 }
 
 template <class T>
-int64_t weight_scratch_slab(const DenseJob& job, const Machine& m, const PixelRuns& pixels, int64_t channels, int64_t rows) {
+int64_t weight_scratch_slab(const DenseJob& job, const Machine& m, const PixelRuns& pixels, int64_t channels,
+                            int64_t rows) {
   Arena count(nullptr);
   count.take<T>((pixels.size + m.lanes) * m.max_vectors * m.lanes);
   count.take<T*>(round_up(channels * job.taps(), m.lanes) + 2 * rows + 24);
@@ -1082,7 +1106,8 @@ void weight_task_rows(const DenseJob& job, const Machine& m, const KernelTable<T
 }  // namespace
 
 template <class T>
-Status run_weight_gradient(const DenseJob& job, const Machine& m, const KernelTable<T>& kernels, T* dw, bool accumulate) {
+Status run_weight_gradient(const DenseJob& job, const Machine& m, const KernelTable<T>& kernels, T* dw,
+                           bool accumulate) {
   const int64_t T_all = job.taps(), W = m.lanes, size = job.G * job.K * job.C * T_all;
   if (job.N == 0 || job.pixels() == 0) {
     if (!accumulate) std::fill_n(dw, size, T{0});
@@ -1100,7 +1125,8 @@ Status run_weight_gradient(const DenseJob& job, const Machine& m, const KernelTa
     while (c_size > 1 && weight_scratch_slab<T>(job, m, pixels, c_size, 1) > m.l2 / 2) c_size = ceil_div(c_size, 2);
   int64_t c_parts = ceil_div(job.C, c_size);
   if (job.G * c_parts < want) {
-    const int64_t unit = by_rows ? preferred_vectors(m) * W : std::max<int64_t>(1, 4 * preferred_vectors(m) * W / T_all);
+    const int64_t unit =
+        by_rows ? preferred_vectors(m) * W : std::max<int64_t>(1, 4 * preferred_vectors(m) * W / T_all);
     c_size = std::min(c_size, round_up(ceil_div(job.C, ceil_div(want, job.G)), unit));
     c_parts = ceil_div(job.C, c_size);
   }
@@ -1161,12 +1187,12 @@ Status run_weight_gradient(const DenseJob& job, const Machine& m, const KernelTa
   return status;
 }
 
-#define FASTCONV_INSTANTIATE(T)                                                                                            \
-  template Status pack_job<T>(const DenseJob&, const Choice&, const Machine&, const KernelTable<T>&, T*);                  \
-  template Status run_dense<T>(const std::vector<Run<T>>&, const Machine&, const KernelTable<T>&, const Finish<T>&,         \
-                               const InputMap<T>&, int64_t, bool);                                                         \
-  template bool may_skip_zeros<T>(const DenseJob&, const Choice&, bool);                                                   \
-  template int64_t task_workspace<T>(const DenseJob&, const Choice&, const Machine&);                                      \
+#define FASTCONV_INSTANTIATE(T)                                                                                     \
+  template Status pack_job<T>(const DenseJob&, const Choice&, const Machine&, const KernelTable<T>&, T*);           \
+  template Status run_dense<T>(const std::vector<Run<T>>&, const Machine&, const KernelTable<T>&, const Finish<T>&, \
+                               const InputMap<T>&, int64_t, bool);                                                  \
+  template bool may_skip_zeros<T>(const DenseJob&, const Choice&, bool);                                            \
+  template int64_t task_workspace<T>(const DenseJob&, const Choice&, const Machine&);                               \
   template Status run_weight_gradient<T>(const DenseJob&, const Machine&, const KernelTable<T>&, T*, bool);
 FASTCONV_INSTANTIATE(float)
 FASTCONV_INSTANTIATE(double)

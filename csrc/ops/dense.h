@@ -34,15 +34,16 @@ struct Run {
   }
 };
 
-// The elements that pack_job() fills; 0 where the tasks read the weights as they lie or pack them themselves. `keep`: for
-// a plan, which packs always.
+// The elements that pack_job() fills; 0 where the tasks read the weights as they lie or pack them themselves. `keep`:
+// for a plan, which packs always.
 int64_t packed_size(const DenseJob& job, const Choice& choice, const Machine& machine, bool keep);
 
 template <class T>
-Status pack_job(const DenseJob& job, const Choice& choice, const Machine& machine, const KernelTable<T>& kernels, T* packed);
+Status pack_job(const DenseJob& job, const Choice& choice, const Machine& machine, const KernelTable<T>& kernels,
+                T* packed);
 
-// Whether the product is worth a look at the weights, and they are finite, so that zeros of the padding can be passed over
-// without changing a bit. `always`: the look costs nothing (a plan).
+// Whether the product is worth a look at the weights, and they are finite, so that zeros of the padding can be passed
+// over without changing a bit. `always`: the look costs nothing (a plan).
 template <class T>
 bool may_skip_zeros(const DenseJob& job, const Choice& choice, bool always);
 
@@ -55,9 +56,10 @@ Status run_dense(const std::vector<Run<T>>& runs, const Machine& machine, const 
 template <class T>
 int64_t task_workspace(const DenseJob& job, const Choice& choice, const Machine& machine);
 
-// dw[k][c][t] (+)= the sum over images and pixels of dy(k, p) * x(c, p * stride - pad + t * dilation). `job` is the forward
-// product; its input is x, its output dy. dw is contiguous.
+// dw[k][c][t] (+)= the sum over images and pixels of dy(k, p) * x(c, p * stride - pad + t * dilation). `job` is the
+// forward product; its input is x, its output dy. dw is contiguous.
 template <class T>
-Status run_weight_gradient(const DenseJob& job, const Machine& machine, const KernelTable<T>& kernels, T* dw, bool accumulate);
+Status run_weight_gradient(const DenseJob& job, const Machine& machine, const KernelTable<T>& kernels, T* dw,
+                           bool accumulate);
 
 }  // namespace fastconv::ops

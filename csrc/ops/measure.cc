@@ -9,7 +9,8 @@ namespace fastconv {
 
 double run_fma_loop(DType dtype, int64_t iterations) {
   const Isa isa = current_isa();
-  return dtype == DType::f32 ? kernel_table<float>(isa).fma_loop(iterations) : kernel_table<double>(isa).fma_loop(iterations);
+  return dtype == DType::f32 ? kernel_table<float>(isa).fma_loop(iterations)
+                             : kernel_table<double>(isa).fma_loop(iterations);
 }
 
 void run_copy(void* dst, const void* src, size_t bytes, int mode) {

@@ -8,9 +8,7 @@ namespace {
 constexpr int64_t kMaxElements = int64_t{1} << 60;
 
 // Axis numbers of batch, channel and first spatial axis in the user's order.
-struct AxisOrder {
-  int channel, spatial;
-};
+struct AxisOrder { int channel, spatial; };
 AxisOrder axis_order(const ConvDesc& desc) {
   return desc.channels_last ? AxisOrder{desc.spatial + 1, 1} : AxisOrder{1, 2};
 }
@@ -80,7 +78,8 @@ Status make_geometry(const ConvDesc& desc, const TensorView& x, const TensorView
   const AxisOrder order = axis_order(desc);
   g.N = x.shape[0];
   const int64_t channels = x.shape[order.channel];
-  if (desc.groups < 1 || channels < 1 || w.shape[0] < 1 || w.shape[1] < 1) return desc.groups < 1 ? Status::bad_groups : Status::bad_shape;
+  if (desc.groups < 1 || channels < 1 || w.shape[0] < 1 || w.shape[1] < 1)
+    return desc.groups < 1 ? Status::bad_groups : Status::bad_shape;
   g.G = desc.groups;
   if (channels % g.G != 0 || w.shape[0] % g.G != 0) return Status::bad_groups;
   if (desc.transposed) {
@@ -108,14 +107,16 @@ Status make_geometry(const ConvDesc& desc, const TensorView& x, const TensorView
     int64_t output;
     const Status status = resolve_axis(desc, i, input, filter, &g.pad[a], &g.pad_after[a], &output);
     if (status != Status::ok) return status;
-    if (!padding_fits(g.mode, g.pad[a], input) || !padding_fits(g.mode, g.pad_after[a], input)) return Status::bad_padding;
+    if (!padding_fits(g.mode, g.pad[a], input) || !padding_fits(g.mode, g.pad_after[a], input))
+      return Status::bad_padding;
     g.in[a] = desc.transposed ? output : input;
     g.out[a] = desc.transposed ? input : output;
   }
   // Every tensor's size must be representable with room to spare for offsets.
   int64_t in_size = g.N > 0 ? g.N : 1, out_size = in_size, w_size = g.taps();
   bool fits = multiply(in_size, g.G * g.C, &in_size) && multiply(out_size, g.G * g.K, &out_size);
-  for (int a = 0; a < 3 && fits; ++a) fits = multiply(in_size, g.in[a], &in_size) && multiply(out_size, g.out[a], &out_size);
+  for (int a = 0; a < 3 && fits; ++a)
+    fits = multiply(in_size, g.in[a], &in_size) && multiply(out_size, g.out[a], &out_size);
   fits = fits && multiply(w_size, g.G * g.C, &w_size) && multiply(w_size, g.K, &w_size);
   return fits ? Status::ok : Status::overflow;
 }
@@ -135,8 +136,12 @@ Status lift(const ConvDesc& desc, const Geometry& g, bool in_side, const TensorV
   for (int a = 0; a < 3; ++a) strides->s[a] = a >= 3 - d ? view.strides[order.spatial + a - (3 - d)] : 0;
   // Axes of one element get a stride that does not stand in the way of merging.
   for (int a = 2; a >= 0; --a)
-    if (size[a] == 1) strides->s[a] = a == 2 ? (size[1] > 1 ? strides->s[1] : size[0] > 1 ? strides->s[0] : channels > 1 ? strides->c : 1)
-                                             : strides->s[a + 1] * size[a + 1];
+    if (size[a] == 1)
+      strides->s[a] = a == 2 ? (size[1] > 1    ? strides->s[1]
+                                : size[0] > 1  ? strides->s[0]
+                                : channels > 1 ? strides->c
+                                               : 1)
+                             : strides->s[a + 1] * size[a + 1];
   return Status::ok;
 }
 
@@ -169,7 +174,8 @@ int64_t map_index(PaddingMode mode, int64_t i, int64_t n) {
   return -1;
 }
 
-DenseJob fprop_job(const Geometry& g, const Strides& x, const Strides& y, const Strides* residual, const WeightStrides& w) {
+DenseJob fprop_job(const Geometry& g, const Strides& x, const Strides& y, const Strides* residual,
+                   const WeightStrides& w) {
   DenseJob job{};
   job.N = g.N, job.G = g.G, job.C = g.C, job.K = g.K;
   for (int a = 0; a < 3; ++a) {
@@ -189,9 +195,9 @@ namespace {
 
 // One axis of the gradient with respect to the input at coordinates congruent to `first` modulo the stride.
 //
-// dx[h] is the sum of w[r] * dy[p] over p * stride - pad + r * dilation = h. With g = gcd(stride, dilation), the taps that
-// reach h are r = r0 + j * stride / g, and p falls by dilation / g from one to the next: a dense product with a flipped
-// sub-filter.
+// dx[h] is the sum of w[r] * dy[p] over p * stride - pad + r * dilation = h. With g = gcd(stride, dilation), the taps
+// that reach h are r = r0 + j * stride / g, and p falls by dilation / g from one to the next: a dense product with a
+// flipped sub-filter.
 struct AxisPhase {
   int64_t first;           // offset of the first element in the part
   int64_t count;           // elements

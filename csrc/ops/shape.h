@@ -7,10 +7,9 @@
 
 namespace fastconv::ops {
 
-// Strides in elements of a tensor lifted to (N, C, D, H, W). Axes of size 1 carry the stride that makes them contiguous.
-struct Strides {
-  int64_t n, c, s[3];
-};
+// Strides in elements of a tensor lifted to (N, C, D, H, W). Axes of size 1 carry the stride that makes them
+// contiguous.
+struct Strides { int64_t n, c, s[3]; };
 
 // The plain convolution under a layer, lifted to three spatial axes. `in` is the side with C channels a group, `out`
 // the side with K; a transposed layer's input is `out`.
@@ -20,9 +19,7 @@ struct Geometry {
   int64_t in[3], out[3], filter[3], stride[3], dilation[3], pad[3], pad_after[3];
   PaddingMode mode;
   int64_t taps() const { return filter[0] * filter[1] * filter[2]; }
-  double macs() const {
-    return static_cast<double>(N) * G * C * K * taps() * out[0] * out[1] * out[2];
-  }
+  double macs() const { return static_cast<double>(N) * G * C * K * taps() * out[0] * out[1] * out[2]; }
 };
 
 // One dense product, whatever pass it came from: out(k, o) = sum over c, f of w(k, c, f) * in(c, o * stride - pad + f *
@@ -50,9 +47,7 @@ Status make_geometry(const ConvDesc& desc, const TensorView& x, const TensorView
 // Checks that `view` has the shape of the geometry's `in` (or `out`) side in the axes of `desc` and lifts its strides.
 Status lift(const ConvDesc& desc, const Geometry& geometry, bool in_side, const TensorView& view, Strides* strides);
 // Likewise for the weight: strides of output channel, input channel and taps, with the group's.
-struct WeightStrides {
-  int64_t g, k, c, f[3];
-};
+struct WeightStrides { int64_t g, k, c, f[3]; };
 Status lift_weight(const ConvDesc& desc, const Geometry& geometry, const TensorView& w, WeightStrides* strides);
 
 // Where padded coordinate i of an axis of n elements is read; -1: a zero.
@@ -61,9 +56,9 @@ int64_t map_index(PaddingMode mode, int64_t i, int64_t n);
 // The product that computes y from x.
 DenseJob fprop_job(const Geometry& geometry, const Strides& x, const Strides& y, const Strides* residual,
                    const WeightStrides& w);
-// The products that compute the part [origin, origin + extent) of the gradient of the padded input, one for each residue
-// of the stride; `dx` strides are those of the destination, whose first element is the part's corner. The offsets of
-// output, residual (may be null) and weight from their tensors' first elements are returned in elements.
+// The products that compute the part [origin, origin + extent) of the gradient of the padded input, one for each
+// residue of the stride; `dx` strides are those of the destination, whose first element is the part's corner. The
+// offsets of output, residual (may be null) and weight from their tensors' first elements are returned in elements.
 struct PhaseJob {
   DenseJob job;
   int64_t output_offset, residual_offset, weight_offset;
