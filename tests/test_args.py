@@ -681,3 +681,11 @@ def test_an_unexplained_refusal_is_not_swallowed() -> None:
     error = _args.forward_error(_core.Refused("unsupported"), spec, {"x": X, "weight": W})
     assert type(error) is RuntimeError
     assert "unsupported" in str(error)
+
+
+def test_weight_gradient_into_other_strides():
+    x, dy = np.ones((1, 2, 5, 5), np.float32), np.ones((1, 3, 3, 3), np.float32)
+    out = np.zeros((3, 3, 3, 2), np.float32).transpose(0, 3, 1, 2)
+    with pytest.raises(ValueError, match=r"out \(strides .*\) must be C-contiguous"):
+        fastconv.conv2d_backward_weight(dy, x, (3, 2, 3, 3), out=out)
+    assert not out.any()

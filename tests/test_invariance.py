@@ -130,3 +130,15 @@ def test_address_does_not_change_the_bits(dtype):
         moved[...] = x
         out = np.empty(y.size + offset, dtype)[offset:].reshape(y.shape)
         assert_same_bits(functional.conv2d(moved, w, padding=1, out=out), y, f"offset {offset}")
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("filter_size", [1, 3, 7])
+@pytest.mark.parametrize("channels", [3, 8, 32])
+def test_strided_input_and_its_dense_copy(channels, filter_size, dtype):
+    wide, w = testing.he_data((2, 13, 11, 2 * channels), (24, channels, filter_size, filter_size), dtype)
+    x = wide[..., ::2]  # NHWC with a gap after each channel
+    options = {"layout": "NHWC", "padding": filter_size // 2}
+    y = fastconv.conv2d(x, w, **options)
+    assert_same_bits(y, fastconv.conv2d(np.ascontiguousarray(x), w, **options), "dense copy")
+    assert_same_bits(y, fastconv.plan("conv2d", x, w, **options)(x), "plan")

@@ -499,16 +499,21 @@ def test_fill_pixel_slab(rng, isa, dtype, shape, order):
 
 @covers("fill_slab")
 @pytest.mark.parametrize("stride", [1, 2, 3])
-@pytest.mark.parametrize("column_stride", [1, 2])
-def test_fill_slab(rng, isa, dtype, shape, stride, column_stride):
+@pytest.mark.parametrize("order", ["planar", "strided", "pixels"])
+def test_fill_slab(rng, isa, dtype, shape, stride, order):
     lanes = shape["lanes"]
-    channels = 2
     for size, length, first in itertools.product(
         (1, 5, 2 * lanes, 5 * lanes + 3), (1, 2, lanes, 2 * lanes + 1), (-7, -1, 0, 3)
     ):
-        row = size * column_stride + 1
+        channels = int(rng.choice([1, lanes - 1, lanes, 2 * lanes + 1])) if order == "pixels" else 2
+        # Strides of (channel, row, column), of an image of 4 rows.
+        channel, row, column = {
+            "planar": (4 * (size + 1), size + 1, 1),
+            "strided": (4 * (2 * size + 1), 2 * size + 1, 2),
+            "pixels": (1, size * (channels + 2), channels + 2),
+        }[order]
         c, r, i = np.ogrid[:channels, :4, :size]
-        index = c * 4 * row + r * row + i * column_stride
+        index = c * channel + r * row + i * column
         source = np.full(index.max() + 1, np.nan, dtype)
         source[index] = integers(rng, index.size, dtype).reshape(index.shape)
         image = source[index]
@@ -534,8 +539,8 @@ def test_fill_slab(rng, isa, dtype, shape, stride, column_stride):
                 row_pitch=pitches[1],
                 phase_pitch=pitches[2],
                 source=source,
-                channel_stride=4 * row,
-                column_stride=column_stride,
+                channel_stride=channel,
+                column_stride=column,
                 channels=channels,
                 row_offset=slab_rows(row),
                 phases=phases,
@@ -549,7 +554,7 @@ def test_fill_slab(rng, isa, dtype, shape, stride, column_stride):
             np.testing.assert_array_equal(slab, expected)
 
 
-@pytest.mark.parametrize("kernel", ["slab", "pixel_slab"])
+@pytest.mark.parametrize("kernel", ["slab", "slab_from_pixels", "pixel_slab", "pixel_slab_from_planes"])
 def test_slabs_apply_every_activation(rng, isa, dtype, shape, kernel):
     """The same bits as activate_run."""
     size, channels = 2 * shape["lanes"] + 3, shape["lanes"] + 2
@@ -559,12 +564,16 @@ def test_slabs_apply_every_activation(rng, isa, dtype, shape, kernel):
         _testing.activate_run(isa, x=expected, n=x.size, kind=kind, a=-1, b=2)
         options = {"source": x, "channels": channels, "row_offset": [0], "first": 0, "image_columns": size}
         options |= {"slab": marked(x.size, dtype), "map": (None, None, None, 1, kind, -1, 2)}
-        if kernel == "slab":
+        # x lies plane by plane or pixel by pixel.
+        planes = kernel in ("slab", "pixel_slab_from_planes")
+        options["channel_stride"], options["column_stride"] = (size, 1) if planes else (1, channels)
+        if kernel.startswith("slab"):
             pitches = {"channel_pitch": size, "row_pitch": size, "phase_pitch": size}
-            strides = {"channel_stride": size, "column_stride": 1}
-            _testing.fill_slab(isa, **options, **pitches, **strides, phases=[0], phase_length=size, stride=1)
+            _testing.fill_slab(isa, **options, **pitches, phases=[0], phase_length=size, stride=1)
         else:
-            _testing.fill_pixel_slab(isa, **options, channel_stride=1, column_stride=channels, columns=size)
+            _testing.fill_pixel_slab(isa, **options, columns=size)
+        if "from" in kernel:
+            expected = expected.reshape((channels, size) if planes else (size, channels)).T.ravel()
         np.testing.assert_array_equal(options["slab"], expected)
 
 

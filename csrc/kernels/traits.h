@@ -6,7 +6,7 @@ namespace fastconv::FASTCONV_ISA_NS {
 
 // Rows of the GEMM tile for a panel of NV vectors. A tile needs rows * NV accumulators, NV registers for the panel's
 // vectors and one for the broadcast; two FMA units of latency 4 want at least 8 accumulators.
-#if defined(__AVX512F__) || FASTCONV_PORTABLE_BYTES == 64
+#if defined(__AVX512F__)
 // 32 registers: 6x4 = 24 + 4 + 1, 8x3 = 24 + 3 + 1, 8x2 = 16 + 2 + 1, 8x1 = 8 + 1 + 1
 inline constexpr int kMaxVectors = 4;
 inline constexpr int kTileRows[kMaxVectors + 1] = {0, 8, 8, 8, 6};

@@ -1,27 +1,24 @@
-// Vectors in the compiler's own vector extension: correct on any CPU. FASTCONV_PORTABLE_BYTES sets their width; a test
-// build takes 64 to run the tiles of the 512-bit ISA on a CPU without it.
+// Vectors of 128 bits in the compiler's own vector extension: correct on any CPU.
 #pragma once
 #include <stdint.h>
 
-#ifndef FASTCONV_PORTABLE_BYTES
-#define FASTCONV_PORTABLE_BYTES 16
-#endif
-
 namespace fastconv::FASTCONV_ISA_NS {
+
+inline constexpr int kPortableBytes = 16;
 
 template <class T>
 struct PortableTypes;
 template <>
 struct PortableTypes<float> {
-  typedef float V __attribute__((vector_size(FASTCONV_PORTABLE_BYTES)));
-  typedef int32_t I __attribute__((vector_size(FASTCONV_PORTABLE_BYTES)));
+  typedef float V __attribute__((vector_size(kPortableBytes)));
+  typedef int32_t I __attribute__((vector_size(kPortableBytes)));
   static constexpr int kBias = 127, kMantissa = 23;
   static constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding and subtracting it rounds to nearest
 };
 template <>
 struct PortableTypes<double> {
-  typedef double V __attribute__((vector_size(FASTCONV_PORTABLE_BYTES)));
-  typedef int64_t I __attribute__((vector_size(FASTCONV_PORTABLE_BYTES)));
+  typedef double V __attribute__((vector_size(kPortableBytes)));
+  typedef int64_t I __attribute__((vector_size(kPortableBytes)));
   static constexpr int kBias = 1023, kMantissa = 52;
   static constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
 };
@@ -31,7 +28,7 @@ struct Vec {
   using T = E;
   using V = typename PortableTypes<T>::V;
   using I = typename PortableTypes<T>::I;
-  static constexpr int kLanes = FASTCONV_PORTABLE_BYTES / sizeof(T);
+  static constexpr int kLanes = kPortableBytes / sizeof(T);
   V v;
 
   static Vec zero() { return {V{}}; }

@@ -111,7 +111,9 @@ Choice choose(const Problem& p, const Machine& m) {
     c.move_output = !p.out_channels_unit;
     // A pixel's taps are short runs when it has few channels: copied together they are one long run.
     c.copy_pixels = T > 0 && (p.mapped || !p.in_channels_unit || (T > 1 && p.C < line));
-    c.chunks = split_reduction(p.C, T, terms, line, c.copy_pixels ? 1 : line);
+    // Taps that a copy joins stay together; whether strides alone call for the copy does not enter, or the bits would
+    // depend on it.
+    c.chunks = split_reduction(p.C, T, terms, line, p.mapped || (T > 1 && p.C < line) ? 1 : line);
     const int64_t piece = std::max<int64_t>(1, c.reduction_block());
     // The block's rows stay in a third of L2, its table of pointers within 64 KB.
     const int64_t tile = m.tile_rows[preferred_vectors(m)];

@@ -1119,7 +1119,7 @@ Status run_weight_gradient(const DenseJob& job, const Machine& m, const KernelTa
   const double work = job_nanoseconds(job);
   const int64_t want = wanted_tasks(work);
 
-  // Channels a task: the slab stays in a quarter of L2.
+  // Channels a task: the scratch stays in half of L2.
   int64_t c_size = job.C;
   if (!by_rows)
     while (c_size > 1 && weight_scratch_slab<T>(job, m, pixels, c_size, 1) > m.l2 / 2) c_size = ceil_div(c_size, 2);

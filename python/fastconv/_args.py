@@ -619,6 +619,8 @@ def check_backward_weight(
     expected = _check_geometry(spec, "x", x.shape, shape)
     _check_shape("dy", dy.shape, expected, "that of the layer's output")
     _check_target(a, shape, accumulate)
+    if "out" in a and not a["out"].flags.c_contiguous:
+        raise ValueError(f"out (strides {a['out'].strides}) must be C-contiguous for a gradient of the weight")
     return shape
 
 
