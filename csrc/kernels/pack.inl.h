@@ -41,7 +41,28 @@ void pack_weights(const PackWeightsArgs<T>& p) {
       }
       continue;
     }
-    for (int64_t t = 0; t < p.taps; ++t) {
+    // Taps that are neighbours, forwards or (in a gradient) backwards: transpose W columns of W taps at a time.
+    int64_t t0 = 0;
+    if (p.column_stride != 1 && p.taps >= W) {
+      const int64_t direction = p.tap_offset[1] - p.tap_offset[0];
+      bool run = direction == 1 || direction == -1;
+      for (int64_t t = 1; t < p.taps; ++t) run = run && p.tap_offset[t] - p.tap_offset[t - 1] == direction;
+      for (; run && t0 + W <= p.taps; t0 += W) {
+        const T* first = w + p.tap_offset[direction == 1 ? t0 : t0 + W - 1];
+        for (int64_t c = 0; c < p.length; ++c, first += p.channel_stride) {
+          V r[W];
+#pragma GCC unroll 16
+          for (int i = 0; i < W; ++i) r[i] = i < lanes ? V::load(first + i * p.column_stride) : V::zero();
+          V::transpose(r);
+#pragma GCC unroll 16
+          for (int i = 0; i < W; ++i) {
+            const int64_t t = direction == 1 ? t0 + i : t0 + W - 1 - i;
+            r[i].store(out + (t * p.length + c) * p.columns);
+          }
+        }
+      }
+    }
+    for (int64_t t = t0; t < p.taps; ++t) {
       const T* wt = w + p.tap_offset[t];
       T* o = out + t * p.length * p.columns;
       if (p.column_stride == 1) {

@@ -457,6 +457,8 @@ class PixelSlab {
 // Weights that few blocks of pixels share are packed by the tasks, panel by panel, into the first-level cache; packed
 // beforehand they would be written to memory and read again.
 bool packs_late(const DenseJob& job, const Choice& choice) {
+  // Columns of a matrix lie a row apart, often a power of two: those are packed in wide strips beforehand.
+  if (job.taps() == 1 && job.wk == 1 && job.K > 1) return false;
   return choice.role == Role::pixel_rows &&
          job.N * ceil_div(job.pixels(), std::max<int64_t>(choice.pixel_block, 1)) <= 6;
 }
@@ -851,7 +853,11 @@ Status pack_job(const DenseJob& job, const Choice& choice, const Machine& m, con
   tap_offsets(job, tap_offset);
   const bool rows = choice.role == Role::pixel_columns;
   const Panels panels(ceil_div(job.K, W), m);
-  const int64_t parts = rows ? ceil_div(job.K, 32) : panels.count;
+  // Columns of a matrix (the input gradient of a 1x1): strips of many panels, a few rows at a time, so that a row is read
+  // in one go; a panel's 64 bytes of each row would be a cache miss a row.
+  const bool strips = T_all == 1 && job.wk == 1 && job.K > 1;
+  const int64_t strip = strips ? 16 : 1, row_part = strips ? 256 : 32;
+  const int64_t parts = rows ? ceil_div(job.K, row_part) : ceil_div(panels.count, strip);
   const int64_t padded_k = rows ? job.K : panels.vectors * W;
   const int64_t chunks = static_cast<int64_t>(choice.chunks.size());
   const double work = static_cast<double>(job.G) * job.K * job.C * T_all * 0.7;
@@ -862,17 +868,23 @@ Status pack_job(const DenseJob& job, const Choice& choice, const Machine& m, con
     const Chunk& chunk = choice.chunks[ci];
     T* base = packed + g * padded_k * job.C * T_all + terms_before * padded_k;
     if (!rows) {
-      const int64_t k = panels.start(part) * W;
-      return pack_panel(job, kernels, chunk, tap_offset, g, k, panels.width(part) * W, base + k * terms_of(chunk));
+      const int64_t step = strips ? 8 : chunk.channels, last = std::min(panels.count, (part + 1) * strip);
+      for (int64_t c = 0; c < chunk.channels; c += step)
+        for (int64_t panel = part * strip; panel < last; ++panel) {
+          const int64_t k = panels.start(panel) * W, columns = panels.width(panel) * W;
+          const Chunk piece{chunk.c0 + c, std::min(step, chunk.channels - c), chunk.t0, chunk.taps};
+          pack_panel(job, kernels, piece, tap_offset, g, k, columns, base + k * terms_of(chunk) + c * columns);
+        }
+      return;
     }
-    const int64_t k = part * 32;
+    const int64_t k = part * row_part;
     PackWeightsArgs<T> p{};
     p.panel = base + k * terms_of(chunk);
     p.w = static_cast<const T*>(job.weight) + g * job.wg + chunk.c0 * job.wc + k * job.wk;
     p.column_stride = job.wk, p.channel_stride = job.wc;
     p.tap_offset = tap_offset + chunk.t0;
     p.taps = chunk.taps, p.length = chunk.channels;
-    p.columns = terms_of(chunk), p.valid = std::min<int64_t>(32, job.K - k);
+    p.columns = terms_of(chunk), p.valid = std::min(row_part, job.K - k);
     kernels.pack_weight_rows(p);
   });
 }
