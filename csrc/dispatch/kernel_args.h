@@ -57,7 +57,7 @@ struct Segment { int64_t column, offset, length; };
 
 // Packs the vector operand of the "pixel columns" role: panel[(c * taps + t) * columns + j] from
 // source[c * channel_stride + tap_offset[t] + (segment's offset)]. Unless `exact`, W - 1 elements past a segment may be
-// read, and a single segment starts at column 0. Up to W - 1 elements past the panel's end are written.
+// read and up to W - 1 past the panel's end are written, and a single segment starts at column 0.
 template <class T>
 struct PackColumnsArgs {
   T* panel;

@@ -141,7 +141,11 @@ void pack_columns(const PackColumnsArgs<T>& p) {
         T* to = out + seg.column;
         int64_t i = 0;
         for (; i + W <= seg.length; i += W) V::load(from + i).store(to + i);
-        if (i < seg.length) (p.exact ? V::load_n(from + i, seg.length - i) : V::load(from + i)).store(to + i);
+        if (i >= seg.length) continue;
+        if (p.exact)
+          V::load_n(from + i, seg.length - i).store_n(to + i, seg.length - i);
+        else
+          V::load(from + i).store(to + i);
       }
     }
   }

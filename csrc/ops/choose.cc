@@ -89,7 +89,7 @@ Problem describe(const DenseJob& job, int64_t item_size, bool channels_last, boo
 }
 
 // Measured on Zen 3 over 3x3 layers: below these the columns role is the faster one.
-constexpr int64_t kTransposeTerms = 256, kTransposeChannels = 32, kThinGroup = 8;
+constexpr int64_t kTransposeTerms = 256, kTransposeChannels = 32, kThinGroup = 8, kFewPixels = 128;
 
 Choice choose(const Problem& p, const Machine& m) {
   Choice c{};
@@ -97,7 +97,11 @@ Choice choose(const Problem& p, const Machine& m) {
   const int64_t pixels = p.out[0] * p.out[1] * p.out[2];
   // Planar images: a long reduction pays for transposing the input and the output, once each, on the way; packing
   // columns costs a copy for every tap. A single pixel has no columns.
-  const bool transpose = pixels == 1 || (T > 1 && p.C * T >= kTransposeTerms && p.K >= kTransposeChannels);
+  // Without taps to pay for, it still wins where the columns are few or a stride would take the image apart.
+  const bool strided = p.stride[0] * p.stride[1] * p.stride[2] > 1;
+  const bool long_sum =
+      T > 1 ? p.C * T >= kTransposeTerms : p.C >= kTransposeTerms / 4 && (strided || pixels < kFewPixels);
+  const bool transpose = pixels == 1 || (long_sum && p.K >= kTransposeChannels);
   // A group of few channels fills neither the vectors of a panel of weights nor a run of the reduction: pixels do.
   const bool thin = T > 1 && p.C <= kThinGroup && p.K <= kThinGroup && pixels >= 64;
   c.role = !thin && (p.channels_last || transpose) ? Role::pixel_rows : Role::pixel_columns;
@@ -138,6 +142,8 @@ Choice choose(const Problem& p, const Machine& m) {
       const int64_t depth = d == 1 ? p.filter[0] : (d - 1) * p.stride[0] + (p.filter[0] - 1) * p.dilation[0] + 1;
       return channels * width * height * depth * p.item_size;
     };
+    if (c.direct)  // all panels of a block are packed together: half of L2
+      block = std::min(block, m.l2 / 2 / (std::max<int64_t>(1, c.reduction_block()) * p.item_size));
     while (!c.direct && block > panel && slab_bytes(block) > m.l2 / 4) block /= 2;
     c.pixel_block = std::min(pixels, std::max(block / panel * panel, panel));
   }

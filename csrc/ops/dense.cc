@@ -615,7 +615,8 @@ void run_columns(const Run<T>& run, const DenseJob& job, const Context<T>& ctx, 
   const int64_t n = job.pixels(), rows = task.k1 - task.k0, W = ctx.machine.lanes, T_all = job.taps();
   const Panels panels(ceil_div(n, W), ctx.machine);
   const int64_t widest = ctx.machine.max_vectors * W;
-  T* panel = arena.take<T>(choice.reduction_block() * widest + widest);
+  // A direct block packs all its panels at once.
+  T* panel = arena.take<T>(choice.reduction_block() * (choice.direct ? panels.vectors * W : widest) + widest);
   const T** a = arena.take<const T*>(rows);
   T** c = arena.take<T*>(rows);
   const T** r = job.has_residual ? arena.take<const T*>(rows) : nullptr;
@@ -698,32 +699,43 @@ void run_columns(const Run<T>& run, const DenseJob& job, const Context<T>& ctx, 
     g.length = terms;
     g.accumulate = i > 0 || (ctx.accumulate && !moved.output);
     g.finish = i + 1 == choice.chunks.size();
+    // Channels of an image lie far apart. A few at a time, each is read over the whole block, in runs that the hardware
+    // fetches ahead; a panel's 64 bytes of each would be a cache miss each.
+    if (choice.direct && reads)
+      for (int64_t c0 = 0; c0 < chunk.channels; c0 += 8)
+        for (int64_t p = 0; p < panels.count; ++p) {
+          const int64_t j = panels.start(p) * W, width = panels.width(p) * W;
+          PackColumnsArgs<T> pack{};
+          pack.panel = panel + j * terms + c0 * width;
+          pack.source = source + c0 * job.is.c;
+          pack.channel_stride = job.is.c;
+          pack.tap_offset = &zero_offset;
+          pack.channels = std::min<int64_t>(8, chunk.channels - c0);
+          pack.taps = 1;
+          pack.segments = clipped;
+          pack.segment_count = clip_segments(segments, segment_count, j, std::min(j + width, n), clipped);
+          pack.columns = width;
+          pack.exact = 1;
+          ctx.kernels.pack_columns(pack);
+        }
     for (int64_t p = 0; p < panels.count; ++p) {
       const int64_t j = panels.start(p) * W;
       g.vectors = static_cast<int32_t>(panels.width(p));
       const int64_t columns = std::min(g.vectors * W, n - j);
       g.tail = static_cast<int32_t>(columns - (g.vectors - 1) * W);
-      if (reads) {
+      if (choice.direct) g.panel = panel + j * terms;
+      if (reads && !choice.direct) {
         PackColumnsArgs<T> pack{};
         pack.panel = panel;
-        pack.source = slab ? slab->data() : source;
-        pack.channel_stride = slab ? slab->channel_pitch() : job.is.c;
-        pack.tap_offset = slab ? slab->tap_offset() + chunk.t0 : &zero_offset;
+        pack.source = slab->data();
+        pack.channel_stride = slab->channel_pitch();
+        pack.tap_offset = slab->tap_offset() + chunk.t0;
         pack.channels = chunk.channels;
         pack.taps = chunk.taps;
         pack.segments = clipped;
         pack.segment_count = clip_segments(segments, segment_count, j, j + columns, clipped);
         pack.columns = g.vectors * W;
-        pack.exact = !slab;
         ctx.kernels.pack_columns(pack);
-        // The next panel follows this one, or starts the block's next channels.
-        const bool last = p + 1 == panels.count;
-        g.next_rows = 0;
-        if (!slab && (!last || i + 1 < choice.chunks.size())) {
-          const Chunk& then = last ? choice.chunks[i + 1] : chunk;
-          g.next = image + then.c0 * job.is.c + segments[0].offset + (last ? 0 : j + columns);
-          g.next_rows = then.channels, g.next_pitch = job.is.c, g.next_width = pack.columns;
-        }
       }
       g.c_offset = g.residual_offset = j;
       ctx.kernels.gemm(g);
@@ -812,7 +824,8 @@ int64_t scratch_bytes(const DenseJob& job, const Choice& choice, const Machine& 
     return count.size();
   }
   const int64_t widest = machine.max_vectors * W;
-  count.take<T>(choice.reduction_block() * widest + widest);
+  count.take<T>(choice.reduction_block() * (choice.direct ? Panels(ceil_div(n, W), machine).vectors * W : widest) +
+                widest);
   count.take<T*>(3 * rows + 24);
   Moved<T>(part, choice, rows, n, W, count);
   count.take<Segment>(2 * part.out[0] * part.out[1] + 4);
@@ -853,8 +866,8 @@ Status pack_job(const DenseJob& job, const Choice& choice, const Machine& m, con
   tap_offsets(job, tap_offset);
   const bool rows = choice.role == Role::pixel_columns;
   const Panels panels(ceil_div(job.K, W), m);
-  // Columns of a matrix (the input gradient of a 1x1): strips of many panels, a few rows at a time, so that a row is read
-  // in one go; a panel's 64 bytes of each row would be a cache miss a row.
+  // Columns of a matrix (the input gradient of a 1x1): strips of many panels, a few rows at a time, so that a row is
+  // read in one go; a panel's 64 bytes of each row would be a cache miss a row.
   const bool strips = T_all == 1 && job.wk == 1 && job.K > 1;
   const int64_t strip = strips ? 16 : 1, row_part = strips ? 256 : 32;
   const int64_t parts = rows ? ceil_div(job.K, row_part) : ceil_div(panels.count, strip);
