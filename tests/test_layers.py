@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
+import fastconv
 from fastconv import functional, testing
 
 pytestmark = pytest.mark.usefixtures("isa")
@@ -84,3 +85,19 @@ def test_every_layer(layer):
     for layout, dtype in itertools.product(("NCHW", "NHWC"), (np.float32, np.float64)):
         check_forward(layer, dtype, layout)
         check_backward(layer, dtype, layout)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("table", ["conv1d", "conv2d", "conv3d", "conv_transpose"])
+def test_scratch_of_every_layer(table, dtype):
+    """Below 2 MB a thread whatever the image, besides packed weights; it grows with a filter of very many taps."""
+    for layer, layout in itertools.product(testing.layers(table), ["NCHW", "NHWC"]):
+        if max(layer.weight_shape[2:]) > 16384:
+            continue
+        n, c, *size = layer.input_shape
+        x_shape = (n, *size, c) if layout == "NHWC" else layer.input_shape
+        x, w = np.empty(x_shape, dtype), np.empty(layer.weight_shape, dtype)  # never touched
+        scratch = fastconv.explain(layer.op, x, w, layout=layout, **layer.options).as_dict()["decision"][
+            "workspace_per_thread"
+        ]
+        assert scratch < 2 << 20, f"{layer.net} {layer.name} {layout}: {scratch} bytes"

@@ -91,6 +91,13 @@ Problem describe(const DenseJob& job, int64_t item_size, bool channels_last, boo
 // Measured on Zen 3 over 3x3 layers: below these the columns role is the faster one.
 constexpr int64_t kTransposeTerms = 256, kTransposeChannels = 32, kThinGroup = 8, kFewPixels = 128;
 
+// Channels whose slab, for a block of one row of pixels, stays within L2: a dilated filter spans many rows.
+int64_t slab_channels(const Problem& p, const Machine& m) {
+  const int64_t width = (std::min<int64_t>(p.out[2], 192) - 1) * p.stride[2] + (p.filter[2] - 1) * p.dilation[2] + 1;
+  const int64_t height = (p.filter[1] - 1) * p.dilation[1] + 1;
+  return std::max<int64_t>(1, m.l2 / (std::max<int64_t>(1, width * height * p.filter[0]) * p.item_size));
+}
+
 Choice choose(const Problem& p, const Machine& m) {
   Choice c{};
   const int64_t T = p.filter[0] * p.filter[1] * p.filter[2];
@@ -115,13 +122,16 @@ Choice choose(const Problem& p, const Machine& m) {
     c.move_output = !p.out_channels_unit;
     // A pixel's taps are short runs when it has few channels: copied together they are one long run.
     c.copy_pixels = T > 0 && (p.mapped || !p.in_channels_unit || (T > 1 && p.C < line));
-    // Taps that a copy joins stay together; whether strides alone call for the copy does not enter, or the bits would
-    // depend on it.
-    c.chunks = split_reduction(p.C, T, terms, line, p.mapped || (T > 1 && p.C < line) ? 1 : line);
-    const int64_t piece = std::max<int64_t>(1, c.reduction_block());
-    // The block's rows stay in a third of L2, its table of pointers within 64 KB.
+    // Whether strides alone call for a copy does not enter here, or the bits would depend on them.
+    const bool slab = !p.channels_last || p.mapped || (T > 1 && p.C < line);
+    c.chunks = slab ? split_reduction(p.C, T, std::min(terms, slab_channels(p, m) * T), line, 1)
+                    : split_reduction(p.C, T, terms, line, line);
+    // The block's input stays in a third of L2 (neighbouring pixels share most of their taps), its table of pointers
+    // within 64 KB.
+    const int64_t bytes =
+        std::max<int64_t>(1, c.chunks[0].channels * std::min<int64_t>(c.chunks[0].taps, 3)) * p.item_size;
     const int64_t tile = m.tile_rows[preferred_vectors(m)];
-    int64_t block = std::clamp<int64_t>(m.l2 / 3 / (piece * p.item_size), 2 * tile, 192);
+    int64_t block = std::clamp<int64_t>(m.l2 / 3 / bytes, 2 * tile, 192);
     block = std::min(block,
                      std::max<int64_t>(
                          tile, 8192 / std::max<int64_t>(c.copy_pixels ? T / std::max<int64_t>(p.filter[2], 1) : T, 1)));
@@ -129,7 +139,8 @@ Choice choose(const Problem& p, const Machine& m) {
   } else {
     c.move_output = !p.out_columns_unit;
     c.direct = T == 1 && !p.padded && !p.mapped && p.in_columns_unit && p.stride[0] * p.stride[1] * p.stride[2] == 1;
-    c.chunks = split_reduction(p.C, T, terms, line, 1);
+    c.chunks = split_reduction(
+        p.C, T, c.direct ? terms : std::min(terms, slab_channels(p, m) * std::max<int64_t>(T, 1)), line, 1);
     // The slab of a block stays in a quarter of L2.
     const int64_t channels = std::max<int64_t>(1, c.chunks[0].channels);
     const int64_t panel = preferred_vectors(m) * m.lanes;
