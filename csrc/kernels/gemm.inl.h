@@ -150,8 +150,7 @@ inline void gemm_panel(const GemmArgs<T>& g) {
   int64_t m0 = 0;
   for (int64_t i = 0; i < tiles; ++i) {
     const int64_t rows = height + (i < taller);
-    // Channels of an image lie far apart, which no hardware prefetcher follows; a few lines a tile arrive in its
-    // shadow.
+    // What lies far apart no hardware prefetcher follows; a few lines a tile arrive in its shadow.
     for (int64_t r = i * g.next_rows / tiles; r < (i + 1) * g.next_rows / tiles; ++r)
       for (int64_t b = 0; b < g.next_width; b += 64 / (int64_t)sizeof(T))
         __builtin_prefetch(g.next + r * g.next_pitch + b, 0, 2);

@@ -587,7 +587,7 @@ void run_rows(const Run<T>& run, const DenseJob& job, const Context<T>& ctx, con
       } else {
         if (terms) pack_panel(job, ctx.kernels, chunk, s.tap_offset, task.g, k, g.vectors * W, s.panel);
         g.panel = s.panel;
-        // In a gradient the weights of a panel are short runs far apart: the next panel's are asked for in advance.
+        // In a gradient the weights of a panel are short runs far apart: the next panel's are asked for now.
         g.next_rows = 0;
         if (job.wk < job.wc && k + g.vectors * W < task.k1) {
           g.next =
