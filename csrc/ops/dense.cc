@@ -455,7 +455,7 @@ class PixelSlab {
 };
 
 // Weights that few blocks of pixels share are packed by the tasks, panel by panel, into the first-level cache; packed
-// beforehand they would be written to memory and read again.
+// beforehand they would be written to memory and read again. The six is an estimate, not a measured break-even.
 bool packs_late(const DenseJob& job, const Choice& choice) {
   // Columns of a matrix lie a row apart, often a power of two: those are packed in wide strips beforehand.
   if (job.taps() == 1 && job.wk == 1 && job.K > 1) return false;
