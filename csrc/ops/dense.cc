@@ -244,45 +244,62 @@ int64_t clip_segments(const Segment* segments, int64_t count, int64_t c0, int64_
   return n;
 }
 
-// Pointers to the input of every pixel in [j0, j1), tap by tap: table[t * (j1 - j0) + i].
+// The pixels in [0, n) whose tap lies in an axis of `in` elements: pixel i reads position first + i * stride.
+void pixels_inside(int64_t first, int64_t stride, int64_t in, int64_t n, int64_t* lo, int64_t* hi) {
+  *lo = first >= 0 ? 0 : std::min(n, (-first + stride - 1) / stride);
+  *hi = first >= in ? 0 : std::min(n, (in - 1 - first) / stride + 1);
+  *hi = std::max(*hi, *lo);
+}
+
+// Pointers to the input of every pixel in [j0, j1), tap by tap: table[t * (j1 - j0) + i]. A thin 1x1 layer spends but a
+// few nanoseconds on a pixel: all that is done for a pixel is an addition.
 template <class T>
 void pixel_pointers(const DenseJob& job, const T* image, const T* zero_row, int64_t j0, int64_t j1, const T** table) {
-  const int64_t n = j1 - j0, q = job.out[2], p = job.out[1];
-  int64_t row = j0 / q, w = j0 % q, reach[3], step[3];
-  for (int a = 0; a < 3; ++a) reach[a] = (job.filter[a] - 1) * job.dilation[a];
-  // From the end of one run of taps to the start of the next.
-  step[1] = job.dilation[1] * job.is.s[1] - job.filter[2] * job.dilation[2] * job.is.s[2];
-  step[0] = job.dilation[0] * job.is.s[0] - job.filter[1] * job.dilation[1] * job.is.s[1];
-  for (int64_t i = 0; i < n; ++i) {
+  const int64_t n = j1 - j0, q = job.out[2], p = job.out[1], step = job.stride[2] * job.is.s[2];
+  for (int64_t j = j0, w, length; j < j1; j += length, table += length) {
+    const int64_t row = j / q;
+    w = j - row * q, length = std::min(q - w, j1 - j);
     const int64_t d0 = row / p * job.stride[0] - job.pad[0], h0 = row % p * job.stride[1] - job.pad[1];
-    const int64_t w0 = w * job.stride[2] - job.pad[2];
-    const T** entry = table + i;
-    if (d0 >= 0 && h0 >= 0 && w0 >= 0 && d0 + reach[0] < job.in[0] && h0 + reach[1] < job.in[1] &&
-        w0 + reach[2] < job.in[2]) {
-      const T* at = image + d0 * job.is.s[0] + h0 * job.is.s[1] + w0 * job.is.s[2];
-      for (int64_t a = 0; a < job.filter[0]; ++a, at += step[0])
-        for (int64_t b = 0; b < job.filter[1]; ++b, at += step[1])
-          for (int64_t c = 0; c < job.filter[2]; ++c, at += job.dilation[2] * job.is.s[2], entry += n) *entry = at;
-      if (++w == q) w = 0, ++row;
-      continue;
-    }
+    const T** entry = table;
     for (int64_t a = 0; a < job.filter[0]; ++a) {
       const int64_t di = map_index(job.mode, d0 + a * job.dilation[0], job.in[0]);
       for (int64_t b = 0; b < job.filter[1]; ++b) {
         const int64_t hi = map_index(job.mode, h0 + b * job.dilation[1], job.in[1]);
         const T* line = di < 0 || hi < 0 ? nullptr : image + di * job.is.s[0] + hi * job.is.s[1];
         for (int64_t c = 0; c < job.filter[2]; ++c, entry += n) {
-          const int64_t wi = map_index(job.mode, w0 + c * job.dilation[2], job.in[2]);
-          *entry = line && wi >= 0 ? line + wi * job.is.s[2] : zero_row;
+          if (!line) {
+            std::fill_n(entry, length, zero_row);
+            continue;
+          }
+          const int64_t first = w * job.stride[2] - job.pad[2] + c * job.dilation[2];
+          int64_t begin, end;
+          pixels_inside(first, job.stride[2], job.in[2], length, &begin, &end);
+          auto outside = [&](int64_t i) {
+            const int64_t wi = map_index(job.mode, first + i * job.stride[2], job.in[2]);
+            entry[i] = wi < 0 ? zero_row : line + wi * job.is.s[2];
+          };
+          for (int64_t i = 0; i < begin; ++i) outside(i);
+          const T* at = line + first * job.is.s[2];
+          for (int64_t i = begin; i < end; ++i) entry[i] = at + i * step;
+          for (int64_t i = end; i < length; ++i) outside(i);
         }
       }
     }
-    if (++w == q) w = 0, ++row;
   }
 }
 
 int64_t pixel_offset(const int64_t out[3], const Strides& s, int64_t j) {
   return j / (out[1] * out[2]) * s.s[0] + j / out[2] % out[1] * s.s[1] + j % out[2] * s.s[2];
+}
+
+// Calls set(pixel, offset) for all pixels in order.
+template <class Set>
+void pixel_offsets(const int64_t out[3], const Strides& s, Set set) {
+  for (int64_t d = 0, i = 0; d < out[0]; ++d)
+    for (int64_t h = 0; h < out[1]; ++h) {
+      const int64_t row = d * s.s[0] + h * s.s[1];
+      for (int64_t w = 0; w < out[2]; ++w, ++i) set(i, row + w * s.s[2]);
+    }
 }
 
 template <class T>
@@ -522,29 +539,20 @@ void run_rows(const Run<T>& run, const DenseJob& job, const Context<T>& ctx, con
 
   T* out = static_cast<T*>(job.output) + task.n * job.os.n + task.g * job.K * job.os.c;
   Moved<T>& moved = s.moved;
-  for (int64_t i = 0; i < m; ++i) {
-    const int64_t offset = pixel_offset(job.out, job.os, i);
-    if (moved.output) {
-      moved.row_offset[i] = offset;
-      s.c[i] = moved.output + i * moved.pitch - task.k0;
-    } else {
-      s.c[i] = out + offset;
-    }
-  }
-  if (moved.output)
+  if (moved.output) {
+    pixel_offsets(job.out, job.os, [&](int64_t i, int64_t offset) { moved.row_offset[i] = offset; });
+    for (int64_t i = 0; i < m; ++i) s.c[i] = moved.output + i * moved.pitch - task.k0;
     for (int64_t k = task.k0; k < task.k1; ++k) moved.column_offset[k - task.k0] = k * job.os.c;
+  } else {
+    pixel_offsets(job.out, job.os, [&](int64_t i, int64_t offset) { s.c[i] = out + offset; });
+  }
   if (job.has_residual) {
     T* residual = static_cast<T*>(const_cast<void*>(job.residual)) + task.n * job.rs.n + task.g * job.K * job.rs.c;
-    for (int64_t i = 0; i < m; ++i) {
-      const int64_t offset = pixel_offset(job.out, job.rs, i);
-      if (moved.residual) {
-        moved.residual_row[i] = offset;
-        s.r[i] = moved.residual + i * moved.pitch - task.k0;
-      } else {
-        s.r[i] = residual + offset;
-      }
-    }
-    if (moved.residual) {
+    if (!moved.residual) {
+      pixel_offsets(job.out, job.rs, [&](int64_t i, int64_t offset) { s.r[i] = residual + offset; });
+    } else {
+      pixel_offsets(job.out, job.rs, [&](int64_t i, int64_t offset) { moved.residual_row[i] = offset; });
+      for (int64_t i = 0; i < m; ++i) s.r[i] = moved.residual + i * moved.pitch - task.k0;
       for (int64_t k = task.k0; k < task.k1; ++k) moved.residual_column[k - task.k0] = k * job.rs.c;
       move_in(ctx.kernels, residual, moved.residual, moved.pitch, moved.residual_row, moved.residual_column, m,
               task.k1 - task.k0);
@@ -636,7 +644,7 @@ void run_columns(const Run<T>& run, const DenseJob& job, const Context<T>& ctx, 
     }
   }
   if (moved.output)
-    for (int64_t j = 0; j < n; ++j) moved.column_offset[j] = pixel_offset(job.out, job.os, j);
+    pixel_offsets(job.out, job.os, [&](int64_t j, int64_t offset) { moved.column_offset[j] = offset; });
   if (job.has_residual) {
     T* residual = static_cast<T*>(const_cast<void*>(job.residual)) + task.n * job.rs.n + task.g * job.K * job.rs.c;
     for (int64_t k = 0; k < rows; ++k) {
@@ -648,7 +656,7 @@ void run_columns(const Run<T>& run, const DenseJob& job, const Context<T>& ctx, 
       }
     }
     if (moved.residual) {
-      for (int64_t j = 0; j < n; ++j) moved.residual_column[j] = pixel_offset(job.out, job.rs, j);
+      pixel_offsets(job.out, job.rs, [&](int64_t j, int64_t offset) { moved.residual_column[j] = offset; });
       move_in(ctx.kernels, residual, moved.residual, moved.pitch, moved.residual_row, moved.residual_column, rows, n);
     }
   }
