@@ -23,108 +23,126 @@ inline bool is_clamp(const GemmArgs<T>& g) {
   return g.activation == 1 || g.activation == 2 || g.activation == 11;
 }
 
+// Tiles of MR rows from row m0 on, `count` of them. The reduction of a thin layer takes a hundred cycles, so that what
+// surrounds it counts: the loop over the tiles is in here, and a plain result leaves without a look at the epilogue.
 template <class T, int MR, int NV>
-__attribute__((noinline)) void gemm_tile(const GemmArgs<T>& g, int64_t m0) {
+__attribute__((noinline)) void gemm_tiles(const GemmArgs<T>& g, int64_t m0, int64_t count) {
   using V = Vec<T>;
   constexpr int W = V::kLanes;
-  V acc[MR][NV];
-#pragma GCC unroll 16
-  for (int i = 0; i < MR; ++i)
-#pragma GCC unroll 16
-    for (int v = 0; v < NV; ++v) acc[i][v] = V::zero();
-
-  const T* panel = g.panel;
   const int64_t step = g.row_step;  // may be zero or negative
-  for (int64_t t = 0; t < g.taps; ++t) {
-    const T* const* row = g.rows + t * g.row_pitch + m0;
-    if (g.zero_row) {
-      // Pixels near the border have taps that meet nothing but padding: whole tiles of them with large dilations.
-      bool zeros = true;
-#pragma GCC unroll 16
-      for (int i = 0; i < MR; ++i) zeros &= row[i] == g.zero_row;
-      if (zeros) {
-        panel += g.length * NV * W;
-        continue;
-      }
-    }
-    const T* a[MR];
-#pragma GCC unroll 16
-    for (int i = 0; i < MR; ++i) a[i] = row[i] + g.row_offset;
-    int64_t k = 0;
-    for (int64_t n = g.length; n > 0; --n, k += step) {
-      V b[NV];
-#pragma GCC unroll 16
-      for (int v = 0; v < NV; ++v) b[v] = V::load(panel + v * W);
-      panel += NV * W;
-#pragma GCC unroll 16
-      for (int i = 0; i < MR; ++i) {
-        V x = V::set1(a[i][k]);
-#pragma GCC unroll 16
-        for (int v = 0; v < NV; ++v) acc[i][v] = fma(x, b[v], acc[i][v]);
-      }
-    }
-  }
-
+  const int64_t taps = g.taps, length = g.length, offset = g.row_offset, c_offset = g.c_offset;
+  const T* const zero_row = g.zero_row;
   // Lanes that a full vector would touch beyond the last column are neither read nor written.
   const int64_t tail = g.tail;
   auto load = [tail](const T* p, int v) {
     return v + 1 < NV || tail == W ? V::load(p + v * W) : V::load_n(p + v * W, tail);
   };
-  if (g.accumulate) {
+  const bool clamp = g.finish && is_clamp(g);
+  const bool plain = !g.accumulate && tail == W && !(g.finish && (g.scale || g.shift || g.residual || clamp));
+
+  for (; count > 0; --count, m0 += MR) {
+    V acc[MR][NV];
 #pragma GCC unroll 16
     for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 16
-      for (int v = 0; v < NV; ++v) acc[i][v] = load(g.c[m0 + i] + g.c_offset, v) + acc[i][v];
-  }
-  if (g.finish) {
-    if (g.scale) {
+      for (int v = 0; v < NV; ++v) acc[i][v] = V::zero();
+
+    const T* panel = g.panel;
+    const T* const* row = g.rows + m0;
+    for (int64_t t = 0; t < taps; ++t, row += g.row_pitch) {
+      if (zero_row) {
+        // Pixels near the border have taps that meet nothing but padding: whole tiles of them with large dilations.
+        bool zeros = true;
+#pragma GCC unroll 16
+        for (int i = 0; i < MR; ++i) zeros &= row[i] == zero_row;
+        if (zeros) {
+          panel += length * NV * W;
+          continue;
+        }
+      }
+      const T* a[MR];
+#pragma GCC unroll 16
+      for (int i = 0; i < MR; ++i) a[i] = row[i] + offset;
+      int64_t k = 0;
+      for (int64_t n = length; n > 0; --n, k += step) {
+        V b[NV];
+#pragma GCC unroll 16
+        for (int v = 0; v < NV; ++v) b[v] = V::load(panel + v * W);
+        panel += NV * W;
+#pragma GCC unroll 16
+        for (int i = 0; i < MR; ++i) {
+          V x = V::set1(a[i][k]);
+#pragma GCC unroll 16
+          for (int v = 0; v < NV; ++v) acc[i][v] = fma(x, b[v], acc[i][v]);
+        }
+      }
+    }
+
+    // Read before the stores, which might alias the table for all that the compiler knows.
+    T* c[MR];
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; ++i) c[i] = g.c[m0 + i] + c_offset;
+    if (plain) {
 #pragma GCC unroll 16
       for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 16
-        for (int v = 0; v < NV; ++v)
-          acc[i][v] = acc[i][v] * (g.channel_rows ? V::set1(g.scale[m0 + i]) : load(g.scale, v));
+        for (int v = 0; v < NV; ++v) acc[i][v].store(c[i] + v * W);
+      continue;
     }
-    if (g.shift) {
+    if (g.accumulate) {
 #pragma GCC unroll 16
       for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 16
-        for (int v = 0; v < NV; ++v)
-          acc[i][v] = acc[i][v] + (g.channel_rows ? V::set1(g.shift[m0 + i]) : load(g.shift, v));
+        for (int v = 0; v < NV; ++v) acc[i][v] = load(c[i], v) + acc[i][v];
     }
-    if (g.residual) {
+    if (g.finish) {
+      if (g.scale) {
 #pragma GCC unroll 16
-      for (int i = 0; i < MR; ++i)
+        for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 16
-        for (int v = 0; v < NV; ++v) acc[i][v] = acc[i][v] + load(g.residual[m0 + i] + g.residual_offset, v);
+          for (int v = 0; v < NV; ++v)
+            acc[i][v] = acc[i][v] * (g.channel_rows ? V::set1(g.scale[m0 + i]) : load(g.scale, v));
+      }
+      if (g.shift) {
+#pragma GCC unroll 16
+        for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 16
+          for (int v = 0; v < NV; ++v)
+            acc[i][v] = acc[i][v] + (g.channel_rows ? V::set1(g.shift[m0 + i]) : load(g.shift, v));
+      }
+      if (g.residual) {
+#pragma GCC unroll 16
+        for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 16
+          for (int v = 0; v < NV; ++v) acc[i][v] = acc[i][v] + load(g.residual[m0 + i] + g.residual_offset, v);
+      }
+      if (clamp) {
+        const V lower = V::set1(g.a), upper = V::set1(g.b);
+#pragma GCC unroll 16
+        for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 16
+          for (int v = 0; v < NV; ++v) acc[i][v] = min(upper, max(lower, acc[i][v]));
+      }
     }
-    if (is_clamp(g)) {
-      const V lower = V::set1(g.a), upper = V::set1(g.b);
 #pragma GCC unroll 16
-      for (int i = 0; i < MR; ++i)
+    for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 16
-        for (int v = 0; v < NV; ++v) acc[i][v] = min(upper, max(lower, acc[i][v]));
-    }
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < MR; ++i) {
-    T* c = g.c[m0 + i] + g.c_offset;
-#pragma GCC unroll 16
-    for (int v = 0; v < NV; ++v) {
-      if (v + 1 < NV || tail == W)
-        acc[i][v].store(c + v * W);
-      else
-        acc[i][v].store_n(c + v * W, tail);
-    }
+      for (int v = 0; v < NV; ++v) {
+        if (v + 1 < NV || tail == W)
+          acc[i][v].store(c[i] + v * W);
+        else
+          acc[i][v].store_n(c[i] + v * W, tail);
+      }
   }
 }
 
 template <class T, int NV>
-inline void gemm_rows(const GemmArgs<T>& g, int64_t m0, int64_t rows) {
+inline void gemm_rows(const GemmArgs<T>& g, int64_t m0, int64_t rows, int64_t count) {
   // Only the heights that traits.h allows for this width are instantiated.
   constexpr int M = kTileRows[NV];
-#define FASTCONV_ROWS(R)                              \
-  case R:                                             \
-    if constexpr (R <= M) gemm_tile<T, R, NV>(g, m0); \
+#define FASTCONV_ROWS(R)                                     \
+  case R:                                                    \
+    if constexpr (R <= M) gemm_tiles<T, R, NV>(g, m0, count); \
     break;
   switch (rows) {
     FASTCONV_ROWS(1)
@@ -147,15 +165,20 @@ inline void gemm_panel(const GemmArgs<T>& g) {
   const int64_t tiles = (g.m + kTileRows[NV] - 1) / kTileRows[NV];
   if (tiles == 0) return;
   const int64_t height = g.m / tiles, taller = g.m % tiles;
-  int64_t m0 = 0;
-  for (int64_t i = 0; i < tiles; ++i) {
-    const int64_t rows = height + (i < taller);
-    // What lies far apart no hardware prefetcher follows; a few lines a tile arrive in its shadow.
-    for (int64_t r = i * g.next_rows / tiles; r < (i + 1) * g.next_rows / tiles; ++r)
-      for (int64_t b = 0; b < g.next_width; b += 64 / (int64_t)sizeof(T))
-        __builtin_prefetch(g.next + r * g.next_pitch + b, 0, 2);
-    gemm_rows<T, NV>(g, m0, rows);
-    m0 += rows;
+  if (g.next_rows == 0) {
+    if (taller) gemm_rows<T, NV>(g, 0, height + 1, taller);
+    if (height) gemm_rows<T, NV>(g, taller * (height + 1), height, tiles - taller);
+  } else {
+    int64_t m0 = 0;
+    for (int64_t i = 0; i < tiles; ++i) {
+      const int64_t rows = height + (i < taller);
+      // What lies far apart no hardware prefetcher follows; a few lines a tile arrive in its shadow.
+      for (int64_t r = i * g.next_rows / tiles; r < (i + 1) * g.next_rows / tiles; ++r)
+        for (int64_t b = 0; b < g.next_width; b += 64 / (int64_t)sizeof(T))
+          __builtin_prefetch(g.next + r * g.next_pitch + b, 0, 2);
+      gemm_rows<T, NV>(g, m0, rows, 1);
+      m0 += rows;
+    }
   }
   // Functions that need more than a clamp run over the panel's part of C while it is in the first-level cache: inlined
   // into the tile they would cost it its registers.

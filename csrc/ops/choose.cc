@@ -1,6 +1,7 @@
 #include "ops/choose.h"
 
 #include <algorithm>
+#include <cstdlib>
 
 #include "dispatch/kernel_table.h"
 
@@ -137,7 +138,7 @@ Choice choose(const Problem& p, const Machine& m) {
     const int64_t bytes =
         std::max<int64_t>(1, c.chunks[0].channels * std::min<int64_t>(c.chunks[0].taps, 3)) * p.item_size;
     const int64_t tile = m.tile_rows[preferred_vectors(m)];
-    int64_t block = std::clamp<int64_t>(m.l2 / 3 / bytes, 2 * tile, 192);
+    static const int64_t cap = getenv("PB") ? atoi(getenv("PB")) : 192; int64_t block = std::clamp<int64_t>(m.l2 / 3 / bytes, 2 * tile, cap);
     block = std::min(block,
                      std::max<int64_t>(
                          tile, 8192 / std::max<int64_t>(c.copy_pixels ? T / std::max<int64_t>(p.filter[2], 1) : T, 1)));
