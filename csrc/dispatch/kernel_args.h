@@ -20,6 +20,11 @@ struct GemmArgs {
   const T* zero_row;        // a piece whose rows all point here is passed over; null: none is
   int64_t m;                // rows of C
   const T* panel;
+  // Where the panel is not packed yet (one tap, whole vectors): row k lies at source + source_offset[k], and is copied
+  // to `pack` (== panel) on the way. Null: it is packed.
+  const T* source;
+  const int64_t* source_offset;
+  T* pack;
   int32_t vectors;          // width of the panel in vectors: 1 .. kMaxVectors of the ISA
   int32_t tail;             // lanes of the last vector that exist: 1 .. W
   T* const* c;              // row m of C is c[m] + c_offset

@@ -25,7 +25,10 @@ inline bool is_clamp(const GemmArgs<T>& g) {
 
 // Tiles of MR rows from row m0 on, `count` of them. The reduction of a thin layer takes a hundred cycles, so that what
 // surrounds it counts: the loop over the tiles is in here, and a plain result leaves without a look at the epilogue.
-template <class T, int MR, int NV>
+//
+// Pack: the tile reads the panel where it lies, at source + source_offset[k] for row k, and leaves a copy in
+// g.pack for the tiles after it. The copy rides along with the FMAs, and the misses hide behind them.
+template <class T, int MR, int NV, bool Pack = false>
 __attribute__((noinline)) void gemm_tiles(const GemmArgs<T>& g, int64_t m0, int64_t count) {
   using V = Vec<T>;
   constexpr int W = V::kLanes;
@@ -48,6 +51,7 @@ __attribute__((noinline)) void gemm_tiles(const GemmArgs<T>& g, int64_t m0, int6
       for (int v = 0; v < NV; ++v) acc[i][v] = V::zero();
 
     const T* panel = g.panel;
+    [[maybe_unused]] T* pack = g.pack;
     const T* const* row = g.rows + m0;
     for (int64_t t = 0; t < taps; ++t, row += g.row_pitch) {
       if (zero_row) {
@@ -66,9 +70,19 @@ __attribute__((noinline)) void gemm_tiles(const GemmArgs<T>& g, int64_t m0, int6
       int64_t k = 0;
       for (int64_t n = length; n > 0; --n, k += step) {
         V b[NV];
+        if constexpr (Pack) {
+          const T* from = g.source + g.source_offset[length - n];
+          __builtin_prefetch(from + NV * W, 0, 2);  // the next panel's
 #pragma GCC unroll 16
-        for (int v = 0; v < NV; ++v) b[v] = V::load(panel + v * W);
-        panel += NV * W;
+          for (int v = 0; v < NV; ++v) b[v] = V::load(from + v * W);
+#pragma GCC unroll 16
+          for (int v = 0; v < NV; ++v) b[v].store(pack + v * W);
+          pack += NV * W;
+        } else {
+#pragma GCC unroll 16
+          for (int v = 0; v < NV; ++v) b[v] = V::load(panel + v * W);
+          panel += NV * W;
+        }
 #pragma GCC unroll 16
         for (int i = 0; i < MR; ++i) {
           V x = V::set1(a[i][k]);
@@ -136,13 +150,13 @@ __attribute__((noinline)) void gemm_tiles(const GemmArgs<T>& g, int64_t m0, int6
   }
 }
 
-template <class T, int NV>
+template <class T, int NV, bool Pack = false>
 inline void gemm_rows(const GemmArgs<T>& g, int64_t m0, int64_t rows, int64_t count) {
   // Only the heights that traits.h allows for this width are instantiated.
   constexpr int M = kTileRows[NV];
-#define FASTCONV_ROWS(R)                                     \
-  case R:                                                    \
-    if constexpr (R <= M) gemm_tiles<T, R, NV>(g, m0, count); \
+#define FASTCONV_ROWS(R)                                           \
+  case R:                                                          \
+    if constexpr (R <= M) gemm_tiles<T, R, NV, Pack>(g, m0, count); \
     break;
   switch (rows) {
     FASTCONV_ROWS(1)
@@ -165,7 +179,13 @@ inline void gemm_panel(const GemmArgs<T>& g) {
   const int64_t tiles = (g.m + kTileRows[NV] - 1) / kTileRows[NV];
   if (tiles == 0) return;
   const int64_t height = g.m / tiles, taller = g.m % tiles;
-  if (g.next_rows == 0) {
+  if (g.source) {
+    // Any tile but the last may pack; the first is a tall one.
+    const int64_t first = height + (taller > 0), rest = tiles - taller - (taller == 0);
+    gemm_rows<T, NV, true>(g, 0, first, 1);
+    if (taller > 1) gemm_rows<T, NV>(g, first, first, taller - 1);
+    if (rest > 0) gemm_rows<T, NV>(g, g.m - rest * height, height, rest);
+  } else if (g.next_rows == 0) {
     if (taller) gemm_rows<T, NV>(g, 0, height + 1, taller);
     if (height) gemm_rows<T, NV>(g, taller * (height + 1), height, tiles - taller);
   } else {

@@ -160,8 +160,6 @@ Choice choose(const Problem& p, const Machine& m) {
       const int64_t depth = d == 1 ? p.filter[0] : (d - 1) * p.stride[0] + (p.filter[0] - 1) * p.dilation[0] + 1;
       return channels * width * height * depth * p.item_size;
     };
-    if (c.direct)  // all panels of a block are packed together: half of L2
-      block = std::min(block, m.l2 / 2 / (std::max<int64_t>(1, c.reduction_block()) * p.item_size));
     while (!c.direct && block > panel && slab_bytes(block) > m.l2 / 4) block /= 2;
     c.pixel_block = std::min(pixels, std::max(block / panel * panel, panel));
   }

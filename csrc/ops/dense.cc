@@ -623,8 +623,8 @@ void run_columns(const Run<T>& run, const DenseJob& job, const Context<T>& ctx, 
   const int64_t n = job.pixels(), rows = task.k1 - task.k0, W = ctx.machine.lanes, T_all = job.taps();
   const Panels panels(ceil_div(n, W), ctx.machine);
   const int64_t widest = ctx.machine.max_vectors * W;
-  // A direct block packs all its panels at once.
-  T* panel = arena.take<T>(choice.reduction_block() * (choice.direct ? panels.vectors * W : widest) + widest);
+  T* panel = arena.take<T>(choice.reduction_block() * widest + widest);
+  int64_t* source_offset = arena.take<int64_t>(choice.reduction_block());
   const T** a = arena.take<const T*>(rows);
   T** c = arena.take<T*>(rows);
   const T** r = job.has_residual ? arena.take<const T*>(rows) : nullptr;
@@ -707,43 +707,40 @@ void run_columns(const Run<T>& run, const DenseJob& job, const Context<T>& ctx, 
     g.length = terms;
     g.accumulate = i > 0 || (ctx.accumulate && !moved.output);
     g.finish = i + 1 == choice.chunks.size();
-    // Channels of an image lie far apart. A few at a time, each is read over the whole block, in runs that the hardware
-    // fetches ahead; a panel's 64 bytes of each would be a cache miss each.
-    if (choice.direct && reads)
-      for (int64_t c0 = 0; c0 < chunk.channels; c0 += 8)
-        for (int64_t p = 0; p < panels.count; ++p) {
-          const int64_t j = panels.start(p) * W, width = panels.width(p) * W;
-          PackColumnsArgs<T> pack{};
-          pack.panel = panel + j * terms + c0 * width;
-          pack.source = source + c0 * job.is.c;
-          pack.channel_stride = job.is.c;
-          pack.tap_offset = &zero_offset;
-          pack.channels = std::min<int64_t>(8, chunk.channels - c0);
-          pack.taps = 1;
-          pack.segments = clipped;
-          pack.segment_count = clip_segments(segments, segment_count, j, std::min(j + width, n), clipped);
-          pack.columns = width;
-          pack.exact = 1;
-          ctx.kernels.pack_columns(pack);
-        }
+    const int64_t channel_pitch = slab ? slab->channel_pitch() : job.is.c;
+    const int64_t* tap_offset = slab ? slab->tap_offset() + chunk.t0 : &zero_offset;
+    if (reads)
+      for (int64_t c0 = 0, t = 0; c0 < chunk.channels; ++c0)
+        for (int64_t tap = 0; tap < chunk.taps; ++tap) source_offset[t++] = c0 * channel_pitch + tap_offset[tap];
+    const T* data = slab ? slab->data() : source;
     for (int64_t p = 0; p < panels.count; ++p) {
       const int64_t j = panels.start(p) * W;
       g.vectors = static_cast<int32_t>(panels.width(p));
       const int64_t columns = std::min(g.vectors * W, n - j);
       g.tail = static_cast<int32_t>(columns - (g.vectors - 1) * W);
-      if (choice.direct) g.panel = panel + j * terms;
-      if (reads && !choice.direct) {
-        PackColumnsArgs<T> pack{};
-        pack.panel = panel;
-        pack.source = slab->data();
-        pack.channel_stride = slab->channel_pitch();
-        pack.tap_offset = slab->tap_offset() + chunk.t0;
-        pack.channels = chunk.channels;
-        pack.taps = chunk.taps;
-        pack.segments = clipped;
-        pack.segment_count = clip_segments(segments, segment_count, j, j + columns, clipped);
-        pack.columns = g.vectors * W;
-        ctx.kernels.pack_columns(pack);
+      g.source = nullptr;
+      if (reads) {
+        const int64_t runs = clip_segments(segments, segment_count, j, j + columns, clipped);
+        // One run of pixels is read where it lies by the first tile, which packs it for the others. An image ends where
+        // its tail ends; a slab can be read beyond.
+        if (runs == 1 && (slab || g.tail == W)) {
+          g.source = data + clipped[0].offset;
+          g.source_offset = source_offset;
+          g.pack = panel;
+        } else {
+          PackColumnsArgs<T> pack{};
+          pack.panel = panel;
+          pack.source = data;
+          pack.channel_stride = channel_pitch;
+          pack.tap_offset = tap_offset;
+          pack.channels = chunk.channels;
+          pack.taps = chunk.taps;
+          pack.segments = clipped;
+          pack.segment_count = runs;
+          pack.columns = g.vectors * W;
+          pack.exact = choice.direct;
+          ctx.kernels.pack_columns(pack);
+        }
       }
       g.c_offset = g.residual_offset = j;
       ctx.kernels.gemm(g);
@@ -832,8 +829,8 @@ int64_t scratch_bytes(const DenseJob& job, const Choice& choice, const Machine& 
     return count.size();
   }
   const int64_t widest = machine.max_vectors * W;
-  count.take<T>(choice.reduction_block() * (choice.direct ? Panels(ceil_div(n, W), machine).vectors * W : widest) +
-                widest);
+  count.take<T>(choice.reduction_block() * widest + widest);
+  count.take<int64_t>(choice.reduction_block());
   count.take<T*>(3 * rows + 24);
   Moved<T>(part, choice, rows, n, W, count);
   count.take<Segment>(2 * part.out[0] * part.out[1] + 4);
