@@ -35,6 +35,8 @@ __attribute__((noinline)) void gemm_tiles(const GemmArgs<T>& g, int64_t m0, int6
   const int64_t step = g.row_step;  // may be zero or negative
   const int64_t taps = g.taps, length = g.length, offset = g.row_offset, c_offset = g.c_offset;
   const T* const zero_row = g.zero_row;
+  [[maybe_unused]] const T* const source = g.source;
+  [[maybe_unused]] const int64_t* const source_offset = g.source_offset;
   // Lanes that a full vector would touch beyond the last column are neither read nor written.
   const int64_t tail = g.tail;
   auto load = [tail](const T* p, int v) {
@@ -71,8 +73,8 @@ __attribute__((noinline)) void gemm_tiles(const GemmArgs<T>& g, int64_t m0, int6
       for (int64_t n = length; n > 0; --n, k += step) {
         V b[NV];
         if constexpr (Pack) {
-          const T* from = g.source + g.source_offset[length - n];
-          __builtin_prefetch(from + NV * W, 0, 2);  // the next panel's
+          const T* from = source + source_offset[length - n];
+          __builtin_prefetch(from + NV * W, 0, 3);  // the next panel's
 #pragma GCC unroll 16
           for (int v = 0; v < NV; ++v) b[v] = V::load(from + v * W);
 #pragma GCC unroll 16
