@@ -74,7 +74,7 @@ __attribute__((noinline)) void gemm_tiles(const GemmArgs<T>& g, int64_t m0, int6
         V b[NV];
         if constexpr (Pack) {
           const T* from = source + source_offset[length - n];
-          __builtin_prefetch(from + NV * W, 0, 3);  // the next panel's
+          __builtin_prefetch(from + 2 * NV * W - 1, 0, 3);  // the end of the next panel
 #pragma GCC unroll 16
           for (int v = 0; v < NV; ++v) b[v] = V::load(from + v * W);
 #pragma GCC unroll 16
