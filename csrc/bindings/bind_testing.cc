@@ -210,6 +210,7 @@ void gemm(const std::string& isa, const Array<T>& rows, const Indices& row_start
   g.zero_row = zero_row ? rows.data() + small(*zero_row) : nullptr;
   g.m = m;
   g.panel = panel.data();
+  g.panels = 1;
   g.vectors = vectors, g.tail = tail;
   g.c = c_table.data();
   g.c_offset = c_offset;

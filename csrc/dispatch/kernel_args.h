@@ -8,7 +8,8 @@
 
 namespace fastconv {
 
-// One panel of the product C[m][n] (+)= sum_k rows[m][k] * panel[k][n], every row of C reached through a pointer.
+// Panels of the product C[m][n] (+)= sum_k rows[m][k] * panel[k][n], every row of C reached through a pointer. Panel p
+// starts at panel + p * panel_pitch and gives the columns from p * vectors * W on; only a single one may have a tail.
 //
 // The reduction runs over `taps` pieces of `length` terms. Row m of piece t starts at rows[t * row_pitch + m] +
 // row_offset and advances by row_step elements a term. The panel holds taps * length rows of vectors * W elements.
@@ -20,12 +21,13 @@ struct GemmArgs {
   const T* zero_row;        // a piece whose rows all point here is passed over; null: none is
   int64_t m;                // rows of C
   const T* panel;
-  // Where the panel is not packed yet (one tap, whole vectors): row k lies at source + source_offset[k], and is copied
-  // to `pack` (== panel) on the way. Null: it is packed.
+  int64_t panels, panel_pitch;
+  // Where the panels are not packed yet (one tap): row k of the first lies at source + source_offset[k], those of the
+  // others beside it, in whole vectors; they are copied to `pack` (== panel) on the way. Null: they are packed.
   const T* source;
   const int64_t* source_offset;
   T* pack;
-  int32_t vectors;          // width of the panel in vectors: 1 .. kMaxVectors of the ISA
+  int32_t vectors;          // width of each panel in vectors: 1 .. kMaxVectors of the ISA
   int32_t tail;             // lanes of the last vector that exist: 1 .. W
   T* const* c;              // row m of C is c[m] + c_offset
   int64_t c_offset;

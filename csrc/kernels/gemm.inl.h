@@ -23,39 +23,53 @@ inline bool is_clamp(const GemmArgs<T>& g) {
   return g.activation == 1 || g.activation == 2 || g.activation == 11;
 }
 
-// Tiles of MR rows from row m0 on, `count` of them. The reduction of a thin layer takes a hundred cycles, so that what
-// surrounds it counts: the loop over the tiles is in here, and a plain result leaves without a look at the epilogue.
+// Tiles of MR rows from row m0 on, `count` of them, times the panels of g. The reduction of a thin layer takes a
+// hundred cycles, so that what surrounds it counts: the loops over the tiles are in here, and a plain result leaves
+// without a look at the epilogue. Panels are the inner loop: a row of C is written in long runs.
 //
-// Pack: the tile reads the panel where it lies, at source + source_offset[k] for row k, and leaves a copy in
-// g.pack for the tiles after it. The copy rides along with the FMAs, and the misses hide behind them.
+// Pack: the tile reads the panel where it lies, at source + source_offset[k] for row k, and leaves a copy in g.pack for
+// the tiles after it. The copy rides along with the FMAs, and the misses hide behind them.
 template <class T, int MR, int NV, bool Pack = false>
 __attribute__((noinline)) void gemm_tiles(const GemmArgs<T>& g, int64_t m0, int64_t count) {
   using V = Vec<T>;
   constexpr int W = V::kLanes;
   const int64_t step = g.row_step;  // may be zero or negative
-  const int64_t taps = g.taps, length = g.length, offset = g.row_offset, c_offset = g.c_offset;
+  const int64_t taps = g.taps, length = g.length, offset = g.row_offset, row_pitch = g.row_pitch;
   const T* const zero_row = g.zero_row;
-  [[maybe_unused]] const T* const source = g.source;
   [[maybe_unused]] const int64_t* const source_offset = g.source_offset;
-  // Lanes that a full vector would touch beyond the last column are neither read nor written.
-  const int64_t tail = g.tail;
-  auto load = [tail](const T* p, int v) {
-    return v + 1 < NV || tail == W ? V::load(p + v * W) : V::load_n(p + v * W, tail);
-  };
   const bool clamp = g.finish && is_clamp(g);
-  const bool plain = !g.accumulate && tail == W && !(g.finish && (g.scale || g.shift || g.residual || clamp));
+  const int64_t tail = g.tail;
+  const bool plain = tail == W && !g.accumulate && !(g.finish && (g.scale || g.shift || g.residual || clamp));
+  const int64_t columns = g.panels * NV * W;
 
-  for (; count > 0; --count, m0 += MR) {
+  const T* const* rows = g.rows + m0;
+  T* const* c_rows = g.c + m0;
+  const T* const first = g.panel;
+  const int64_t c_offset = g.c_offset, panel_pitch = g.panel_pitch;
+  const T* start = first;
+  int64_t column = 0;
+  auto advance = [&] {
+    column += NV * W;
+    start += panel_pitch;
+    if (column != columns) return;
+    column = 0;
+    start = first;
+    m0 += MR, rows += MR, c_rows += MR;
+    --count;
+  };
+  // One loop over both: two would reload their invariants for every tile.
+  for (; count > 0; advance()) {
     V acc[MR][NV];
 #pragma GCC unroll 16
     for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 16
       for (int v = 0; v < NV; ++v) acc[i][v] = V::zero();
 
-    const T* panel = g.panel;
-    [[maybe_unused]] T* pack = g.pack;
-    const T* const* row = g.rows + m0;
-    for (int64_t t = 0; t < taps; ++t, row += g.row_pitch) {
+    const T* panel = start;
+    [[maybe_unused]] T* pack = g.pack + (start - g.panel);
+    [[maybe_unused]] const T* const source = g.source + column;
+    const T* const* row = rows;
+    for (int64_t t = 0; t < taps; ++t, row += row_pitch) {
       if (zero_row) {
         // Pixels near the border have taps that meet nothing but padding: whole tiles of them with large dilations.
         bool zeros = true;
@@ -97,7 +111,7 @@ __attribute__((noinline)) void gemm_tiles(const GemmArgs<T>& g, int64_t m0, int6
     // Read before the stores, which might alias the table for all that the compiler knows.
     T* c[MR];
 #pragma GCC unroll 16
-    for (int i = 0; i < MR; ++i) c[i] = g.c[m0 + i] + c_offset;
+    for (int i = 0; i < MR; ++i) c[i] = c_rows[i] + (c_offset + column);
     if (plain) {
 #pragma GCC unroll 16
       for (int i = 0; i < MR; ++i)
@@ -105,6 +119,14 @@ __attribute__((noinline)) void gemm_tiles(const GemmArgs<T>& g, int64_t m0, int6
         for (int v = 0; v < NV; ++v) acc[i][v].store(c[i] + v * W);
       continue;
     }
+    // Lanes that a full vector would touch beyond the last column are neither read nor written.
+    auto load = [tail](const T* from, int v) {
+      return v + 1 < NV || tail == W ? V::load(from + v * W) : V::load_n(from + v * W, tail);
+    };
+    // A vector of the epilogue: of one entry for the row, or of an entry for each column.
+    auto entry = [&](const T* vector, int i, int v) {
+      return g.channel_rows ? V::set1(vector[m0 + i]) : load(vector + column, v);
+    };
     if (g.accumulate) {
 #pragma GCC unroll 16
       for (int i = 0; i < MR; ++i)
@@ -116,21 +138,21 @@ __attribute__((noinline)) void gemm_tiles(const GemmArgs<T>& g, int64_t m0, int6
 #pragma GCC unroll 16
         for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 16
-          for (int v = 0; v < NV; ++v)
-            acc[i][v] = acc[i][v] * (g.channel_rows ? V::set1(g.scale[m0 + i]) : load(g.scale, v));
+          for (int v = 0; v < NV; ++v) acc[i][v] = acc[i][v] * entry(g.scale, i, v);
       }
       if (g.shift) {
 #pragma GCC unroll 16
         for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 16
-          for (int v = 0; v < NV; ++v)
-            acc[i][v] = acc[i][v] + (g.channel_rows ? V::set1(g.shift[m0 + i]) : load(g.shift, v));
+          for (int v = 0; v < NV; ++v) acc[i][v] = acc[i][v] + entry(g.shift, i, v);
       }
       if (g.residual) {
 #pragma GCC unroll 16
-        for (int i = 0; i < MR; ++i)
+        for (int i = 0; i < MR; ++i) {
+          const T* residual = g.residual[m0 + i] + g.residual_offset + column;
 #pragma GCC unroll 16
-          for (int v = 0; v < NV; ++v) acc[i][v] = acc[i][v] + load(g.residual[m0 + i] + g.residual_offset, v);
+          for (int v = 0; v < NV; ++v) acc[i][v] = acc[i][v] + load(residual, v);
+        }
       }
       if (clamp) {
         const V lower = V::set1(g.a), upper = V::set1(g.b);
@@ -156,8 +178,8 @@ template <class T, int NV, bool Pack = false>
 inline void gemm_rows(const GemmArgs<T>& g, int64_t m0, int64_t rows, int64_t count) {
   // Only the heights that traits.h allows for this width are instantiated.
   constexpr int M = kTileRows[NV];
-#define FASTCONV_ROWS(R)                                           \
-  case R:                                                          \
+#define FASTCONV_ROWS(R)                                            \
+  case R:                                                           \
     if constexpr (R <= M) gemm_tiles<T, R, NV, Pack>(g, m0, count); \
     break;
   switch (rows) {
@@ -202,13 +224,14 @@ inline void gemm_panel(const GemmArgs<T>& g) {
       m0 += rows;
     }
   }
-  // Functions that need more than a clamp run over the panel's part of C while it is in the first-level cache: inlined
+  // Functions that need more than a clamp run over the panels' part of C while it is in the first-level cache: inlined
   // into the tile they would cost it its registers.
   if (g.finish && g.activation != 0 && !is_clamp(g)) {
+    const int64_t vectors = g.panels * NV;
     for (int64_t m = 0; m < g.m; ++m) {
       T* c = g.c[m] + g.c_offset;
-      for (int v = 0; v < NV; ++v) {
-        const int64_t lanes = v + 1 < NV ? W : g.tail;
+      for (int64_t v = 0; v < vectors; ++v) {
+        const int64_t lanes = v + 1 < vectors ? W : g.tail;
         V x = lanes == W ? V::load(c + v * W) : V::load_n(c + v * W, lanes);
         x = activate(g.activation, g.a, g.b, x);
         if (lanes == W)

@@ -41,6 +41,11 @@ Panels::Panels(int64_t n, const Machine& m) : vectors(n) {
   count = std::max<int64_t>(1, (n - spare + preferred - 1) / preferred);
 }
 
+int64_t Panels::alike(int64_t i, int64_t limit, int64_t end) const {
+  const int64_t wide = width(i), last = i < vectors % count ? vectors % count : count;
+  return std::max<int64_t>(1, std::min({limit, last - i, (end - start(i)) / wide}));
+}
+
 std::vector<Chunk> split_reduction(int64_t C, int64_t T, int64_t terms, int64_t line, int64_t channels_apart) {
   std::vector<Chunk> chunks;
   if (T == 0) return {Chunk{0, 0, 0, 0}};
@@ -138,7 +143,8 @@ Choice choose(const Problem& p, const Machine& m) {
     const int64_t bytes =
         std::max<int64_t>(1, c.chunks[0].channels * std::min<int64_t>(c.chunks[0].taps, 3)) * p.item_size;
     const int64_t tile = m.tile_rows[preferred_vectors(m)];
-    static const int64_t cap = getenv("PB") ? atoi(getenv("PB")) : 192; int64_t block = std::clamp<int64_t>(m.l2 / 3 / bytes, 2 * tile, cap);
+    static const int64_t cap = getenv("PB") ? atoi(getenv("PB")) : 192;
+    int64_t block = std::clamp<int64_t>(m.l2 / 3 / bytes, 2 * tile, cap);
     block = std::min(block,
                      std::max<int64_t>(
                          tile, 8192 / std::max<int64_t>(c.copy_pixels ? T / std::max<int64_t>(p.filter[2], 1) : T, 1)));

@@ -69,6 +69,8 @@ struct Panels {
   Panels(int64_t vectors, const Machine& machine);
   int64_t start(int64_t i) const { return i * (vectors / count) + (i < vectors % count ? i : vectors % count); }
   int64_t width(int64_t i) const { return start(i + 1) - start(i); }
+  // How many panels from i on are as wide as it, at most `limit`, without passing vector `end`; at least one.
+  int64_t alike(int64_t i, int64_t limit, int64_t end) const;
 };
 
 // The panel width in vectors that an ISA's best tile has, and the terms of a reduction whose panel stays in L1.

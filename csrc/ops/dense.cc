@@ -390,6 +390,20 @@ void move_out(const KernelTable<T>& kernels, T* tensor, T* buffer, int64_t pitch
 
 int64_t terms_of(const Chunk& c) { return c.channels * c.taps; }
 
+// Panels of pixels, of `elements` each, that a row of the output passes through together: it is written in longer runs,
+// which counts where each lies in a page of its own. They share the first-level cache.
+template <class T>
+int64_t panels_together(const Machine& machine, int64_t elements) {
+  return std::max<int64_t>(1, machine.l1 / std::max<int64_t>(1, elements * static_cast<int64_t>(sizeof(T))));
+}
+
+// The buffer for panels of pixels: as many as are used together.
+template <class T>
+int64_t panel_elements(const Choice& choice, const Machine& machine) {
+  const int64_t widest = machine.max_vectors * machine.lanes;
+  return std::max<int64_t>(choice.reduction_block() * widest, machine.l1 / static_cast<int64_t>(sizeof(T))) + widest;
+}
+
 // --- Role: pixel rows
 // -----------------------------------------------------------------------------------------------------
 
@@ -563,6 +577,7 @@ void run_rows(const Run<T>& run, const DenseJob& job, const Context<T>& ctx, con
   const int64_t padded_k = panels.vectors * W;
   GemmArgs<T> g{};
   g.m = m;
+  g.panels = 1;
   g.c = s.c;
   g.residual = s.r;
   g.row_step = 1;
@@ -622,8 +637,7 @@ void run_columns(const Run<T>& run, const DenseJob& job, const Context<T>& ctx, 
   const Choice& choice = run.choice;
   const int64_t n = job.pixels(), rows = task.k1 - task.k0, W = ctx.machine.lanes, T_all = job.taps();
   const Panels panels(ceil_div(n, W), ctx.machine);
-  const int64_t widest = ctx.machine.max_vectors * W;
-  T* panel = arena.take<T>(choice.reduction_block() * widest + widest);
+  T* panel = arena.take<T>(panel_elements<T>(choice, ctx.machine));
   int64_t* source_offset = arena.take<int64_t>(choice.reduction_block());
   const T** a = arena.take<const T*>(rows);
   T** c = arena.take<T*>(rows);
@@ -643,8 +657,7 @@ void run_columns(const Run<T>& run, const DenseJob& job, const Context<T>& ctx, 
       c[k] = out + (task.k0 + k) * job.os.c;
     }
   }
-  if (moved.output)
-    pixel_offsets(job.out, job.os, [&](int64_t j, int64_t offset) { moved.column_offset[j] = offset; });
+  if (moved.output) pixel_offsets(job.out, job.os, [&](int64_t j, int64_t offset) { moved.column_offset[j] = offset; });
   if (job.has_residual) {
     T* residual = static_cast<T*>(const_cast<void*>(job.residual)) + task.n * job.rs.n + task.g * job.K * job.rs.c;
     for (int64_t k = 0; k < rows; ++k) {
@@ -713,16 +726,22 @@ void run_columns(const Run<T>& run, const DenseJob& job, const Context<T>& ctx, 
       for (int64_t c0 = 0, t = 0; c0 < chunk.channels; ++c0)
         for (int64_t tap = 0; tap < chunk.taps; ++tap) source_offset[t++] = c0 * channel_pitch + tap_offset[tap];
     const T* data = slab ? slab->data() : source;
-    for (int64_t p = 0; p < panels.count; ++p) {
+    for (int64_t p = 0; p < panels.count; p += g.panels) {
       const int64_t j = panels.start(p) * W;
       g.vectors = static_cast<int32_t>(panels.width(p));
-      const int64_t columns = std::min(g.vectors * W, n - j);
-      g.tail = static_cast<int32_t>(columns - (g.vectors - 1) * W);
+      g.panel_pitch = terms * g.vectors * W;
+      // Panels whose pixels are one run are read where they lie by the first tile, which packs them for the others. An
+      // image ends where its tail ends; a slab can be read beyond.
       g.source = nullptr;
+      g.panels = reads ? panels.alike(p, panels_together<T>(ctx.machine, g.panel_pitch), n / W) : 1;
+      int64_t columns, runs;
+      for (;; g.panels = 1) {
+        columns = std::min(g.panels * g.vectors * W, n - j);
+        runs = clip_segments(segments, segment_count, j, j + columns, clipped);
+        if (runs == 1 || g.panels == 1) break;
+      }
+      g.tail = static_cast<int32_t>(columns - (g.panels * g.vectors - 1) * W);
       if (reads) {
-        const int64_t runs = clip_segments(segments, segment_count, j, j + columns, clipped);
-        // One run of pixels is read where it lies by the first tile, which packs it for the others. An image ends where
-        // its tail ends; a slab can be read beyond.
         if (runs == 1 && (slab || g.tail == W)) {
           g.source = data + clipped[0].offset;
           g.source_offset = source_offset;
@@ -828,8 +847,7 @@ int64_t scratch_bytes(const DenseJob& job, const Choice& choice, const Machine& 
     RowsTask<T>(part, choice, machine, n, rows, count);
     return count.size();
   }
-  const int64_t widest = machine.max_vectors * W;
-  count.take<T>(choice.reduction_block() * widest + widest);
+  count.take<T>(panel_elements<T>(choice, machine));
   count.take<int64_t>(choice.reduction_block());
   count.take<T*>(3 * rows + 24);
   Moved<T>(part, choice, rows, n, W, count);
@@ -1043,6 +1061,7 @@ void weight_task_slab(const DenseJob& job, const Machine& m, const KernelTable<T
       g.rows = a;
       g.row_step = j1 - j0 > 1 ? pixel_offset(job.out, job.os, j0 + 1) - offset : 1;
       g.taps = 1, g.length = j1 - j0;
+      g.panels = 1;
       g.m = rows;
       g.panel = panel;
       g.c = c;
@@ -1108,6 +1127,7 @@ void weight_task_rows(const DenseJob& job, const Machine& m, const KernelTable<T
       g.rows = a;
       g.row_step = count > 1 ? pixel_offset(job.out, job.os, j0 + 1) - offset : 1;
       g.taps = 1, g.length = count;
+      g.panels = 1;
       g.m = rows;
       g.panel = panel;
       g.c = c;
