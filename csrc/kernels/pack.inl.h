@@ -6,14 +6,57 @@
 
 namespace fastconv::FASTCONV_ISA_NS {
 
+// Weights that lie as (column)(channel)(tap) with nothing between: W columns of W terms of the reduction are transposed
+// at a time. Cache lines are read whole (columns a power of two apart share their place in the first-level cache) and,
+// since all columns of the panel come before the next terms, written whole.
+template <class T>
+inline void pack_weights_plain(const PackWeightsArgs<T>& p) {
+  using V = Vec<T>;
+  constexpr int W = V::kLanes;
+  constexpr int64_t kLine = 64 / sizeof(T) > W ? 64 / sizeof(T) : W;
+  const int64_t taps = p.taps, columns = p.columns, terms = taps * p.length;
+  const int64_t tap_pitch = p.length * columns, next_channel = columns - taps * tap_pitch;
+  int64_t t0 = 0;
+  T* to0 = p.panel;  // the row of term k, which is tap t0 of a channel
+  for (int64_t k = 0; k < terms; k += kLine) {
+    const int64_t end = k + kLine < terms ? k + kLine : terms;
+    int64_t t = t0;
+    T* to = to0;
+    for (int64_t j = 0; j < columns; j += W) {
+      const int64_t lanes = p.valid - j < W ? p.valid - j : W;
+      t = t0, to = to0;
+      for (int64_t at = k; at < end; at += W) {
+        const int64_t n = end - at < W ? end - at : W;
+        const T* w = p.w + j * p.column_stride + at;
+        V r[W];
+        if (lanes == W && n == W) {
+#pragma GCC unroll 16
+          for (int i = 0; i < W; ++i) r[i] = V::load(w + i * p.column_stride);
+        } else {
+#pragma GCC unroll 16
+          for (int i = 0; i < W; ++i) r[i] = i < lanes ? V::load_n(w + i * p.column_stride, n) : V::zero();
+        }
+        V::transpose(r);
+#pragma GCC unroll 16
+        for (int i = 0; i < W; ++i) {
+          if (i >= n) break;
+          r[i].store(to + j);
+          to += tap_pitch;
+          if (++t == taps) t = 0, to += next_channel;
+        }
+      }
+    }
+    t0 = t, to0 = to;
+  }
+}
+
 template <class T>
 void pack_weights(const PackWeightsArgs<T>& p) {
   using V = Vec<T>;
   constexpr int W = V::kLanes;
-  // Weights that lie as (column)(channel)(tap) with nothing between: transpose W columns of W reduction terms at a
-  // time.
   bool plain = p.channel_stride == p.taps;
   for (int64_t t = 0; t < p.taps; ++t) plain = plain && p.tap_offset[t] == t;
+  if (plain) return pack_weights_plain(p);
   for (int64_t j0 = 0; j0 < p.columns; j0 += W) {
     const int64_t lanes = p.valid - j0 < W ? p.valid - j0 : W;
     T* out = p.panel + j0;
@@ -22,25 +65,6 @@ void pack_weights(const PackWeightsArgs<T>& p) {
       continue;
     }
     const T* w = p.w + j0 * p.column_stride;
-    if (plain) {
-      const int64_t terms = p.taps * p.length;
-      int64_t c = 0, t = 0;
-      for (int64_t k = 0; k < terms; k += W) {
-        const int64_t n = terms - k < W ? terms - k : W;
-        V r[W];
-#pragma GCC unroll 16
-        for (int i = 0; i < W; ++i)
-          r[i] = i >= lanes ? V::zero()
-                 : n == W   ? V::load(w + i * p.column_stride + k)
-                            : V::load_n(w + i * p.column_stride + k, n);
-        V::transpose(r);
-        for (int64_t i = 0; i < n; ++i) {
-          r[i].store(out + (t * p.length + c) * p.columns);
-          if (++t == p.taps) t = 0, ++c;
-        }
-      }
-      continue;
-    }
     // Taps that are neighbours, forwards or (in a gradient) backwards: transpose W columns of W taps at a time.
     int64_t t0 = 0;
     if (p.column_stride != 1 && p.taps >= W) {
