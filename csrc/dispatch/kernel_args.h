@@ -8,6 +8,9 @@
 
 namespace fastconv {
 
+// Rows, and vectors of columns, that the kernel multiplies with weights as they lie.
+inline constexpr int64_t kFewRows = 4, kFewVectors = 4;
+
 // Panels of the product C[m][n] (+)= sum_k rows[m][k] * panel[k][n], every row of C reached through a pointer. Panel p
 // starts at panel + p * panel_pitch and gives the columns from p * vectors * W on; only a single one may have a tail.
 //
@@ -27,6 +30,10 @@ struct GemmArgs {
   const T* source;
   const int64_t* source_offset;
   T* pack;
+  // At most kFewRows rows of one tap may do without a panel, kFewVectors at a time: the weights of column j lie at
+  // weights + j * weights_pitch.
+  const T* weights;
+  int64_t weights_pitch;
   int32_t vectors;          // width of each panel in vectors: 1 .. kMaxVectors of the ISA
   int32_t tail;             // lanes of the last vector that exist: 1 .. W
   T* const* c;              // row m of C is c[m] + c_offset

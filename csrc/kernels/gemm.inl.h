@@ -23,6 +23,67 @@ inline bool is_clamp(const GemmArgs<T>& g) {
   return g.activation == 1 || g.activation == 2 || g.activation == 11;
 }
 
+// Brings a tile's sums to C: what C holds, the epilogue, the stores. `column` counts from the first panel of g.
+template <class T, int MR, int NV>
+inline __attribute__((always_inline)) void finish_tile(const GemmArgs<T>& g, int64_t m0, int64_t column,
+                                                       Vec<T> (&acc)[MR][NV], T* const (&c)[MR]) {
+  using V = Vec<T>;
+  constexpr int W = V::kLanes;
+  const int64_t tail = g.tail;
+  // Lanes that a full vector would touch beyond the last column are neither read nor written.
+  auto load = [tail](const T* from, int v) {
+    return v + 1 < NV || tail == W ? V::load(from + v * W) : V::load_n(from + v * W, tail);
+  };
+  // A vector of the epilogue: of one entry for the row, or of an entry for each column.
+  auto entry = [&](const T* vector, int i, int v) {
+    return g.channel_rows ? V::set1(vector[m0 + i]) : load(vector + column, v);
+  };
+  if (g.accumulate) {
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 16
+      for (int v = 0; v < NV; ++v) acc[i][v] = load(c[i], v) + acc[i][v];
+  }
+  if (g.finish) {
+    if (g.scale) {
+#pragma GCC unroll 16
+      for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 16
+        for (int v = 0; v < NV; ++v) acc[i][v] = acc[i][v] * entry(g.scale, i, v);
+    }
+    if (g.shift) {
+#pragma GCC unroll 16
+      for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 16
+        for (int v = 0; v < NV; ++v) acc[i][v] = acc[i][v] + entry(g.shift, i, v);
+    }
+    if (g.residual) {
+#pragma GCC unroll 16
+      for (int i = 0; i < MR; ++i) {
+        const T* residual = g.residual[m0 + i] + g.residual_offset + column;
+#pragma GCC unroll 16
+        for (int v = 0; v < NV; ++v) acc[i][v] = acc[i][v] + load(residual, v);
+      }
+    }
+    if (is_clamp(g)) {
+      const V lower = V::set1(g.a), upper = V::set1(g.b);
+#pragma GCC unroll 16
+      for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 16
+        for (int v = 0; v < NV; ++v) acc[i][v] = min(upper, max(lower, acc[i][v]));
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 16
+    for (int v = 0; v < NV; ++v) {
+      if (v + 1 < NV || tail == W)
+        acc[i][v].store(c[i] + v * W);
+      else
+        acc[i][v].store_n(c[i] + v * W, tail);
+    }
+}
+
 // Tiles of MR rows from row m0 on, `count` of them, times the panels of g. The reduction of a thin layer takes a
 // hundred cycles, so that what surrounds it counts: the loops over the tiles are in here, and a plain result leaves
 // without a look at the epilogue. Panels are the inner loop: a row of C is written in long runs.
@@ -119,58 +180,80 @@ __attribute__((noinline)) void gemm_tiles(const GemmArgs<T>& g, int64_t m0, int6
         for (int v = 0; v < NV; ++v) acc[i][v].store(c[i] + v * W);
       continue;
     }
-    // Lanes that a full vector would touch beyond the last column are neither read nor written.
-    auto load = [tail](const T* from, int v) {
-      return v + 1 < NV || tail == W ? V::load(from + v * W) : V::load_n(from + v * W, tail);
-    };
-    // A vector of the epilogue: of one entry for the row, or of an entry for each column.
-    auto entry = [&](const T* vector, int i, int v) {
-      return g.channel_rows ? V::set1(vector[m0 + i]) : load(vector + column, v);
-    };
-    if (g.accumulate) {
+    finish_tile<T, MR, NV>(g, m0, column, acc, c);
+  }
+}
+
+// A few rows against weights that lie as (column)(term): used so seldom, they are not worth the packing. Blocks of W
+// columns are transposed in registers, 16 bytes of each, so that every sum is added up in the order of a packed panel.
+// A cache line of each column is used up before the next vector's turn (columns a power of two apart share their place in
+// the first-level cache); several vectors, because the additions of one wait for each other.
+template <class T, int MR, int NV>
+__attribute__((noinline)) void gemm_few(const GemmArgs<T>& g) {
+  using V = Vec<T>;
+  constexpr int W = V::kLanes, kBlock = 16 / sizeof(T), kLine = 64 / sizeof(T);
+  constexpr int64_t kAhead = 1024 / sizeof(T);  // of as many streams, no hardware prefetcher follows all
+  const int64_t pitch = g.weights_pitch;
+  V acc[MR][NV];
+  const T* a[MR];
+  T* c[MR];
+#pragma GCC unroll 4
+  for (int i = 0; i < MR; ++i) {
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) acc[i][v] = V::zero();
+    a[i] = g.rows[i] + g.row_offset;
+    c[i] = g.c[i] + g.c_offset;
+  }
+  int64_t k = 0;
+  if (g.tail == W)
+    for (; k + kLine <= g.length; k += kLine)
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) {
+        const T* line = g.weights + v * W * pitch + k;
+        asm("" : "+r"(line));  // or the compiler keeps a pointer for every column, all of them on the stack
 #pragma GCC unroll 16
-      for (int i = 0; i < MR; ++i)
-#pragma GCC unroll 16
-        for (int v = 0; v < NV; ++v) acc[i][v] = load(c[i], v) + acc[i][v];
-    }
-    if (g.finish) {
-      if (g.scale) {
-#pragma GCC unroll 16
-        for (int i = 0; i < MR; ++i)
-#pragma GCC unroll 16
-          for (int v = 0; v < NV; ++v) acc[i][v] = acc[i][v] * entry(g.scale, i, v);
-      }
-      if (g.shift) {
-#pragma GCC unroll 16
-        for (int i = 0; i < MR; ++i)
-#pragma GCC unroll 16
-          for (int v = 0; v < NV; ++v) acc[i][v] = acc[i][v] + entry(g.shift, i, v);
-      }
-      if (g.residual) {
-#pragma GCC unroll 16
-        for (int i = 0; i < MR; ++i) {
-          const T* residual = g.residual[m0 + i] + g.residual_offset + column;
-#pragma GCC unroll 16
-          for (int v = 0; v < NV; ++v) acc[i][v] = acc[i][v] + load(residual, v);
+        for (int l = 0; l < W; ++l) __builtin_prefetch(line + l * pitch + kAhead, 0, 2);
+#pragma GCC unroll 4
+        for (int h = 0; h < kLine; h += kBlock) {
+          V r[kBlock];
+          V::load_columns([=](int l) { return line + l * pitch + h; }, r);
+#pragma GCC unroll 4
+          for (int t = 0; t < kBlock; ++t)
+#pragma GCC unroll 4
+            for (int i = 0; i < MR; ++i) acc[i][v] = fma(V::set1(a[i][k + h + t]), r[t], acc[i][v]);
         }
       }
-      if (clamp) {
-        const V lower = V::set1(g.a), upper = V::set1(g.b);
-#pragma GCC unroll 16
-        for (int i = 0; i < MR; ++i)
-#pragma GCC unroll 16
-          for (int v = 0; v < NV; ++v) acc[i][v] = min(upper, max(lower, acc[i][v]));
+  for (; k < g.length; ++k)
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) {
+      const int64_t lanes = v + 1 < NV ? W : g.tail;
+      alignas(64) T column[W] = {};
+      for (int64_t l = 0; l < lanes; ++l) column[l] = g.weights[(v * W + l) * pitch + k];
+#pragma GCC unroll 4
+      for (int i = 0; i < MR; ++i) acc[i][v] = fma(V::set1(a[i][k]), V::load(column), acc[i][v]);
+    }
+  finish_tile<T, MR, NV>(g, 0, 0, acc, c);
+}
+
+// Functions that need more than a clamp run over the panels' part of C while it is in the first-level cache: inlined into
+// the tile they would cost it its registers.
+template <class T>
+inline void finish_activation(const GemmArgs<T>& g, int64_t vectors) {
+  using V = Vec<T>;
+  constexpr int W = V::kLanes;
+  if (g.finish && g.activation != 0 && !is_clamp(g)) {
+    for (int64_t m = 0; m < g.m; ++m) {
+      T* c = g.c[m] + g.c_offset;
+      for (int64_t v = 0; v < vectors; ++v) {
+        const int64_t lanes = v + 1 < vectors ? W : g.tail;
+        V x = lanes == W ? V::load(c + v * W) : V::load_n(c + v * W, lanes);
+        x = activate(g.activation, g.a, g.b, x);
+        if (lanes == W)
+          x.store(c + v * W);
+        else
+          x.store_n(c + v * W, lanes);
       }
     }
-#pragma GCC unroll 16
-    for (int i = 0; i < MR; ++i)
-#pragma GCC unroll 16
-      for (int v = 0; v < NV; ++v) {
-        if (v + 1 < NV || tail == W)
-          acc[i][v].store(c[i] + v * W);
-        else
-          acc[i][v].store_n(c[i] + v * W, tail);
-      }
   }
 }
 
@@ -197,8 +280,6 @@ inline void gemm_rows(const GemmArgs<T>& g, int64_t m0, int64_t rows, int64_t co
 
 template <class T, int NV>
 inline void gemm_panel(const GemmArgs<T>& g) {
-  using V = Vec<T>;
-  constexpr int W = V::kLanes;
   // Tiles of nearly equal height: a lone short one would wait for its own latency.
   const int64_t tiles = (g.m + kTileRows[NV] - 1) / kTileRows[NV];
   if (tiles == 0) return;
@@ -224,27 +305,31 @@ inline void gemm_panel(const GemmArgs<T>& g) {
       m0 += rows;
     }
   }
-  // Functions that need more than a clamp run over the panels' part of C while it is in the first-level cache: inlined
-  // into the tile they would cost it its registers.
-  if (g.finish && g.activation != 0 && !is_clamp(g)) {
-    const int64_t vectors = g.panels * NV;
-    for (int64_t m = 0; m < g.m; ++m) {
-      T* c = g.c[m] + g.c_offset;
-      for (int64_t v = 0; v < vectors; ++v) {
-        const int64_t lanes = v + 1 < vectors ? W : g.tail;
-        V x = lanes == W ? V::load(c + v * W) : V::load_n(c + v * W, lanes);
-        x = activate(g.activation, g.a, g.b, x);
-        if (lanes == W)
-          x.store(c + v * W);
-        else
-          x.store_n(c + v * W, lanes);
-      }
-    }
+  finish_activation(g, g.panels * NV);
+}
+
+template <class T>
+inline void gemm_few_rows(const GemmArgs<T>& g) {
+#define FASTCONV_FEW(M)                              \
+  case M * 8 + 1: return gemm_few<T, M, 1>(g);       \
+  case M * 8 + 2: return gemm_few<T, M, 2>(g);       \
+  case M * 8 + 3: return gemm_few<T, M, 3>(g);       \
+  case M * 8 + 4: return gemm_few<T, M, 4>(g);
+  switch (g.m * 8 + g.vectors) {
+    FASTCONV_FEW(1)
+    FASTCONV_FEW(2)
+    FASTCONV_FEW(3)
+    FASTCONV_FEW(4)
   }
+#undef FASTCONV_FEW
 }
 
 template <class T>
 void gemm(const GemmArgs<T>& g) {
+  if (g.weights) {
+    gemm_few_rows(g);
+    return finish_activation(g, g.vectors);
+  }
   switch (g.vectors) {
     case 1: return gemm_panel<T, 1>(g);
     case 2: return gemm_panel<T, 2>(g);

@@ -53,6 +53,23 @@ struct Vec<float> {
     __m256 s = _mm256_shuffle_ps(lo.v, hi.v, 0x88);
     return {_mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(s), 0xD8))};
   }
+  // Four elements of 8 runs: r[i] = elements i of row(0) .. row(7).
+  template <class Row>
+  static void load_columns(Row row, Vec (&r)[4]) {
+    __m256 a[4], b[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i)
+      a[i] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(row(i))), _mm_loadu_ps(row(i + 4)), 1);
+#pragma GCC unroll 2
+    for (int i = 0; i < 4; i += 2) {
+      b[i] = _mm256_unpacklo_ps(a[i], a[i + 1]);
+      b[i + 1] = _mm256_unpackhi_ps(a[i], a[i + 1]);
+    }
+    r[0].v = _mm256_shuffle_ps(b[0], b[2], 0x44);
+    r[1].v = _mm256_shuffle_ps(b[0], b[2], 0xEE);
+    r[2].v = _mm256_shuffle_ps(b[1], b[3], 0x44);
+    r[3].v = _mm256_shuffle_ps(b[1], b[3], 0xEE);
+  }
   static void transpose(Vec (&r)[8]) {
     __m256 a[8], b[8];
 #pragma GCC unroll 4
@@ -107,6 +124,15 @@ struct Vec<double> {
     return {_mm256_castsi256_pd(_mm256_slli_epi64(e, 52))};
   }
   static Vec even(Vec lo, Vec hi) { return {_mm256_permute4x64_pd(_mm256_shuffle_pd(lo.v, hi.v, 0x0), 0xD8)}; }
+  template <class Row>
+  static void load_columns(Row row, Vec (&r)[2]) {
+    __m256d a[2];
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i)
+      a[i] = _mm256_insertf128_pd(_mm256_castpd128_pd256(_mm_loadu_pd(row(i))), _mm_loadu_pd(row(i + 2)), 1);
+    r[0].v = _mm256_unpacklo_pd(a[0], a[1]);
+    r[1].v = _mm256_unpackhi_pd(a[0], a[1]);
+  }
   static void transpose(Vec (&r)[4]) {
     __m256d a = _mm256_unpacklo_pd(r[0].v, r[1].v), b = _mm256_unpackhi_pd(r[0].v, r[1].v);
     __m256d c = _mm256_unpacklo_pd(r[2].v, r[3].v), d = _mm256_unpackhi_pd(r[2].v, r[3].v);

@@ -74,6 +74,12 @@ struct Vec {
     for (int i = 0; i < kLanes / 2; ++i) r[i] = lo.v[2 * i], r[i + kLanes / 2] = hi.v[2 * i];
     return {r};
   }
+  // W elements of W runs: r[i] = elements i of row(0) .. row(W - 1).
+  template <class Row>
+  static void load_columns(Row row, Vec (&r)[kLanes]) {
+    for (int i = 0; i < kLanes; ++i) r[i] = load(row(i));
+    transpose(r);
+  }
   static void transpose(Vec (&r)[kLanes]) {
     for (int i = 0; i < kLanes; ++i)
       for (int j = i + 1; j < kLanes; ++j) {

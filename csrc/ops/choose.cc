@@ -96,8 +96,8 @@ Problem describe(const DenseJob& job, int64_t item_size, bool channels_last, boo
 
 // Guesses between measured points (Zen 3, one thread), not measured break-evens. Transposing won on 3x3 layers of 576
 // terms and more; fewer were not compared. With one tap it won at 49 pixels or a stride, drew at 196, lost at 3136.
-// Rows of a dense layer won in place at 1, 2 and 4; 5 was not compared. The other two limits are untried.
-constexpr int64_t kTransposeTerms = 256, kTransposeChannels = 32, kThinGroup = 8, kFewPixels = 128, kFewRows = 4;
+// The other two limits are untried.
+constexpr int64_t kTransposeTerms = 256, kTransposeChannels = 32, kThinGroup = 8, kFewPixels = 128;
 
 // Channels whose slab, for a block of one row of pixels, stays within L2: a dilated filter spans many rows.
 int64_t slab_channels(const Problem& p, const Machine& m) {
@@ -119,12 +119,8 @@ Choice choose(const Problem& p, const Machine& m) {
   const bool transpose = pixels == 1 || (long_sum && p.K >= kTransposeChannels);
   // A group of few channels fills neither the vectors of a panel of weights nor a run of the reduction: pixels do.
   const bool thin = T > 1 && p.C <= kThinGroup && p.K <= kThinGroup && pixels >= 64;
-  // A few rows of a dense layer: each weight is used so seldom that packing it costs more than the product. With one
-  // tap both roles add in the same order, so that a row's bits are those of any batch and of a plan.
-  const bool few_rows = !p.planned && p.channels_last && T == 1 && pixels <= kFewRows && !p.mapped;
-  c.role = !thin && !few_rows && (p.channels_last || transpose) ? Role::pixel_rows : Role::pixel_columns;
-  c.passed_over = few_rows          ? "pixel rows: too few pixels share the weights to pay for packing them"
-                  : thin            ? "pixel rows: a group has too few channels to fill a vector"
+  c.role = !thin && (p.channels_last || transpose) ? Role::pixel_rows : Role::pixel_columns;
+  c.passed_over = thin            ? "pixel rows: a group has too few channels to fill a vector"
                   : p.channels_last ? "pixel columns: the channels are neighbours in memory, the columns are not"
                   : transpose       ? "pixel columns: the reduction is long enough to pay for transposing the image"
                                     : "pixel rows: the columns are neighbours in memory, and the reduction is short";

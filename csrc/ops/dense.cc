@@ -485,9 +485,16 @@ class PixelSlab {
   int64_t zero_line_ = -1;
 };
 
+// A few rows of a dense layer use each weight so seldom that packing it costs more than the product.
+bool reads_weights_in_place(const DenseJob& job, const Choice& choice) {
+  return choice.role == Role::pixel_rows && job.taps() == 1 && job.N * job.pixels() <= kFewRows &&
+         !choice.copy_pixels && (job.wc == 1 || job.C == 1);
+}
+
 // Weights that few blocks of pixels share are packed by the tasks, panel by panel, into the first-level cache; packed
 // beforehand they would be written to memory and read again. The six is an estimate, not a measured break-even.
 bool packs_late(const DenseJob& job, const Choice& choice) {
+  if (reads_weights_in_place(job, choice)) return false;
   // Columns of a matrix lie a row apart, often a power of two: those are packed in wide strips beforehand.
   if (job.taps() == 1 && job.wk == 1 && job.K > 1) return false;
   return choice.role == Role::pixel_rows &&
@@ -582,9 +589,29 @@ void run_rows(const Run<T>& run, const DenseJob& job, const Context<T>& ctx, con
   g.residual = s.r;
   g.row_step = 1;
   const T* group = run.packed ? run.packed + task.g * padded_k * job.C * T_all : nullptr;
-  if (!group) tap_offsets(job, s.tap_offset);
+  const bool in_place = !group && reads_weights_in_place(run.job, choice);
+  if (!group && !in_place) tap_offsets(job, s.tap_offset);
+  if (in_place) {
+    // Every column's weights are read from end to end.
+    for (int64_t k = task.k0; k < task.k1; k += g.vectors * W) {
+      const int64_t columns = std::min(task.k1 - k, kFewVectors * W);
+      g.vectors = static_cast<int32_t>(ceil_div(columns, W));
+      g.tail = static_cast<int32_t>(columns - (g.vectors - 1) * W);
+      g.weights_pitch = job.wk;
+      g.c_offset = g.residual_offset = k;
+      set_finish(ctx.finish, task.g * job.K + k, &g);
+      for (size_t i = 0; i < choice.chunks.size(); ++i) {
+        const Chunk& chunk = choice.chunks[i];
+        g.rows = s.table, g.row_offset = chunk.c0, g.length = chunk.channels;
+        g.weights = static_cast<const T*>(job.weight) + task.g * job.wg + chunk.c0 + k * job.wk;
+        g.accumulate = i > 0 || (ctx.accumulate && !moved.output);
+        g.finish = i + 1 == choice.chunks.size();
+        ctx.kernels.gemm(g);
+      }
+    }
+  }
   int64_t terms_before = 0;
-  for (size_t i = 0; i < choice.chunks.size(); ++i) {
+  for (size_t i = 0; i < choice.chunks.size() && !in_place; ++i) {
     const Chunk& chunk = choice.chunks[i];
     const int64_t terms = terms_of(chunk);
     if (slab) {
@@ -875,7 +902,7 @@ double job_nanoseconds(const DenseJob& job) {
 int64_t packed_size(const DenseJob& job, const Choice& choice, const Machine& m, bool keep) {
   const int64_t terms = job.C * job.taps();
   if (choice.role == Role::pixel_rows)
-    return !keep && packs_late(job, choice) ? 0 : job.G * round_up(job.K, m.lanes) * terms;
+    return !keep && (reads_weights_in_place(job, choice) || packs_late(job, choice)) ? 0 : job.G * round_up(job.K, m.lanes) * terms;
   return keep || !weights_are_rows(job) ? job.G * job.K * terms : 0;
 }
 
