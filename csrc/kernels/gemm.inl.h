@@ -192,7 +192,7 @@ template <class T, int MR, int NV>
 __attribute__((noinline)) void gemm_few(const GemmArgs<T>& g) {
   using V = Vec<T>;
   constexpr int W = V::kLanes, kBlock = 16 / sizeof(T), kLine = 64 / sizeof(T);
-  constexpr int64_t kAhead = 1024 / sizeof(T);  // of as many streams, no hardware prefetcher follows all
+  constexpr int64_t kAhead = 512 / sizeof(T);  // of as many streams, no hardware prefetcher follows all
   const int64_t pitch = g.weights_pitch;
   V acc[MR][NV];
   const T* a[MR];
