@@ -418,8 +418,9 @@ class PixelSlab {
         row_offset_(arena.take<int64_t>(shape_.depth * shape_.height)),
         column_map_(job.mode == PaddingMode::zeros ? nullptr : arena.take<int64_t>(shape_.padded_columns)),
         gate_(arena.take<T>(channels)),
-        line_(arena.take<int64_t>(j1 - j0)),
-        position_(arena.take<int64_t>(j1 - j0)),
+        row_line_(arena.take<int64_t>(shape_.rows_out)),
+        row_position_(arena.take<int64_t>(shape_.rows_out)),
+        row_end_(arena.take<int64_t>(shape_.rows_out)),
         tap_position_(arena.take<int64_t>(job.taps())) {}
 
   void prepare(const DenseJob& job, int64_t j0, int64_t j1) {
@@ -427,11 +428,13 @@ class PixelSlab {
     s.row_offsets(job, row_offset_);
     s.column_map(job, column_map_);
     const int64_t q = job.out[2], p = job.out[1], depth_step = s.one_plane ? 1 : job.dilation[0];
-    for (int64_t j = j0; j < j1; ++j) {
-      const int64_t row = j / q, plane = s.one_plane ? 0 : (row / p - s.d0) * job.stride[0];
+    for (int64_t r = 0, j = j0; r < s.rows_out; ++r) {
+      const int64_t row = s.first_row + r, plane = s.one_plane ? 0 : (row / p - s.d0) * job.stride[0];
       const int64_t line = plane * s.height + (row % p - s.h0) * job.stride[1];
-      line_[j - j0] = line;
-      position_[j - j0] = line * s.padded_columns + (j % q - s.q0) * job.stride[2];
+      row_line_[r] = line;
+      row_position_[r] = line * s.padded_columns + (j - row * q - s.q0) * job.stride[2];
+      j = std::min(j1, (row + 1) * q);
+      row_end_[r] = j - j0;
     }
     int64_t* tap = tap_position_;
     for (int64_t a = 0; a < job.filter[0]; ++a)
@@ -461,6 +464,7 @@ class PixelSlab {
     const int64_t taps = joined ? job.filter[2] : 1;
     *pieces = chunk.taps / taps;
     *length = taps * chunk.channels;
+    const int64_t step = job.stride[2] * chunk.channels;
     // Runs in a row of padding all point to the same zeros.
     const T* zeros = zero_line_ < 0 ? nullptr : slab_ + zero_line_ * shape_.padded_columns * chunk.channels;
     *zero_row = zeros;
@@ -468,8 +472,16 @@ class PixelSlab {
       const int64_t tap = tap_position_[chunk.t0 + i * taps];
       const T* base = slab_ + tap * chunk.channels;
       const int64_t* rows = row_offset_ + tap / shape_.padded_columns;
-      for (int64_t j = 0; j < pixels; ++j)
-        table[i * pixels + j] = zeros && rows[line_[j]] == kZeroRow ? zeros : base + position_[j] * chunk.channels;
+      const T** entry = table + i * pixels;
+      for (int64_t r = 0, j = 0; r < shape_.rows_out; ++r) {
+        const int64_t end = row_end_[r];
+        if (zeros && rows[row_line_[r]] == kZeroRow) {
+          for (; j < end; ++j) entry[j] = zeros;
+          continue;
+        }
+        const T* at = base + row_position_[r] * chunk.channels;
+        for (; j < end; ++j, at += step) entry[j] = at;
+      }
     }
   }
 
@@ -479,8 +491,10 @@ class PixelSlab {
   int64_t* row_offset_;
   int64_t* column_map_;
   T* gate_;
-  int64_t* line_;
-  int64_t* position_;
+  // Of each row of pixels: its line in the slab, where its first pixel lies, its end.
+  int64_t* row_line_;
+  int64_t* row_position_;
+  int64_t* row_end_;
   int64_t* tap_position_;
   int64_t zero_line_ = -1;
 };
