@@ -72,7 +72,7 @@ std::vector<Chunk> split_reduction(int64_t C, int64_t T, int64_t terms, int64_t 
 Problem describe(const DenseJob& job, int64_t item_size, bool channels_last, bool mapped) {
   Problem p{};
   p.channels_last = channels_last;
-  p.C = job.C, p.K = job.K;
+  p.groups = job.G, p.C = job.C, p.K = job.K;
   bool padded = false;
   for (int a = 0; a < 3; ++a) {
     p.filter[a] = job.filter[a], p.out[a] = job.out[a], p.stride[a] = job.stride[a], p.dilation[a] = job.dilation[a];
@@ -97,7 +97,8 @@ Problem describe(const DenseJob& job, int64_t item_size, bool channels_last, boo
 // Guesses between measured points (Zen 3, one thread), not measured break-evens. Transposing won on 3x3 layers of 576
 // terms and more; fewer were not compared. With one tap it won at 49 pixels or a stride, drew at 196, lost at 3136.
 // The other two limits are untried.
-constexpr int64_t kTransposeTerms = 256, kTransposeChannels = 32, kThinGroup = 8, kFewPixels = 128;
+// An image of 3 channels gained 6 % by not being transposed (alexnet/conv1).
+constexpr int64_t kTransposeTerms = 256, kTransposeChannels = 32, kTransposeImage = 8, kThinGroup = 8, kFewPixels = 128;
 
 // Channels whose slab, for a block of one row of pixels, stays within L2: a dilated filter spans many rows.
 int64_t slab_channels(const Problem& p, const Machine& m) {
@@ -116,9 +117,10 @@ Choice choose(const Problem& p, const Machine& m) {
   const bool strided = p.stride[0] * p.stride[1] * p.stride[2] > 1;
   const bool long_sum =
       T > 1 ? p.C * T >= kTransposeTerms : p.C >= kTransposeTerms / 4 && (strided || pixels < kFewPixels);
-  const bool transpose = pixels == 1 || (long_sum && p.K >= kTransposeChannels);
+  const bool transpose =
+      pixels == 1 || (long_sum && p.K >= kTransposeChannels && p.C >= kTransposeImage);
   // A group of few channels fills neither the vectors of a panel of weights nor a run of the reduction: pixels do.
-  const bool thin = T > 1 && p.C <= kThinGroup && p.K <= kThinGroup && pixels >= 64;
+  const bool thin = (p.groups > 1 || !p.channels_last) && T > 1 && p.C <= kThinGroup && p.K <= kThinGroup && pixels >= 64;
   c.role = !thin && (p.channels_last || transpose) ? Role::pixel_rows : Role::pixel_columns;
   c.passed_over = thin            ? "pixel rows: a group has too few channels to fill a vector"
                   : p.channels_last ? "pixel columns: the channels are neighbours in memory, the columns are not"

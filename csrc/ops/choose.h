@@ -29,7 +29,8 @@ struct Machine {
 
 // What choose() may know of a product. Strides enter only as facts about neighbours in memory.
 struct Problem {
-  int64_t C, K, filter[3], out[3], stride[3], dilation[3];
+  int64_t groups, C, K;  // C and K are per group
+  int64_t filter[3], out[3], stride[3], dilation[3];
   int64_t item_size;
   bool channels_last;                        // the layer's memory order, which follows its input's
   bool in_channels_unit, in_columns_unit;    // neighbours in memory: channels, columns of the image
