@@ -234,7 +234,7 @@ PackWeightsArgs<T> weights_args(Array<T>& panel, const Array<T>& w, int64_t colu
       .any_of(tap_offset)
       .within(w, "the weights lie within their array");
   const auto taps = static_cast<int64_t>(tap_offset.size());
-  return {panel.mutable_data(), w.data(), column_stride, channel_stride, tap_offset.data(), taps, length,
+  return {panel.mutable_data(), w.data(), column_stride, channel_stride, tap_offset.data(), taps, length, nullptr,
           natural(columns),     valid};
 }
 

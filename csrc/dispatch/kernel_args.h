@@ -62,6 +62,7 @@ struct PackWeightsArgs {
   int64_t column_stride, channel_stride;
   const int64_t* tap_offset;
   int64_t taps, length;
+  T* const* tap_panel;  // where the rows of each tap begin, if not one after the other in `panel`; null: they do
   int64_t columns, valid;
 };
 

@@ -186,8 +186,8 @@ __attribute__((noinline)) void gemm_tiles(const GemmArgs<T>& g, int64_t m0, int6
 
 // A few rows against weights that lie as (column)(term): used so seldom, they are not worth the packing. Blocks of W
 // columns are transposed in registers, 16 bytes of each, so that every sum is added up in the order of a packed panel.
-// A cache line of each column is used up before the next vector's turn (columns a power of two apart share their place in
-// the first-level cache); several vectors, because the additions of one wait for each other.
+// A cache line of each column is used up before the next vector's turn (columns a power of two apart share their place
+// in the first-level cache); several vectors, because the additions of one wait for each other.
 template <class T, int MR, int NV>
 __attribute__((noinline)) void gemm_few(const GemmArgs<T>& g) {
   using V = Vec<T>;
@@ -235,8 +235,8 @@ __attribute__((noinline)) void gemm_few(const GemmArgs<T>& g) {
   finish_tile<T, MR, NV>(g, 0, 0, acc, c);
 }
 
-// Functions that need more than a clamp run over the panels' part of C while it is in the first-level cache: inlined into
-// the tile they would cost it its registers.
+// Functions that need more than a clamp run over the panels' part of C while it is in the first-level cache: inlined
+// into the tile they would cost it its registers.
 template <class T>
 inline void finish_activation(const GemmArgs<T>& g, int64_t vectors) {
   using V = Vec<T>;
@@ -310,10 +310,10 @@ inline void gemm_panel(const GemmArgs<T>& g) {
 
 template <class T>
 inline void gemm_few_rows(const GemmArgs<T>& g) {
-#define FASTCONV_FEW(M)                              \
-  case M * 8 + 1: return gemm_few<T, M, 1>(g);       \
-  case M * 8 + 2: return gemm_few<T, M, 2>(g);       \
-  case M * 8 + 3: return gemm_few<T, M, 3>(g);       \
+#define FASTCONV_FEW(M)                        \
+  case M * 8 + 1: return gemm_few<T, M, 1>(g); \
+  case M * 8 + 2: return gemm_few<T, M, 2>(g); \
+  case M * 8 + 3: return gemm_few<T, M, 3>(g); \
   case M * 8 + 4: return gemm_few<T, M, 4>(g);
   switch (g.m * 8 + g.vectors) {
     FASTCONV_FEW(1)

@@ -54,14 +54,17 @@ template <class T>
 void pack_weights(const PackWeightsArgs<T>& p) {
   using V = Vec<T>;
   constexpr int W = V::kLanes;
-  bool plain = p.channel_stride == p.taps;
+  bool plain = p.channel_stride == p.taps && !p.tap_panel;
   for (int64_t t = 0; t < p.taps; ++t) plain = plain && p.tap_offset[t] == t;
   if (plain) return pack_weights_plain(p);
   for (int64_t j0 = 0; j0 < p.columns; j0 += W) {
     const int64_t lanes = p.valid - j0 < W ? p.valid - j0 : W;
-    T* out = p.panel + j0;
+    auto rows_of = [&p, j0](int64_t t) {
+      return (p.tap_panel ? p.tap_panel[t] : p.panel + t * p.length * p.columns) + j0;
+    };
     if (lanes <= 0) {
-      for (int64_t k = 0; k < p.taps * p.length; ++k) V::zero().store(out + k * p.columns);
+      for (int64_t t = 0; t < p.taps; ++t)
+        for (int64_t c = 0; c < p.length; ++c) V::zero().store(rows_of(t) + c * p.columns);
       continue;
     }
     const T* w = p.w + j0 * p.column_stride;
@@ -81,14 +84,14 @@ void pack_weights(const PackWeightsArgs<T>& p) {
 #pragma GCC unroll 16
           for (int i = 0; i < W; ++i) {
             const int64_t t = direction == 1 ? t0 + i : t0 + W - 1 - i;
-            r[i].store(out + (t * p.length + c) * p.columns);
+            r[i].store(rows_of(t) + c * p.columns);
           }
         }
       }
     }
     for (int64_t t = t0; t < p.taps; ++t) {
       const T* wt = w + p.tap_offset[t];
-      T* o = out + t * p.length * p.columns;
+      T* o = rows_of(t);
       if (p.column_stride == 1) {
         for (int64_t c = 0; c < p.length; ++c) {
           const T* s = wt + c * p.channel_stride;

@@ -190,16 +190,7 @@ Status prepare_weights(std::vector<Run<T>>& runs, const Machine& m, const Kernel
   if (total == 0) return Status::ok;
   *block = Block(total * static_cast<int64_t>(sizeof(T)));
   if (block->failed()) return Status::out_of_memory;
-  T* at = static_cast<T*>(block->data());
-  for (Run<T>& run : runs) {
-    const int64_t size = packed_size(run.job, run.choice, m, keep);
-    if (size == 0) continue;
-    const Status s = pack_job(run.job, run.choice, m, kernels, at);
-    if (s != Status::ok) return s;
-    run.packed = at;
-    at += size;
-  }
-  return Status::ok;
+  return pack_runs(runs, m, kernels, keep, static_cast<T*>(block->data()));
 }
 
 template <class T>

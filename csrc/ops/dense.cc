@@ -509,6 +509,8 @@ bool reads_weights_in_place(const DenseJob& job, const Choice& choice) {
 // beforehand they would be written to memory and read again. The six is an estimate, not a measured break-even.
 bool packs_late(const DenseJob& job, const Choice& choice) {
   if (reads_weights_in_place(job, choice)) return false;
+  // Each phase would fetch all cache lines of the weights for a few taps; packed beforehand, they share one sweep.
+  if (job.phase) return false;
   // Columns of a matrix lie a row apart, often a power of two: those are packed in wide strips beforehand.
   if (job.taps() == 1 && job.wk == 1 && job.K > 1) return false;
   return choice.role == Role::pixel_rows &&
@@ -916,8 +918,75 @@ double job_nanoseconds(const DenseJob& job) {
 int64_t packed_size(const DenseJob& job, const Choice& choice, const Machine& m, bool keep) {
   const int64_t terms = job.C * job.taps();
   if (choice.role == Role::pixel_rows)
-    return !keep && (reads_weights_in_place(job, choice) || packs_late(job, choice)) ? 0 : job.G * round_up(job.K, m.lanes) * terms;
+    return !keep && (reads_weights_in_place(job, choice) || packs_late(job, choice))
+               ? 0
+               : job.G * round_up(job.K, m.lanes) * terms;
   return keep || !weights_are_rows(job) ? job.G * job.K * terms : 0;
+}
+
+namespace {
+
+// The weights of several phases in one sweep: each tap's cache lines are fetched once, and go where its phase has them.
+template <class T>
+Status pack_phases(const std::vector<Run<T>>& runs, const Machine& m, const KernelTable<T>& kernels) {
+  const DenseJob& job = runs[0].job;
+  const T* weight = static_cast<const T*>(job.weight);
+  struct Tap {
+    int64_t offset;  // from `weight`
+    size_t run;
+    int64_t index;   // within the run
+  };
+  std::vector<Tap> taps;
+  for (size_t r = 0; r < runs.size(); ++r) {
+    std::vector<int64_t> offset(static_cast<size_t>(runs[r].job.taps()));
+    tap_offsets(runs[r].job, offset.data());
+    const int64_t first = static_cast<const T*>(runs[r].job.weight) - weight;
+    for (size_t t = 0; t < offset.size(); ++t) taps.push_back({first + offset[t], r, static_cast<int64_t>(t)});
+  }
+  std::sort(taps.begin(), taps.end(), [](const Tap& a, const Tap& b) { return a.offset < b.offset; });
+  std::vector<int64_t> tap_offset;
+  for (const Tap& tap : taps) tap_offset.push_back(tap.offset);
+  const int64_t count = static_cast<int64_t>(taps.size());
+  if (count == 0) return Status::ok;
+  const Panels panels(ceil_div(job.K, m.lanes), m);
+  const int64_t padded_k = panels.vectors * m.lanes;
+  const double work = static_cast<double>(job.G) * job.K * job.C * count * 0.7;
+  std::atomic<bool> failed{false};
+  const Status status = parallel_for(job.G * panels.count, work, [&](int64_t i, int) {
+    const int64_t panel = i % panels.count, g = i / panels.count;
+    const int64_t k = panels.start(panel) * m.lanes, columns = panels.width(panel) * m.lanes;
+    Workspace scratch(sizeof(T*) * static_cast<size_t>(count));
+    if (!scratch) {
+      failed.store(true, std::memory_order_relaxed);
+      return;
+    }
+    T** rows = static_cast<T**>(scratch.data());
+    for (int64_t c = 0, end; c < job.C; c = end) {
+      // Channels up to the end of some phase's piece of the reduction.
+      end = job.C;
+      for (int64_t t = 0; t < count; ++t) {
+        const Run<T>& run = runs[taps[t].run];
+        const T* base = run.packed + g * padded_k * job.C * run.job.taps();
+        for (const Chunk& chunk : run.choice.chunks) {
+          const int64_t tap = taps[t].index - chunk.t0;
+          if (c >= chunk.c0 && c < chunk.c0 + chunk.channels && tap >= 0 && tap < chunk.taps) {
+            rows[t] = const_cast<T*>(base) + k * terms_of(chunk) + (tap * chunk.channels + c - chunk.c0) * columns;
+            end = std::min(end, chunk.c0 + chunk.channels);
+          }
+          base += terms_of(chunk) * padded_k;
+        }
+      }
+      PackWeightsArgs<T> p{};
+      p.w = weight + g * job.wg + c * job.wc + k * job.wk;
+      p.column_stride = job.wk, p.channel_stride = job.wc;
+      p.tap_offset = tap_offset.data();
+      p.taps = count, p.length = end - c;
+      p.tap_panel = rows;
+      p.columns = columns, p.valid = std::min(columns, job.K - k);
+      kernels.pack_weights(p);
+    }
+  });
+  return failed ? Status::out_of_memory : status;
 }
 
 template <class T>
@@ -964,6 +1033,26 @@ Status pack_job(const DenseJob& job, const Choice& choice, const Machine& m, con
     p.columns = terms_of(chunk), p.valid = std::min(row_part, job.K - k);
     kernels.pack_weight_rows(p);
   });
+}
+
+}  // namespace
+
+template <class T>
+Status pack_runs(std::vector<Run<T>>& runs, const Machine& m, const KernelTable<T>& kernels, bool keep, T* block) {
+  bool phases = runs.size() > 1;
+  for (Run<T>& run : runs) {
+    const int64_t size = packed_size(run.job, run.choice, m, keep);
+    run.packed = size > 0 ? block : nullptr;
+    block += size;
+    phases = phases && run.choice.role == Role::pixel_rows && (size > 0 || run.job.taps() == 0);
+  }
+  if (phases) return pack_phases(runs, m, kernels);
+  for (const Run<T>& run : runs) {
+    if (!run.packed) continue;
+    const Status s = pack_job(run.job, run.choice, m, kernels, const_cast<T*>(run.packed));
+    if (s != Status::ok) return s;
+  }
+  return Status::ok;
 }
 
 template <class T>
@@ -1279,7 +1368,7 @@ Status run_weight_gradient(const DenseJob& job, const Machine& m, const KernelTa
 }
 
 #define FASTCONV_INSTANTIATE(T)                                                                                     \
-  template Status pack_job<T>(const DenseJob&, const Choice&, const Machine&, const KernelTable<T>&, T*);           \
+  template Status pack_runs<T>(std::vector<Run<T>>&, const Machine&, const KernelTable<T>&, bool, T*);              \
   template Status run_dense<T>(const std::vector<Run<T>>&, const Machine&, const KernelTable<T>&, const Finish<T>&, \
                                const InputMap<T>&, int64_t, bool);                                                  \
   template bool may_skip_zeros<T>(const DenseJob&, const Choice&, bool);                                            \

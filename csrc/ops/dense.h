@@ -34,13 +34,13 @@ struct Run {
   }
 };
 
-// The elements that pack_job() fills; 0 where the tasks read the weights as they lie or pack them themselves. `keep`:
-// for a plan, which packs always.
+// The elements that pack_runs() fills for a product; 0 where the tasks read the weights as they lie or pack them
+// themselves. `keep`: for a plan, which packs always.
 int64_t packed_size(const DenseJob& job, const Choice& choice, const Machine& machine, bool keep);
 
+// Packs the weights of all runs of a call into a block of the sum of their sizes, and points the runs to them.
 template <class T>
-Status pack_job(const DenseJob& job, const Choice& choice, const Machine& machine, const KernelTable<T>& kernels,
-                T* packed);
+Status pack_runs(std::vector<Run<T>>& runs, const Machine& machine, const KernelTable<T>& kernels, bool keep, T* block);
 
 // Whether the product is worth a look at the weights, and they are finite, so that zeros of the padding can be passed
 // over without changing a bit. `always`: the look costs nothing (a plan).

@@ -262,6 +262,7 @@ std::vector<PhaseJob> dgrad_jobs(const Geometry& g, const int64_t origin[3], con
             if (job.out[a] == 1) s->s[a] = a == 2 ? 1 : s->s[a + 1] * job.out[a + 1];
         jobs.push_back(p);
       }
+  for (PhaseJob& p : jobs) p.job.phase = jobs.size() > 1;
   return jobs;
 }
 
