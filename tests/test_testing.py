@@ -66,6 +66,40 @@ def test_bound_admits_float32_and_refuses_a_wrong_result():
         testing.assert_close_to_reference(rough, "conv2d", x, w, padding=1)
 
 
+def test_constant_follows_the_tail_of_long_chains():
+    """The share of elements beyond c is what docs/numerics.md derives, so that its logarithm sets the largest c."""
+    rng = np.random.default_rng(0)
+    terms, elements = 96, 200_000
+    single, double, size = np.zeros(elements, np.float32), np.zeros(elements), np.zeros(elements)
+    for _ in range(terms):
+        product = rng.standard_normal(elements) * rng.standard_normal(elements)
+        single, double, size = (single + product).astype(np.float32), double + product, size + np.abs(product)
+    c = np.abs(single - double) / (np.finfo(np.float32).eps * size)
+    assert np.sqrt(np.mean(c**2)) == pytest.approx(0.236, rel=0.02)
+    for share, derived in ((1e-2, 0.813), (1e-3, 1.256)):
+        assert np.quantile(c, 1 - share) == pytest.approx(derived, rel=0.05)
+        assert derived < 0.2124 * np.log(1 / share)
+    assert testing.largest_constant(1500) == 4
+    assert testing.largest_constant(10**6) == pytest.approx(0.2123 * np.log(1e11), rel=1e-3)
+
+
+def test_a_stray_is_admitted_in_a_large_array_alone():
+    def check(size, *excess):
+        error = np.zeros(size)
+        error[: len(excess)] = excess
+        expected = testing.Bounded(np.zeros(size), np.ones(size))
+        testing.assert_within(error, expected, stray=testing.stray_factor(size))
+
+    check(10**6, 1.3)
+    check(10**6 + 1, 1.3, -1.3)
+    for size, *excess in ((10**6, 1.3, 1.3), (10**6, 1.4), (10**6, np.nan), (10**6, np.inf), (1000, 1.01)):
+        with pytest.raises(AssertionError, match="exceed"):
+            check(size, *excess)
+    # A bound of another constant leaves as much room above 4, and none above 16.
+    assert testing.stray_factor(10**6, 1.0) == testing.stray_factor(10**6)
+    assert testing.stray_factor(10**9, 16.0) == 1
+
+
 def test_bound_wants_nan_and_infinity_where_the_reference_has_them():
     x, w = np.ones((1, 1, 5)), np.ones((1, 1, 2))
     x[0, 0, 2] = np.inf

@@ -5,7 +5,8 @@ A direct algorithm must satisfy, element by element,
     |y - y64| <= c * eps * conv(|x|, |w|) + tiny,     c <= 4
 
 with y64 from `fastconv.reference` in float64, eps the spacing of the dtype at 1 and tiny its smallest normal number.
-What the prologue and the epilogue round on top of that is accounted for term by term in `reference_with_bound`.
+One element in a million may go beyond c = 4, as far as `largest_constant` of the array's size. What the prologue and
+the epilogue round on top of that is accounted for term by term in `reference_with_bound`.
 """
 
 from __future__ import annotations
@@ -132,6 +133,12 @@ class Op(NamedTuple):
 _LIPSCHITZ = {"silu": 1.1, "hardswish": 1.5, "sigmoid": 0.25, "hardsigmoid": 1 / 6, "gelu": 1.13, "gelu_tanh": 1.13}
 # These select or clamp and round nothing.
 _EXACT = {"relu", "relu6", "clip"}
+# The share of elements beyond a c falls as exp(-c / _DECAY): the root mean square of a relative rounding error, in eps.
+# docs/numerics.md derives it.
+_TESTED_CONSTANT = 4.0
+_DECAY = 0.5 / math.sqrt(8 * math.log(2))
+# Of so many arrays of right results, fewer than one exceed their largest_constant; of so many elements, one may stray.
+_ARRAYS, _ELEMENTS_A_STRAY = 100_000, 1_000_000
 # Rounding errors of an activation's own evaluation, in units of eps * |y|.
 _ACTIVATION_CONSTANT = 4.0
 
@@ -160,6 +167,28 @@ def _through(activation: reference.Activation, z: Array, error: Array) -> Array:
     """The error that act passes on from z; none from an infinity, which is exact and often saturates."""
     passed: Array = np.where(np.isfinite(z), _lipschitz(activation) * error, 0)
     return passed
+
+
+def largest_constant(elements: int) -> float:
+    """The c that no element of so many may exceed: 4, and beyond 1500 elements more, by their logarithm.
+
+    A million may reach 5.4. docs/numerics.md derives it, for data whose products have random signs.
+    """
+    return max(_TESTED_CONSTANT, _DECAY * math.log(_ARRAYS * max(elements, 1)))
+
+
+def stray_factor(elements: int, constant: float = 4.0) -> float:
+    """By what factor an element may exceed the bound of this constant in an array of so many; 1: by none."""
+    return max(1.0, largest_constant(elements) / max(constant, _TESTED_CONSTANT))
+
+
+def too_far(excess: Array, stray: float = 1.0) -> bool:
+    """Whether errors, in units of their bounds, are too large; NaN is.
+
+    One element in a million, rounded up, may exceed its bound, and it by the factor `stray` at most.
+    """
+    beyond = excess[~(excess <= 1)]
+    return beyond.size > -(-excess.size // _ELEMENTS_A_STRAY) or not bool(np.all(beyond <= stray))
 
 
 def direct_error_bound(magnitude: Array, dtype: npt.DTypeLike, constant: float = 4.0) -> Array:
@@ -252,8 +281,11 @@ def reference_with_bound(
     return Bounded(y, error + tiny)
 
 
-def assert_within(y: Array, expected: Bounded, what: str = "result") -> None:
-    """Fail unless every element is within its bound, and NaN and infinite where the reference is."""
+def assert_within(y: Array, expected: Bounded, what: str = "result", *, stray: float = 1.0) -> None:
+    """Fail unless every element is within its bound, and NaN and infinite where the reference is.
+
+    One element in a million, rounded up, may reach `stray` times its bound.
+    """
     value, bound = expected
     assert y.shape == value.shape, f"{what}: shape {y.shape} instead of {value.shape}"
     with np.errstate(over="ignore", invalid="ignore"):
@@ -264,6 +296,8 @@ def assert_within(y: Array, expected: Bounded, what: str = "result") -> None:
     if wrong.any():
         with np.errstate(invalid="ignore", divide="ignore"):
             excess = np.nan_to_num(np.where(wrong, np.abs(y - value) / bound, 0), nan=np.inf)
+        if not too_far(excess, stray):
+            return
         worst = np.unravel_index(np.argmax(excess), excess.shape)
         raise AssertionError(
             f"{what}: {int(wrong.sum())} of {wrong.size} elements exceed their bound; at {tuple(map(int, worst))} "
@@ -276,7 +310,8 @@ def assert_close_to_reference(
 ) -> None:
     """Fail unless y, the result of op(*arrays, **options), is within the bound of a direct algorithm."""
     assert y.dtype == arrays[0].dtype, f"{op}: dtype {y.dtype} instead of {arrays[0].dtype}"
-    assert_within(y, reference_with_bound(op, *arrays, constant=constant, initial=initial, **options), op)
+    expected = reference_with_bound(op, *arrays, constant=constant, initial=initial, **options)
+    assert_within(y, expected, op, stray=stray_factor(y.size, constant))
 
 
 def observed_constant(y: Array, op: str, *arrays: Any, **options: Any) -> float:

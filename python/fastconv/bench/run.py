@@ -79,7 +79,8 @@ class Expected:
             relative = float(np.max(error / bound, initial=0.0)) if np.isfinite(error).all() else float("inf")
             worst = max(worst, relative)
             if ours:
-                wrong = relative > self.constant
+                stray = testing.stray_factor(y.size, self.constant)
+                wrong = testing.too_far(error / (self.constant * bound), stray)
             else:
                 # Errors of transforms spread over a tile: the largest bound counts for every element.
                 rms = float(np.sqrt(np.mean(np.square(error)) / np.mean(np.square(bound))))
