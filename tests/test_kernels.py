@@ -196,10 +196,6 @@ def test_gemm_applies_every_activation(rng, isa, dtype, shape, kind):
 
 def test_gemm_rounds_alike_in_every_tile(rng, isa, dtype, shape):
     """An element has the same bits whatever tile it falls into, so that a result depends on no split."""
-
-    def normal(generator, n, kind):
-        return generator.normal(size=n).astype(kind)
-
     lanes = shape["lanes"]
     for vectors in widths(shape):
         gemm = Gemm(rng, isa, dtype, lanes, m=19, vectors=vectors, tail=lanes, taps=2, length=33, values=normal)
@@ -215,6 +211,67 @@ def test_gemm_rounds_alike_in_every_tile(rng, isa, dtype, shape):
             options["row_starts"] = starts[:, m].tolist()
             _testing.gemm(isa, **options, c=alone, c_starts=[0])
             np.testing.assert_array_equal(alone, whole[m, v * lanes : (v + 1) * lanes])
+
+
+def normal(rng, n, dtype):
+    return rng.normal(size=n).astype(dtype)
+
+
+@pytest.mark.parametrize("activation", [0, 1, 5])
+@pytest.mark.parametrize("packs", [False, True], ids=["packed", "packs"])
+def test_gemm_of_several_panels(rng, isa, dtype, shape, packs, activation):
+    """Panels side by side give the bits that each gives alone, whether they are packed or read where they lie."""
+    lanes, length = shape["lanes"], 9
+    for vectors, m, panels in itertools.product(widths(shape), (1, 5, 8, 21), (1, 2, 5)):
+        width = vectors * lanes
+        gemm = Gemm(rng, isa, dtype, lanes, m=m, vectors=vectors, tail=lanes, length=length, values=normal)
+        panel = normal(rng, panels * length * width, dtype).reshape(panels, length, width)
+        starts, size = scattered(rng, m, panels * width)
+        common = {"c_starts": starts, "shift": normal(rng, m, dtype), "channel_rows": True, "finish": True}
+        common |= {"activation": activation, "a": 0.1, "b": 0.7}
+        expected = marked(size, dtype)
+        for p in range(panels):
+            alone = gemm.arguments | {"panel": panel[p]} | common | {"c_offset": p * width}
+            _testing.gemm(isa, c=expected, **alone)
+        options = gemm.arguments | {"panels": panels, "panel": panel} | common
+        if packs:
+            # Row k of all panels is one run of the source.
+            offsets, reach = scattered(rng, length, panels * width)
+            source = np.full(reach, np.nan, dtype)
+            for k, offset in enumerate(offsets):
+                source[offset : offset + panels * width] = panel[:, k].ravel()
+            options |= {"panel": np.full_like(panel, np.nan), "source": source, "source_offset": offsets}
+        c = marked(size, dtype)
+        _testing.gemm(isa, c=c, **options)
+        np.testing.assert_array_equal(c, expected)
+        if packs:
+            np.testing.assert_array_equal(options["panel"], panel)
+
+
+def test_gemm_of_few_rows_reads_weights_in_place(rng, isa, dtype, shape):
+    """The bits of a packed panel, without one; nothing beyond the last column's last term is read."""
+    lanes = shape["lanes"]
+    for m, vectors, length in itertools.product(range(1, 5), range(1, 5), (0, 1, 15, 16, 37, 64)):
+        for tail in {1, lanes - 1, lanes}:
+            columns = (vectors - 1) * lanes + tail
+            gemm = Gemm(rng, isa, dtype, lanes, m=m, vectors=1, tail=1, length=length, values=normal)
+            weights = np.full((columns, length + 3), np.nan, dtype)
+            weights[:, :length] = normal(rng, columns * length, dtype).reshape(columns, length)
+            starts, size = scattered(rng, m, columns)
+            before = normal(rng, size, dtype)
+            common = {"c_starts": starts, "accumulate": True, "finish": True, "activation": 5}
+            expected, c = before.copy(), before.copy()
+            for j in range(columns):
+                panel = np.zeros((length, lanes), dtype)
+                panel[:, 0] = weights[j, :length]
+                scale = {"scale": np.array([1 + j], dtype), "c_offset": j}
+                _testing.gemm(isa, c=expected, **gemm.arguments | {"panel": panel} | common | scale)
+            options = gemm.arguments | {"vectors": vectors, "tail": tail}
+            options["scale"] = np.arange(1, columns + 1, dtype=dtype)
+            # The array ends where the last column does.
+            flat = weights.ravel()[: max(weights.size - 3, 0)]
+            _testing.gemm(isa, c=c, **options | common, weights=flat, weights_pitch=length + 3)
+            np.testing.assert_array_equal(c, expected)
 
 
 def test_gemm_hints_change_nothing(rng, isa, dtype, shape):
@@ -300,6 +357,20 @@ def test_pack_weights(rng, isa, dtype, shape):
             expected[:-5] = np.pad(weights, [(0, 0), (0, 0), (0, columns - case["valid"])]).ravel()
             _testing.pack_weights(isa, panel=panel, **{**case, "columns": columns})
             np.testing.assert_array_equal(panel, expected)
+
+
+def test_pack_weights_of_several_phases(rng, isa, dtype, shape):
+    """Each tap's rows go where they are told."""
+    for case in weight_cases(rng, dtype, shape["lanes"]):
+        weights, columns, length = unpacked(case), case["columns"], case["length"]
+        starts, size = scattered(rng, weights.shape[0], length * columns)
+        expected = marked(size, dtype)
+        for start, rows in zip(starts, weights, strict=True):
+            padded = np.pad(rows, [(0, 0), (0, columns - case["valid"])])
+            expected[start : start + length * columns] = padded.ravel()
+        panel = marked(size, dtype)
+        _testing.pack_weights(isa, panel=panel, **case, tap_starts=starts)
+        np.testing.assert_array_equal(panel, expected)
 
 
 @covers("pack_weight_rows")

@@ -158,15 +158,19 @@ Indices real_rows(const Indices& row_offset) {
 template <class T>
 void gemm(const std::string& isa, const Array<T>& rows, const Indices& row_starts, int64_t row_pitch,
           int64_t row_offset, int64_t row_step, int64_t taps, int64_t length, std::optional<int64_t> zero_row,
-          int64_t m, const Array<T>& panel, int32_t vectors, int32_t tail, Array<T> c, const Indices& c_starts,
+          int64_t m, Array<T> panel, int32_t vectors, int32_t tail, Array<T> c, const Indices& c_starts,
           int64_t c_offset, const Optional<T>& residual, const Indices& residual_starts, int64_t residual_offset,
           bool accumulate, bool finish, bool channel_rows, const Optional<T>& scale, const Optional<T>& shift,
           int32_t activation, T a, T b, const Optional<T>& next, int64_t next_rows, int64_t next_pitch,
-          int64_t next_width) {
+          int64_t next_width, int64_t panels, const Optional<T>& source, const Indices& source_offset,
+          const Optional<T>& weights, int64_t weights_pitch) {
   const KernelTable<T>& kernels = table<T>(isa);
-  require(vectors >= 1 && vectors <= kernels.max_vectors, "a panel has 1 to max_vectors vectors");
+  require(vectors >= 1 && vectors <= (weights ? kFewVectors : kernels.max_vectors),
+          "a panel has 1 to max_vectors vectors");
   require(tail >= 1 && tail <= kernels.lanes, "the tail has 1 to W lanes");
-  const int64_t columns = (vectors - 1) * kernels.lanes + tail;
+  require(panels == 1 || (panels > 1 && tail == kernels.lanes), "panels are whole or one");
+  require(!weights || (m <= kFewRows && taps == 1 && row_step == 1 && panels == 1), "few rows of one tap");
+  const int64_t width = vectors * kernels.lanes, columns = panels * width - kernels.lanes + tail;
   natural(m), natural(taps), natural(length), natural(row_pitch);
   const auto starts = static_cast<int64_t>(row_starts.size());
   require(m == 0 || taps == 0 || (taps - 1) * row_pitch + m <= starts, "row_starts has an entry a tap and row");
@@ -190,10 +194,15 @@ void gemm(const std::string& isa, const Array<T>& rows, const Indices& row_start
           .within(*residual, "the residual lies within its array");
     }
   }
-  Reach()
-      .steps(small(taps * length), vectors * kernels.lanes)
-      .steps(vectors * kernels.lanes, 1)
-      .within(panel, "the panel holds taps * length rows");
+  if (weights) {
+    Reach().steps(columns, weights_pitch).steps(length, 1).within(*weights, "the weights lie within their array");
+  } else {
+    Reach().steps(panels * small(taps * length), width).steps(width, 1).within(panel, "the panel holds its rows");
+  }
+  if (source) {
+    require(taps == 1 && static_cast<int64_t>(source_offset.size()) >= length, "source_offset has an entry a row");
+    Reach().any_of(source_offset.data(), length).steps(panels * width, 1).within(*source, "the rows lie within source");
+  }
   for (const auto* vector : {&scale, &shift}) {
     if (*vector) Reach().steps(channel_rows ? m : columns, 1).within(**vector, "scale and shift have an entry each");
   }
@@ -210,7 +219,10 @@ void gemm(const std::string& isa, const Array<T>& rows, const Indices& row_start
   g.zero_row = zero_row ? rows.data() + small(*zero_row) : nullptr;
   g.m = m;
   g.panel = panel.data();
-  g.panels = 1;
+  g.panels = panels, g.panel_pitch = taps * length * width;
+  g.source = data_or_null<T>(source), g.source_offset = source_offset.data();
+  g.pack = source ? panel.mutable_data() : nullptr;
+  g.weights = data_or_null<T>(weights), g.weights_pitch = weights_pitch;
   g.vectors = vectors, g.tail = tail;
   g.c = c_table.data();
   g.c_offset = c_offset;
@@ -240,11 +252,19 @@ PackWeightsArgs<T> weights_args(Array<T>& panel, const Array<T>& w, int64_t colu
 
 template <class T>
 void pack_weights(const std::string& isa, Array<T> panel, const Array<T>& w, int64_t column_stride,
-                  int64_t channel_stride, const Indices& tap_offset, int64_t length, int64_t columns, int64_t valid) {
-  const auto args = weights_args(panel, w, column_stride, channel_stride, tap_offset, length, columns, valid);
+                  int64_t channel_stride, const Indices& tap_offset, int64_t length, int64_t columns, int64_t valid,
+                  const Indices& tap_starts) {
+  auto args = weights_args(panel, w, column_stride, channel_stride, tap_offset, length, columns, valid);
   require(columns % table<T>(isa).lanes == 0, "columns is a multiple of W");
   require(valid <= columns, "valid is at most columns");
-  Reach().steps(small(args.taps * length), columns).steps(columns, 1).within(panel, "the panel holds its rows");
+  require(tap_starts.empty() || tap_starts.size() == tap_offset.size(), "tap_starts has an entry a tap");
+  const std::vector<T*> tap_panel = pointers(panel.mutable_data(), tap_starts);
+  if (tap_starts.empty()) {
+    Reach().steps(small(args.taps * length), columns).steps(columns, 1).within(panel, "the panel holds its rows");
+  } else {
+    Reach().any_of(tap_starts).steps(length, columns).steps(columns, 1).within(panel, "the panel holds its rows");
+    args.tap_panel = tap_panel.data();
+  }
   table<T>(isa).pack_weights(args);
 }
 
@@ -498,9 +518,11 @@ void bind_kernels(py::module_& m) {
         py::arg("residual_offset") = 0, py::arg("accumulate") = false, py::arg("finish") = false,
         py::arg("channel_rows") = false, absent("scale"), absent("shift"), py::arg("activation") = 0,
         py::arg("a") = T{0}, py::arg("b") = T{0}, absent("next"), py::arg("next_rows") = 0, py::arg("next_pitch") = 0,
-        py::arg("next_width") = 0);
+        py::arg("next_width") = 0, py::arg("panels") = 1, absent("source"), py::arg("source_offset") = Indices(),
+        absent("weights"), py::arg("weights_pitch") = 0);
   m.def("pack_weights", &pack_weights<T>, isa, options, array("panel"), array("w"), py::arg("column_stride"),
-        py::arg("channel_stride"), py::arg("tap_offset"), py::arg("length"), py::arg("columns"), py::arg("valid"));
+        py::arg("channel_stride"), py::arg("tap_offset"), py::arg("length"), py::arg("columns"), py::arg("valid"),
+        py::arg("tap_starts") = Indices());
   m.def("pack_weight_rows", &pack_weight_rows<T>, isa, options, array("panel"), array("w"), py::arg("column_stride"),
         py::arg("channel_stride"), py::arg("tap_offset"), py::arg("length"), py::arg("columns"), py::arg("valid"));
   m.def("pack_columns", &pack_columns<T>, isa, options, array("panel"), array("source"), py::arg("channel_stride"),
