@@ -100,6 +100,15 @@ def test_a_stray_is_admitted_in_a_large_array_alone():
     assert testing.stray_factor(10**9, 16.0) == 1
 
 
+@pytest.mark.parametrize(("dtype", "largest"), [(np.float32, 4), (np.float64, 5)])
+def test_constant_counts_the_oracle_where_it_rounds_too(dtype, largest):
+    x, w = np.ones((1, 1, 5), dtype), np.ones((1, 1, 1), dtype)
+    eps = np.finfo(dtype).eps
+    testing.assert_close_to_reference(x * dtype(1 + largest * eps), "conv1d", x, w)
+    with pytest.raises(AssertionError, match="exceed"):
+        testing.assert_close_to_reference(x * dtype(1 + (largest + 1) * eps), "conv1d", x, w)
+
+
 def test_bound_wants_nan_and_infinity_where_the_reference_has_them():
     x, w = np.ones((1, 1, 5)), np.ones((1, 1, 2))
     x[0, 0, 2] = np.inf

@@ -79,8 +79,8 @@ class Expected:
             relative = float(np.max(error / bound, initial=0.0)) if np.isfinite(error).all() else float("inf")
             worst = max(worst, relative)
             if ours:
-                stray = testing.stray_factor(y.size, self.constant)
-                wrong = testing.too_far(error / (self.constant * bound), stray)
+                limit = self.constant * testing.oracle_factor(self.dtype) * bound
+                wrong = testing.too_far(error / limit, testing.stray_factor(y.size, self.constant))
             else:
                 # Errors of transforms spread over a tile: the largest bound counts for every element.
                 rms = float(np.sqrt(np.mean(np.square(error)) / np.mean(np.square(bound))))
