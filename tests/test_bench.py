@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 import json
 import math
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+import fastconv
 from fastconv import reference
-from fastconv.bench import cases, peers, report, run, timing, worker
+from fastconv.bench import cases, cli, peers, report, run, timing, worker
 from fastconv.bench.worker import not_applicable
 
 TINY = cases.square("test", "3x3", 3, 5, 6, 3)
@@ -110,6 +113,122 @@ def test_families() -> None:
     assert cases.square("t", "", 64, 64, 56, 3, g=64).family(True) == "depthwise"
     assert cases.square("t", "", 64, 64, 56, 3, dtype="float64").family(False) == "float64"
     assert cases.square("t", "", 64, 64, 56, 3, direction="backward").family(False) == "backward"
+
+
+# ------------------------------------------------------------------------------------------------------ seeded layers
+
+SEEDED = cases.seeded()
+# The larger ones' references take the time.
+SEEDED_QUICK_FLOP = 2e7
+
+
+def test_seeded_layers_are_the_same_for_ever() -> None:
+    # It changes where a table takes up one of these layers, and then by that layer alone: take over the new value.
+    text = "".join(f"{v.id} {v.op} {v.describe()} {v.padding} {v.output_padding}\n" for v in SEEDED)
+    assert zlib.crc32(text.encode()) == 1883962224
+    assert cases.seeded() == SEEDED
+    assert cases.seeded(31) == SEEDED[:31]
+    assert not set(cases.seeded(seed=1)) & set(SEEDED)
+
+
+def test_seeded_layers_are_new() -> None:
+    assert len(SEEDED) == cases.SEEDED == 200
+    assert len({v.id for v in SEEDED}) == 200
+
+    def shape(layer: cases.Layer) -> Any:
+        return layer.op, layer.c, layer.k, layer.groups, *(getattr(layer, name) for name in geometry)
+
+    geometry = ("size", "kernel", "stride", "padding", "dilation", "output_padding")
+    shapes = {shape(v) for v in SEEDED}
+    assert len(shapes) == 200
+    assert not shapes & {shape(v) for v in (*cases.tables(), *cases.quick())}
+
+
+def test_seeded_layers_are_of_all_kinds() -> None:
+    low, high = cases.SEEDED_FLOP
+    for layer in SEEDED:
+        assert low <= layer.flops < high
+        assert min(layer.out_size, default=1) >= 1
+        assert 1 <= layer.groups <= 8
+        assert layer.groups == 1 or layer.c > layer.groups < layer.k
+        assert not layer.photograph
+    assert {v.family(False) for v in SEEDED} == set(cases.FAMILIES) - {"memory-bound", "depthwise"}
+    assert {v.op for v in SEEDED} >= {"conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "linear"}
+    assert {v.kernel for v in SEEDED} >= {(1, 1), (3, 3), (5, 5), (7, 7), (1, 7), (3, 1)}
+    assert {v.n for v in SEEDED if v.op != "linear"} == {1, 2, 3, 4}
+    for some in (
+        [v for v in SEEDED if v.size in ((7, 7), (14, 14))],
+        [v for v in SEEDED if v.c % 8 and v.k % 8],
+        [v for v in SEEDED if len(set(v.stride)) > 1],
+        [v for v in SEEDED if set(v.dilation) - {1}],
+        [v for v in SEEDED if v.dtype == "float64"],
+        [v for v in SEEDED if v.direction == "backward"],
+        [v for v in SEEDED if v.direction == "backward" and v.dtype == "float64"],
+    ):
+        assert len(some) >= 3
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [pytest.param(v, marks=() if v.flops < SEEDED_QUICK_FLOP else pytest.mark.slow, id=v.id) for v in SEEDED],
+)
+def test_seeded_layers_agree_with_the_reference(layer: cases.Layer) -> None:
+    arrays, _ = cases.data(layer)
+    expected = run.Expected(layer, arrays)
+    for layout in ("NCHW", "NHWC") if layer.rank else ("",):
+
+        def turn(a: Any, last: bool = layout == "NHWC") -> Any:
+            return np.ascontiguousarray(np.moveaxis(a, 1, -1)) if last else a
+
+        def back(a: Any, last: bool = layout == "NHWC") -> Any:
+            return np.moveaxis(a, -1, 1) if last else a
+
+        options = layer.options() | ({"layout": layout} if layer.rank else {})
+        x, w = turn(arrays["x"]), arrays["w"]
+        if layer.direction == "backward":
+            whole = getattr(fastconv, f"{layer.op}_backward")
+            dx, dw, _ = whole(turn(arrays["dy"]), x, w, needs=("input", "weight"), **options)
+            expected.check([back(dx), dw], ours=True)
+        else:
+            y = getattr(fastconv, layer.op)(x, w, **options)
+            expected.check([back(y)], ours=True)
+            np.testing.assert_array_equal(fastconv.plan(layer.op, x, w, **options)(x), y)
+
+
+def test_seeded_layers_are_chosen_and_joined() -> None:
+    assert cases.select(drawn=40)[0] == list(SEEDED[:40])
+    joined = cases.select(net="alexnet", drawn=40)[0]
+    assert joined == [*cases.select(net="alexnet")[0], *SEEDED[:40]]
+    # Of the tables all convolutions, of these those that are backward already.
+    backward = cases.select(net="alexnet", drawn=40, op="backward")[0]
+    assert [v for v in backward if v.net == "seeded"] == [v for v in SEEDED[:40] if v.direction == "backward"]
+    assert [v for v in backward if v.net == "alexnet"] == cases.select(net="alexnet", op="backward")[0]
+    assert {v.dtype for v in cases.select(drawn=40, dtype="float64")[0]} == {"float64"}
+
+
+def test_seeded_layers_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("rich")
+
+    def command(*words: str) -> int:
+        parser = argparse.ArgumentParser()
+        cli.add_arguments(parser)
+        return cli.main(parser.parse_args(words))
+
+    assert command("--seeded", "3", "--list") == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [v.id for v in SEEDED[:3]]
+    assert command("--seeded", "--list") == 0
+    assert len(capsys.readouterr().out.splitlines()) == cases.SEEDED
+    assert command("--seeded", "0", "--list") == 2
+    assert "--seeded (=0)" in capsys.readouterr().err
+
+
+def test_seeded_layers_are_reported_by_families() -> None:
+    some = [v for v in SEEDED if v.flops < 1e6][:3]
+    document = run.run(some, run.Options(effort=QUICK, workers=("numpy",)), quiet)
+    assert [(row["net"], row["id"]) for row in document["rows"]] == [("seeded", v.id) for v in some]
+    for row, layer in zip(document["rows"], some, strict=True):
+        assert row["family"] == layer.family(row["memory_bound"])
+        assert not {name for name, state in row["contenders"].items() if state["status"] in ("wrong", "failed")}
 
 
 # ---------------------------------------------------------------------------------------------------- checks of results

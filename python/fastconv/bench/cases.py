@@ -1,4 +1,7 @@
-"""The layers of the benchmark: read from the tables in shapes/, with their sizes, costs, families and data."""
+"""The layers of the benchmark, with their sizes, costs, families and data.
+
+They are read from the tables in shapes/; `seeded` draws others, which no table holds.
+"""
 
 from __future__ import annotations
 
@@ -349,6 +352,156 @@ def quick() -> tuple[Layer, ...]:
     return tuple(_unique([*forward, *f64, *backward]))
 
 
+# ------------------------------------------------------------------------------------------------------ seeded layers
+
+SEEDED = 200
+# Large enough for a call to be more than its overhead, small enough for all of them to be measured in minutes.
+SEEDED_FLOP = (100_000, 300_000_000)
+_SEED = 20_260_101
+
+# Their cost is drawn first, as one of these ranges: products of sizes would gather at the upper end.
+_BANDS: tuple[Ints, ...] = (
+    (SEEDED_FLOP[0], 1_000_000),
+    *3 * ((1_000_000, 10_000_000),),
+    *4 * ((10_000_000, 100_000_000),),
+    *2 * ((100_000_000, SEEDED_FLOP[1]),),
+)
+# The kinds take turns, so that any twenty layers in a row have all of them.
+_KINDS = (
+    *("3x3", "1x1", "3x3 strided", "1-D", "asymmetric", "3x3", "1x1", "linear", "5x5", "dilated"),
+    *("3x3", "grouped", "3x3 strided", "1-D", "7x7", "3x3", "1x1", "transposed", "asymmetric", "3-D"),
+)
+_KERNELS: dict[str, tuple[Ints, ...]] = {
+    "1x1": ((1, 1),),
+    "3x3": ((3, 3),),
+    "3x3 strided": ((3, 3),),
+    "5x5": ((5, 5),),
+    "7x7": ((7, 7),),
+    "asymmetric": ((1, 3), (3, 1), (1, 5), (5, 1), (1, 7), (7, 1), (3, 5), (2, 3), (4, 2)),
+    "dilated": ((3, 3), (3, 3), (5, 5), (2, 3)),
+    "grouped": ((1, 1), (3, 3), (3, 3), (5, 5)),
+    "transposed": ((2,), (4,), (8,), (2, 2), (3, 3), (4, 4), (5, 5), (3, 4)),
+    "1-D": ((1,), (2,), (3,), (5,), (7,), (9,), (15,), (31,)),
+    "3-D": ((1, 1, 1), (3, 3, 3), (1, 3, 3), (3, 1, 1), (2, 2, 2), (3, 5, 5)),
+}
+_STRIDES: dict[str, tuple[Ints, ...]] = {
+    "1x1": ((1, 1), (1, 1), (1, 1), (2, 2)),
+    "3x3 strided": ((2, 2), (2, 2), (3, 3), (2, 1), (1, 2)),
+    "5x5": ((1, 1), (2, 2)),
+    "7x7": ((1, 1), (2, 2)),
+    "asymmetric": ((1, 1), (1, 1), (2, 1), (2, 2)),
+    "grouped": ((1, 1), (1, 1), (2, 2)),
+    "1-D": ((1,), (1,), (2,), (4,)),
+    "3-D": ((1, 1, 1), (1, 1, 1), (2, 2, 2), (1, 2, 2)),
+}
+_SIDES = (7, 7, 7, 8, 10, 12, 13, 14, 14, 14, 15, 17, 19, 20, 24, 26, 28, 32, 35, 38, 40, 48, 52, 56, 64, 80, 96, 112)
+_LENGTHS = (49, 64, 100, 128, 199, 250, 300, 400, 512, 777, 1000, 1500, 2048, 4000)
+_DEPTHS = (4, 5, 7, 8, 10, 12, 14, 16)
+_ROUND = (8, 16, 16, 24, 32, 32, 40, 48, 64, 64, 80, 96, 112, 128, 128, 160, 192, 256, 256, 320, 384, 512, 768, 1024)
+
+
+class _Dice:
+    """Draws that are the same for ever: NumPy keeps the words of PCG64, but not what a Generator makes of them."""
+
+    def __init__(self, *seed: int) -> None:
+        self._bits = np.random.PCG64(seed)
+
+    def below(self, n: int) -> int:
+        """An integer from 0 to n - 1."""
+        return int(self._bits.random_raw()) * n >> 64
+
+    def pick(self, values: Sequence[Any]) -> Any:
+        """One of them; one that is there twice comes twice as often."""
+        return values[self.below(len(values))]
+
+    def channels(self, most: int) -> int:
+        """A count as networks have them or, as often, any: a pruned network's."""
+        if self.below(2):
+            return int(self.pick([v for v in _ROUND if v <= most]))
+        return 3 + self.below(min(most, self.pick((32, 128, 384, most))) - 2)
+
+
+def _shape_of(layer: Layer) -> Layer:
+    """What makes a layer another one; batch, dtype and direction do not."""
+    return replace(layer, net="", name="", n=0, direction="forward", dtype="float32")
+
+
+def seeded(count: int = SEEDED, seed: int = _SEED) -> tuple[Layer, ...]:
+    """Layers that networks could have and no table holds: shapes that nothing here was tuned on.
+
+    Each is drawn from words of its own, so that a longer list begins with the shorter one, and a new row in a table
+    changes the layer that it equals and no other.
+    """
+    taken = {_shape_of(layer) for layer in (*tables(), *quick())}
+    layers = []
+    for i in range(count):
+        dice = _Dice(seed, i)
+        low, high = dice.pick(_BANDS)
+        while True:
+            layer = _drawn(dice, _KINDS[i % len(_KINDS)], f"{i:03d}")
+            # A photograph would be data that depends on what is installed.
+            possible = min(layer.out_size, default=1) >= 1 and not layer.photograph
+            if possible and low <= layer.flops < high and _shape_of(layer) not in taken:
+                break
+        taken.add(_shape_of(layer))
+        layers.append(layer)
+    return tuple(layers)
+
+
+def _drawn(dice: _Dice, kind: str, name: str) -> Layer:
+    dtype = dice.pick(("float64",) + 7 * ("float32",))
+    if kind == "linear":
+        rows = dice.pick((1, 1, 2, 3, 4, 16, 49, 64, 128))
+        return Layer("linear", "seeded", name, rows, dice.channels(2048), dice.channels(2048), dtype=dtype)
+    direction = dice.pick(("backward",) + 5 * ("forward",))
+    kernel: Ints = dice.pick(_KERNELS[kind])
+    rank = len(kernel)
+    stride: Ints = dice.pick(_STRIDES.get(kind, ((1,) * rank,)))
+    dilation = (1,) * rank
+    if kind == "dilated":
+        dilation = (dice.pick((2, 2, 3, 4, 6)),) * rank
+    elif kind == "1-D":
+        dilation = (dice.pick((1, 1, 1, 2, 4, 8)),)
+    if rank == 1:
+        size: Ints = (dice.pick(_LENGTHS),)
+    else:
+        height = dice.pick(_SIDES)
+        width = dice.pick(_SIDES) if dice.below(4) == 0 else height
+        size = (*(dice.pick(_DEPTHS) for _ in range(rank - 2)), height, width)
+    # "Same" for odd kernels, one less for even ones.
+    padded = dice.below(6) > 0
+    padding = tuple(d * (r - 1) // 2 if padded else 0 for d, r in zip(dilation, kernel, strict=True))
+    output_padding = (0,) * rank
+    if kind == "transposed":
+        step = dice.pick((1, 2, 2, 2, 3))
+        stride = (step,) * rank
+        padding = tuple(max(0, r - step + 1) // 2 for r in kernel)
+        output_padding = (dice.below(step) if dice.below(4) == 0 else 0,) * rank
+    groups = 2 + dice.below(7) if kind == "grouped" else 1
+    c, k = (groups * dice.channels(1024 // groups) for _ in range(2))
+    transposed = "_transpose" if kind == "transposed" else ""
+    return Layer(
+        f"conv{transposed}{rank}d",
+        "seeded",
+        name,
+        dice.pick((1, 1, 1, 1, 2, 3, 4)),
+        c,
+        k,
+        size,
+        kernel,
+        stride,
+        padding,
+        dilation,
+        output_padding,
+        groups,
+        direction,
+        dtype,
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------- choice
+
+
 def networks() -> list[str]:
     """The names that --net takes."""
     return sorted({layer.net for layer in _listed()})
@@ -368,22 +521,31 @@ def select(
     *,
     net: str | None = None,
     everything: bool = False,
+    drawn: int | None = None,
     op: str | None = None,
     dtype: str | None = None,
     max_gflop: float = MAX_GFLOP,
 ) -> tuple[list[Layer], list[Layer]]:
     """The layers of a run, and those left out because they are too large.
 
-    Without arguments the quick subset; with `net` every shape of that network; with `everything` every table. `op`
-    and `dtype` narrow either: "backward" takes the convolutions of the choice, backward.
+    Without arguments the quick subset; with `net` every shape of that network; with `everything` every table; with
+    `drawn` so many of `seeded`, besides those where both are asked for. `op` and `dtype` narrow any of them:
+    "backward" takes the convolutions of the choice, backward.
     """
+    sources: list[tuple[Layer, ...]] = []
     if net is not None:
-        chosen = list(_network(net))
+        sources.append(_network(net))
     elif everything:
-        chosen = list(tables())
-    else:
-        chosen = list(quick())
-    explicit = net is not None or everything
+        sources.append(tables())
+    if drawn is not None:
+        sources.append(seeded(drawn))
+    explicit = bool(sources)
+    chosen = [v for source in sources or [quick()] for v in _narrowed(list(source), op, dtype, explicit)]
+    small = [v for v in chosen if v.flops <= max_gflop * 1e9]
+    return _unique(small), [v for v in chosen if v.flops > max_gflop * 1e9]
+
+
+def _narrowed(chosen: list[Layer], op: str | None, dtype: str | None, explicit: bool) -> list[Layer]:
     if op == "backward":
         narrowed = [v for v in chosen if v.direction == "backward"]
         # The tables hold forward layers alone.
@@ -399,8 +561,7 @@ def select(
         same = [v for v in chosen if v.dtype == dtype]
         other = [replace(v, dtype=dtype) for v in chosen if v.dtype != dtype]
         chosen = same + [v for v in other if v not in same]
-    small = [v for v in chosen if v.flops <= max_gflop * 1e9]
-    return _unique(small), [v for v in chosen if v.flops > max_gflop * 1e9]
+    return chosen
 
 
 # --------------------------------------------------------------------------------------------------------------- data

@@ -22,6 +22,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     choice = parser.add_argument_group("what to measure (default: a quick subset of real layers)")
     choice.add_argument("--net", metavar="NAME", help="every layer of a network, such as resnet50")
     choice.add_argument("--all", action="store_true", help="every layer of every table")
+    choice.add_argument(
+        "--seeded",
+        metavar="N",
+        type=int,
+        nargs="?",
+        const=200,
+        help="N layers (default: %(const)s) that no table holds, the same in every run; with --net or --all besides",
+    )
     choice.add_argument("--op", choices=("conv1d", "conv2d", "conv3d", "conv_transpose", "linear", "backward", "all"))
     choice.add_argument("--filter", metavar="REGEX", help="only layers whose name matches")
     choice.add_argument("--family", metavar="NAME", help="only this family, such as 1x1 (memory-bound is found later)")
@@ -85,9 +93,12 @@ def _pythons(given: list[str]) -> dict[str, str]:
 def _layers(arguments: argparse.Namespace) -> tuple[list[Layer], list[Layer]]:
     from fastconv.bench import cases
 
+    if arguments.seeded is not None and arguments.seeded < 1:
+        raise ValueError(f"--seeded (={arguments.seeded}) must be positive")
     layers, large = cases.select(
         net=arguments.net,
         everything=arguments.all,
+        drawn=arguments.seeded,
         op=arguments.op,
         dtype=arguments.dtype,
         max_gflop=arguments.max_gflop,
