@@ -38,7 +38,6 @@ struct Problem {
   bool has_residual, residual_channels_unit, residual_columns_unit;
   bool padded;                               // any padding or cropping
   bool mapped;                               // a prologue is applied to the input
-  bool planned;                              // weights are packed once for many calls
 };
 
 // One piece of the reduction: channels [c0, c0 + channels) of taps [t0, t0 + taps).

@@ -153,17 +153,15 @@ Strides dense_strides(bool channels_last, int64_t channels, const int64_t size[3
 
 // The products of a forward pass with their decisions; bind() gives them their data.
 template <class T>
-std::vector<Run<T>> forward_runs(const ConvDesc& desc, const Layer& l, const Machine& m, bool mapped, bool has_residual,
-                                 bool planned) {
+std::vector<Run<T>> forward_runs(const ConvDesc& desc, const Layer& l, const Machine& m, bool mapped,
+                                 bool has_residual) {
   std::vector<Run<T>> runs;
   auto add = [&](const PhaseJob& p) {
     Run<T>& run = runs.emplace_back();
     run.job = p.job;
     run.output_offset = p.output_offset, run.residual_offset = p.residual_offset, run.weight_offset = p.weight_offset;
     merge_axes(&run.job);
-    Problem problem = describe(run.job, sizeof(T), l.channels_last, mapped);
-    problem.planned = planned;
-    run.choice = choose(problem, m);
+    run.choice = choose(describe(run.job, sizeof(T), l.channels_last, mapped), m);
   };
   const Strides* residual = has_residual ? &l.r : nullptr;
   if (desc.transposed) {
@@ -201,7 +199,7 @@ Status forward(const ConvDesc& desc, const ConvOperands& o) {
   if (l.geometry.N == 0) return Status::ok;
   const Machine m = current_machine(l.geometry.dtype);
   const KernelTable<T>& kernels = kernel_table<T>(m.isa);
-  std::vector<Run<T>> runs = forward_runs<T>(desc, l, m, has_prologue(o.prologue), !absent(o.epilogue.residual), false);
+  std::vector<Run<T>> runs = forward_runs<T>(desc, l, m, has_prologue(o.prologue), !absent(o.epilogue.residual));
   bind_runs(runs, o.x.data, o.w.data, o.y.data, o.epilogue.residual.data);
   Workspace vectors(sizeof(T) * static_cast<size_t>(2 * (l.in_channels + l.out_channels)));
   if (!vectors) return Status::out_of_memory;
@@ -523,7 +521,7 @@ class TypedPlan final : public ConvPlan {
     mapped_ = has_prologue(o.prologue);
     const KernelTable<T>& kernels = kernel_table<T>(machine_.isa);
     // With and without a residual the decision is the same: its memory order is the output's.
-    runs_ = forward_runs<T>(desc, layer_, machine_, mapped_, true, true);
+    runs_ = forward_runs<T>(desc, layer_, machine_, mapped_, true);
     bind_runs(runs_, nullptr, o.w.data, nullptr, nullptr);
     vectors_ = Block(static_cast<int64_t>(sizeof(T)) * 2 * (layer_.in_channels + layer_.out_channels));
     if (vectors_.failed()) return Status::out_of_memory;
@@ -629,7 +627,7 @@ Status decide(const ConvDesc& desc, Pass pass, const ConvOperands& o, Decision* 
     if ((s = check_forward(desc, o, &l)) != Status::ok) return s;
     const Geometry& g = l.geometry;
     if (absent(o.y)) l.y = dense_strides(l.channels_last, l.out_channels, desc.transposed ? g.in : g.out);
-    runs = forward_runs<T>(desc, l, m, has_prologue(o.prologue), !absent(o.epilogue.residual), false);
+    runs = forward_runs<T>(desc, l, m, has_prologue(o.prologue), !absent(o.epilogue.residual));
   } else {
     if ((s = check_backward(desc, o, pass, &l)) != Status::ok) return s;
     const Geometry& g = l.geometry;
