@@ -188,6 +188,79 @@ def test_explain_takes_every_op(op: str, operands: Any, options: Any, result: tu
     assert getattr(fastconv, op)(*arrays, **options).shape == shape
 
 
+def _by_runs(dy: Any, x: Any, terms: int) -> Any:
+    """The 3x3 weight gradient of x, padded already: one chain in float32 for each run of pixels, joined in order."""
+    windows = np.lib.stride_tricks.sliding_window_view(x, (3, 3), axis=(2, 3))  # N, C, P, Q, R, S
+    total: Any = None
+    for images, rows in zip(windows, dy, strict=True):
+        pixels = images.transpose(1, 2, 0, 3, 4).reshape(-1, 1, x.shape[1], 3, 3)
+        weights = rows.reshape(len(rows), -1).T[:, :, None, None, None]
+        for start in range(0, len(pixels), terms):
+            chain = np.zeros((len(rows), x.shape[1], 3, 3), np.float32)
+            for a, b in zip(weights[start : start + terms], pixels[start : start + terms], strict=True):
+                chain = chain + a * b
+            total = chain if total is None else total + chain
+    return total
+
+
+@pytest.mark.parametrize(
+    ("layout", "channels", "role"),
+    [
+        ("NCHW", 20, "pixel terms by slab"),
+        ("NHWC", 3, "pixel terms by slab"),  # too few channels to fill a vector
+        ("NHWC", 20, "pixel terms by rows"),
+    ],
+)
+def test_a_weight_gradient_is_explained_as_it_runs(
+    layout: str, channels: int, role: str, isa: str, rng: np.random.Generator
+) -> None:
+    x = rng.standard_normal((2, channels, 25, 43), dtype=np.float32)
+    # Powers of two: the products are exact, fused or not.
+    dy = rng.choice(np.float32([-1, 0.5, 2]), (2, 7, 23, 41))
+    shape = (7, channels, 3, 3)
+    turned = [np.ascontiguousarray(np.moveaxis(a, 1, -1)) if layout == "NHWC" else a for a in (dy, x)]
+    e = fastconv.explain("conv2d_backward_weight", *turned, shape, layout=layout)
+    assert e.decision["role"] == role
+    assert e.decision["pixel_block"] == 23 * 41
+    assert e.decision["channel_block"] == channels
+    terms, pieces = e.decision["reduction_block"], -(-23 * 41 // e.decision["reduction_block"])
+    assert 1 < pieces < 23 * 41
+    assert e.decision["error_bound"] == terms + 2 * pieces + (isa == "portable")
+    assert f", {role}, " in str(e)
+    assert len(str(e.decision["passed_over"]).splitlines()) == 1
+
+    # The bits are those of such runs, and of no others.
+    out = np.empty(shape, np.float32)
+    fastconv.clear_cache()
+    misses = fastconv.cache_info()["misses"]
+    fastconv.workspace_info(reset=True)
+    with fastconv.num_threads(1):
+        fastconv.conv2d_backward_weight(*turned, shape, layout=layout, out=out)
+    np.testing.assert_array_equal(out, _by_runs(dy, x, terms))
+    assert not np.array_equal(out, _by_runs(dy, x, terms + 1))
+    assert not np.array_equal(out, _by_runs(dy, x, 23 * 41))
+
+    # The memory is what the call takes.
+    assert e.decision["workspace_per_thread"] == fastconv.workspace_info()["peak_call_bytes_per_thread"]
+    second = out.nbytes if role.endswith("rows") else 0
+    assert e.decision["packed_weight_bytes"] == second
+    assert fastconv.cache_info()["misses"] - misses == (second > 0)
+
+
+@pytest.mark.parametrize("op", ["conv_transpose2d", "linear"])
+def test_other_weight_gradients_are_explained(op: str, rng: np.random.Generator) -> None:
+    """Of a transposed layer, dy is what the filter slides over; a dense layer's pixels are its rows."""
+    shapes: dict[str, Any] = {
+        "conv_transpose2d": ((1, 3, 14, 18), (1, 5, 7, 9), (5, 3, 2, 2), {"stride": 2}),
+        "linear": ((63, 5), (63, 32), None, {}),
+    }
+    dy, x, weight, options = shapes[op]
+    e = fastconv.explain(f"{op}_backward_weight", dy, x, *(() if weight is None else (weight,)), **options)
+    assert e.decision["pixel_block"] == e.decision["reduction_block"] == 63
+    assert e.decision["role"] == ("pixel terms by rows" if op == "linear" else "pixel terms by slab")
+    assert e.decision["channel_block"] == (32 if op == "linear" else 3)
+
+
 # --- the log ----------------------------------------------------------------------------------------------------
 
 

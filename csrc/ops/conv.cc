@@ -349,18 +349,23 @@ Status backward_input(const ConvDesc& desc, const ConvOperands& o) {
   return fold_frame<T>(l, m, kernels, o);
 }
 
+// The product whose weights the gradient is of. Of a transposed layer, dy is the side that the filter slides over.
+DenseJob weight_job(const ConvDesc& desc, const Layer& l) {
+  const bool t = desc.transposed;
+  DenseJob job = fprop_job(l.geometry, t ? l.y : l.x, t ? l.x : l.y, nullptr, l.w);
+  if (job.taps() == 1) merge_axes(&job);
+  return job;
+}
+
 template <class T>
 Status backward_weight(const ConvDesc& desc, const ConvOperands& o) {
   Layer l;
   const Status s = check_backward(desc, o, Pass::backward_weight, &l);
   if (s != Status::ok) return s;
   const Machine m = current_machine(l.geometry.dtype);
-  // Of a transposed layer, dy is the side that the filter slides over.
-  const bool t = desc.transposed;
-  DenseJob job = fprop_job(l.geometry, t ? l.y : l.x, t ? l.x : l.y, nullptr, l.w);
-  job.input = t ? o.y.data : o.x.data;
-  job.output = t ? o.x.data : o.y.data;
-  if (job.filter[0] * job.filter[1] * job.filter[2] == 1) merge_axes(&job);
+  DenseJob job = weight_job(desc, l);
+  job.input = desc.transposed ? o.y.data : o.x.data;
+  job.output = desc.transposed ? o.x.data : o.y.data;
   return run_weight_gradient<T>(job, m, kernel_table<T>(m.isa), static_cast<T*>(o.w.data), o.accumulate);
 }
 
@@ -408,15 +413,25 @@ Status backward_bias(const ConvDesc& desc, const TensorView& dy, const TensorVie
   });
 }
 
-template <class T>
-Decision summarise(const std::vector<Run<T>>& runs, const Machine& m, const Geometry& g, double bytes, int64_t packed) {
+// What all passes' decisions have in common.
+Decision summary_of(const Machine& m, const Geometry& g, double bytes) {
   Decision d;
-  const Choice& c = runs[0].choice;
   d.algorithm = "direct";
-  d.role = c.role == Role::pixel_rows ? "pixel rows" : "pixel columns";
   d.isa = isa_name(m.isa);
   d.tile_rows = m.tile_rows[preferred_vectors(m)];
   d.tile_columns = preferred_vectors(m) * m.lanes;
+  d.flops = 2 * g.macs();
+  d.bytes = bytes;
+  // Without a fused multiply-add each product rounds too.
+  d.error_bound = m.isa == Isa::portable ? 1 : 0;
+  return d;
+}
+
+template <class T>
+Decision summarise(const std::vector<Run<T>>& runs, const Machine& m, const Geometry& g, double bytes, int64_t packed) {
+  Decision d = summary_of(m, g, bytes);
+  const Choice& c = runs[0].choice;
+  d.role = c.role == Role::pixel_rows ? "pixel rows" : "pixel columns";
   d.reduction_block = c.reduction_block();
   d.channel_block = c.chunks[0].channels;
   d.pixel_block = c.pixel_block;
@@ -427,12 +442,25 @@ Decision summarise(const std::vector<Run<T>>& runs, const Machine& m, const Geom
     pieces = std::max(pieces, static_cast<int64_t>(run.choice.chunks.size()));
   }
   d.packed_weight_bytes = packed * static_cast<int64_t>(sizeof(T));
-  d.flops = 2 * g.macs();
-  d.bytes = bytes;
-  // A piece is one chain of fused additions, the pieces are another; the epilogue adds four roundings. Without a fused
-  // multiply-add each product rounds too.
-  d.error_bound = static_cast<double>(terms + pieces + 4 + (m.isa == Isa::portable ? 1 : 0));
+  // A piece is one chain of fused additions, the pieces are another; the epilogue adds four roundings.
+  d.error_bound += static_cast<double>(terms + pieces + 4);
   d.passed_over = c.passed_over;
+  return d;
+}
+
+template <class T>
+Decision summarise_weight_gradient(const DenseJob& job, const Machine& m, const Geometry& g, double bytes) {
+  Decision d = summary_of(m, g, bytes);
+  const WeightForm form = weight_gradient_form<T>(job, m);
+  d.role = form.by_rows ? "pixel terms by rows" : "pixel terms by slab";
+  d.reduction_block = form.terms;
+  d.channel_block = form.channels;
+  d.pixel_block = job.pixels();
+  d.workspace_per_thread = form.workspace;
+  d.packed_weight_bytes = form.copied * static_cast<int64_t>(sizeof(T));
+  // As forward, without an epilogue; what the gradient is added to joins the chain of the pieces.
+  d.error_bound += static_cast<double>(form.terms + form.pieces);
+  d.passed_over = form.passed_over;
   return d;
 }
 
@@ -615,7 +643,7 @@ std::shared_ptr<const ConvPlan> make_plan(const ConvDesc& desc, const ConvOperan
   return plan;
 }
 
-// Runs with their decisions for any pass, for explain() alone: pointers are never followed.
+// The decision of any pass, for explain() and the log: pointers are never followed.
 template <class T>
 Status decide(const ConvDesc& desc, Pass pass, const ConvOperands& o, Decision* out) {
   Layer l;
@@ -639,11 +667,14 @@ Status decide(const ConvDesc& desc, Pass pass, const ConvOperands& o, Decision* 
         merge_axes(&run.job);
         run.choice = choose(describe(run.job, sizeof(T), l.channels_last, false), m);
       }
-    } else {
+    } else if (pass == Pass::backward_input) {
       Run<T>& run = runs.emplace_back();
-      const bool t = desc.transposed;
-      run.job = fprop_job(g, t ? l.y : l.x, t ? l.x : l.y, nullptr, l.w);
+      run.job = fprop_job(g, l.y, l.x, nullptr, l.w);
+      merge_axes(&run.job);
       run.choice = choose(describe(run.job, sizeof(T), l.channels_last, false), m);
+    } else {
+      *out = summarise_weight_gradient<T>(weight_job(desc, l), m, g, least_bytes(g, false, sizeof(T)));
+      return Status::ok;
     }
   }
   int64_t packed = 0;

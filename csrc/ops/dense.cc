@@ -1283,7 +1283,59 @@ void weight_task_rows(const DenseJob& job, const Machine& m, const KernelTable<T
   }
 }
 
+// The form that a weight gradient takes. Nothing here depends on the threads, so that the bits do not.
+template <class T>
+struct WeightSplit {
+  bool by_rows;
+  PixelRuns pixels;
+  int64_t channels;  // a task's at most; more threads may divide them further
+
+  WeightSplit(const DenseJob& job, const Machine& m)
+      : by_rows(job.is.c == 1 && job.is.s[2] != 1 && job.C >= m.lanes),
+        pixels(job, by_rows ? std::min(reduction_terms(m, sizeof(T)), std::max<int64_t>(16, 16384 / job.taps()))
+                            : reduction_terms(m, sizeof(T))),
+        channels(job.C) {
+    // A slab stays in half of L2.
+    while (!by_rows && channels > 1 && weight_scratch_slab<T>(job, m, pixels, channels, 1) > m.l2 / 2)
+      channels = ceil_div(channels, 2);
+  }
+
+  // Bytes of scratch of a task of so many input and output channels.
+  int64_t scratch(const DenseJob& job, const Machine& m, int64_t c_size, int64_t k_size) const {
+    if (!by_rows) return weight_scratch_slab<T>(job, m, pixels, c_size, k_size) + 256;
+    Arena count(nullptr);
+    count.take<T>(pixels.size * m.max_vectors * m.lanes);
+    count.take<T>(job.C + m.lanes);
+    count.take<T*>(job.taps() * pixels.size);
+    count.take<T*>(k_size);
+    count.take<T*>(k_size);
+    return count.size();
+  }
+
+  // dw is made as [k][t][c], in memory of its own, and transposed at the end.
+  bool transposed(const DenseJob& job) const { return by_rows && job.taps() > 1; }
+};
+
 }  // namespace
+
+template <class T>
+WeightForm weight_gradient_form(const DenseJob& job, const Machine& m) {
+  const WeightSplit<T> split(job, m);
+  WeightForm form{};
+  form.by_rows = split.by_rows;
+  form.terms = split.pixels.size;
+  form.pieces = job.N * split.pixels.count;
+  form.channels = split.channels;
+  form.workspace = split.scratch(job, m, split.channels, job.K);
+  form.copied = split.transposed(job) ? job.G * job.K * job.C * job.taps() : 0;
+  form.passed_over = split.by_rows      ? "slab: a pixel's channels are neighbours in memory and fill a vector"
+                     : job.C < m.lanes  ? "rows: a group's channels do not fill a vector"
+                     : job.is.s[2] == 1 ? "rows: the columns of the image are neighbours in memory"
+                                        : "rows: the channels are not neighbours in memory";
+  return form;
+}
+template WeightForm weight_gradient_form<float>(const DenseJob&, const Machine&);
+template WeightForm weight_gradient_form<double>(const DenseJob&, const Machine&);
 
 template <class T>
 Status run_weight_gradient(const DenseJob& job, const Machine& m, const KernelTable<T>& kernels, T* dw,
@@ -1293,16 +1345,13 @@ Status run_weight_gradient(const DenseJob& job, const Machine& m, const KernelTa
     if (!accumulate) std::fill_n(dw, size, T{0});
     return Status::ok;
   }
-  const bool by_rows = job.is.c == 1 && job.is.s[2] != 1 && job.C >= W;
-  const int64_t terms = reduction_terms(m, sizeof(T));
-  const PixelRuns pixels(job, by_rows ? std::min<int64_t>(terms, std::max<int64_t>(16, 16384 / T_all)) : terms);
+  const WeightSplit<T> split(job, m);
+  const bool by_rows = split.by_rows;
+  const PixelRuns& pixels = split.pixels;
   const double work = job_nanoseconds(job);
   const int64_t want = wanted_tasks(work);
 
-  // Channels a task: the scratch stays in half of L2.
-  int64_t c_size = job.C;
-  if (!by_rows)
-    while (c_size > 1 && weight_scratch_slab<T>(job, m, pixels, c_size, 1) > m.l2 / 2) c_size = ceil_div(c_size, 2);
+  int64_t c_size = split.channels;
   int64_t c_parts = ceil_div(job.C, c_size);
   if (job.G * c_parts < want) {
     const int64_t unit =
@@ -1316,23 +1365,12 @@ Status run_weight_gradient(const DenseJob& job, const Machine& m, const KernelTa
   const int64_t k_parts = ceil_div(job.K, k_size);
 
   T* target = dw;
-  const bool transposed = by_rows && T_all > 1;
+  const bool transposed = split.transposed(job);
   if (transposed) {
     target = static_cast<T*>(output_allocate(static_cast<size_t>(size) * sizeof(T)));
     if (!target) return Status::out_of_memory;
   }
-  int64_t bytes;
-  if (by_rows) {
-    Arena count(nullptr);
-    count.take<T>(pixels.size * m.max_vectors * W);
-    count.take<T>(job.C + W);
-    count.take<T*>(T_all * pixels.size);
-    count.take<T*>(k_size);
-    count.take<T*>(k_size);
-    bytes = count.size();
-  } else {
-    bytes = weight_scratch_slab<T>(job, m, pixels, c_size, k_size) + 256;
-  }
+  const int64_t bytes = split.scratch(job, m, c_size, k_size);
   std::atomic<bool> failed{false};
   Status status = parallel_for(job.G * c_parts * k_parts, work, [&](int64_t i, int) {
     Workspace scratch(static_cast<size_t>(bytes));

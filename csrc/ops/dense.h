@@ -62,4 +62,17 @@ template <class T>
 Status run_weight_gradient(const DenseJob& job, const Machine& machine, const KernelTable<T>& kernels, T* dw,
                            bool accumulate);
 
+// How run_weight_gradient() goes about a product: what depends neither on the threads nor, the count of pieces apart,
+// on the batch.
+struct WeightForm {
+  bool by_rows;  // a row of the panel is a copy of one pixel's channels; otherwise a column is transposed out of a slab
+  int64_t terms, pieces;  // pixels of a piece of the reduction, and the number of pieces
+  int64_t channels;  // input channels of a task at most
+  int64_t workspace;  // scratch bytes of a task
+  int64_t copied;  // elements of the second dw, which is transposed at the end
+  const char* passed_over;
+};
+template <class T>
+WeightForm weight_gradient_form(const DenseJob& job, const Machine& machine);
+
 }  // namespace fastconv::ops

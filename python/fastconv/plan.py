@@ -292,7 +292,10 @@ class Explanation:
         decision: algorithm, role (which operand of the tile is broadcast), isa, tile_rows, tile_columns,
             reduction_block, channel_block, pixel_block, workspace_per_thread and packed_weight_bytes (bytes),
             error_bound (the proven c of |y - y64| <= c * eps * conv(|x|, |weight|)), and passed_over, the other
-            candidates with the reason.
+            candidates with the reason. A weight gradient sums over pixels: role says how their inputs are packed ("by
+            rows" or "by slab"), reduction_block is a run of pixels, channel_block the input channels and pixel_block
+            the pixels of an image that a task goes through, and packed_weight_bytes are those of a second gradient in
+            another order, where one is made.
     """
 
     op: str
