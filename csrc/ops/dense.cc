@@ -1103,10 +1103,18 @@ Status run_dense(const std::vector<Run<T>>& runs, const Machine& machine, const 
     if (cut.tasks) bytes = std::max(bytes, scratch_bytes<T>(run.job, run.choice, machine, cut));
   }
   if (tasks == 0) return Status::ok;
+  // Phases read the same input: one block of it after the other, in all of them.
+  const bool interleaved =
+      std::all_of(cuts.begin(), cuts.end(), [&](const Cut& c) { return c.tasks == cuts[0].tasks; });
   std::atomic<bool> failed{false};
   const Status status = parallel_for(tasks, work, [&](int64_t i, int) {
     size_t r = 0;
-    while (i >= cuts[r].tasks) i -= cuts[r++].tasks;
+    if (interleaved) {
+      r = static_cast<size_t>(i) % runs.size();
+      i /= static_cast<int64_t>(runs.size());
+    } else {
+      while (i >= cuts[r].tasks) i -= cuts[r++].tasks;
+    }
     Workspace scratch(static_cast<size_t>(bytes));
     if (!scratch) {
       failed.store(true, std::memory_order_relaxed);
