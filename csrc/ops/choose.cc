@@ -1,7 +1,6 @@
 #include "ops/choose.h"
 
 #include <algorithm>
-#include <cstdlib>
 
 #include "dispatch/kernel_table.h"
 
@@ -117,12 +116,12 @@ Choice choose(const Problem& p, const Machine& m) {
   const bool strided = p.stride[0] * p.stride[1] * p.stride[2] > 1;
   const bool long_sum =
       T > 1 ? p.C * T >= kTransposeTerms : p.C >= kTransposeTerms / 4 && (strided || pixels < kFewPixels);
-  const bool transpose =
-      pixels == 1 || (long_sum && p.K >= kTransposeChannels && p.C >= kTransposeImage);
+  const bool transpose = pixels == 1 || (long_sum && p.K >= kTransposeChannels && p.C >= kTransposeImage);
   // A group of few channels fills neither the vectors of a panel of weights nor a run of the reduction: pixels do.
-  const bool thin = (p.groups > 1 || !p.channels_last) && T > 1 && p.C <= kThinGroup && p.K <= kThinGroup && pixels >= 64;
+  const bool thin =
+      (p.groups > 1 || !p.channels_last) && T > 1 && p.C <= kThinGroup && p.K <= kThinGroup && pixels >= 64;
   c.role = !thin && (p.channels_last || transpose) ? Role::pixel_rows : Role::pixel_columns;
-  c.passed_over = thin            ? "pixel rows: a group has too few channels to fill a vector"
+  c.passed_over = thin              ? "pixel rows: a group has too few channels to fill a vector"
                   : p.channels_last ? "pixel columns: the channels are neighbours in memory, the columns are not"
                   : transpose       ? "pixel columns: the reduction is long enough to pay for transposing the image"
                                     : "pixel rows: the columns are neighbours in memory, and the reduction is short";
@@ -141,8 +140,7 @@ Choice choose(const Problem& p, const Machine& m) {
     const int64_t bytes =
         std::max<int64_t>(1, c.chunks[0].channels * std::min<int64_t>(c.chunks[0].taps, 3)) * p.item_size;
     const int64_t tile = m.tile_rows[preferred_vectors(m)];
-    static const int64_t cap = getenv("PB") ? atoi(getenv("PB")) : 192;
-    int64_t block = std::clamp<int64_t>(m.l2 / 3 / bytes, 2 * tile, cap);
+    int64_t block = std::clamp<int64_t>(m.l2 / 3 / bytes, 2 * tile, 192);
     block = std::min(block,
                      std::max<int64_t>(
                          tile, 8192 / std::max<int64_t>(c.copy_pixels ? T / std::max<int64_t>(p.filter[2], 1) : T, 1)));
