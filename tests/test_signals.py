@@ -8,10 +8,12 @@ import time
 import pytest
 
 CHILD = """
-import sys, threading, time
+import signal, sys, threading, time
 import numpy as np
 from fastconv import functional, reference, num_threads
 
+# Tests that run in the background of a shell ignore Ctrl-C, and a child would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 threads, what = int(sys.argv[1]), sys.argv[2]
 n = 32
 x, w = np.ones((n, 64, 112, 112), np.float32), np.ones((256, 64, 5, 5), np.float32)
@@ -52,6 +54,7 @@ def interrupt(threads, what):
         rest, errors = process.communicate(timeout=60)
     finally:
         process.kill()
+        process.communicate()
     *calls, line, after = rest.splitlines()
     assert process.returncode == 0, errors
     assert after == "right afterwards"
