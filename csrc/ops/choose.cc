@@ -93,11 +93,14 @@ Problem describe(const DenseJob& job, int64_t item_size, bool channels_last, boo
   return p;
 }
 
-// Guesses between measured points (Zen 3, one thread), not measured break-evens. Transposing won on 3x3 layers of 576
-// terms and more; fewer were not compared. With one tap it won at 49 pixels or a stride, drew at 196, lost at 3136.
-// The other two limits are untried.
-// An image of 3 channels gained 6 % by not being transposed (alexnet/conv1).
-constexpr int64_t kTransposeTerms = 256, kTransposeChannels = 32, kTransposeImage = 8, kThinGroup = 8, kFewPixels = 128;
+// Where the image is transposed for the rows role (measured on 30 planar layers, Zen 3, one thread; most of them ran
+// 0.2 to 0.9 times as fast by columns). Short rows of pixels fill the panels of the columns role badly; long ones win
+// where there are few channels on either side: an image of 8 ran 0.83 times as fast transposed, one of 3 0.94 times,
+// and of 4 output channels, which leave half the lanes empty, 0.87 times. A reduction of 72 terms won, shorter ones
+// were not compared. With one tap transposing won at 49 pixels or a stride, drew at 196, lost at 3136; the limit
+// between is a guess. So is that of a group whose channels fill no vector.
+constexpr int64_t kTransposeTerms = 64, kShortRow = 48, kLongRowImage = 16, kLongRowOutputs = 8, kThinGroup = 8,
+                  kFewPixels = 128;
 
 // Channels whose slab, for a block of one row of pixels, stays within L2: a dilated filter spans many rows.
 int64_t slab_channels(const Problem& p, const Machine& m) {
@@ -114,9 +117,10 @@ Choice choose(const Problem& p, const Machine& m) {
   // columns costs a copy for every tap. A single pixel has no columns.
   // Without taps to pay for, it still wins where the columns are few or a stride would take the image apart.
   const bool strided = p.stride[0] * p.stride[1] * p.stride[2] > 1;
-  const bool long_sum =
-      T > 1 ? p.C * T >= kTransposeTerms : p.C >= kTransposeTerms / 4 && (strided || pixels < kFewPixels);
-  const bool transpose = pixels == 1 || (long_sum && p.K >= kTransposeChannels && p.C >= kTransposeImage);
+  const bool short_rows = p.out[2] < kShortRow;
+  const bool enough = short_rows ? p.C >= kLongRowImage / 2 : p.C >= kLongRowImage && p.K >= kLongRowOutputs;
+  const bool transpose =
+      pixels == 1 || (enough && p.C * T >= kTransposeTerms && (T > 1 || strided || pixels < kFewPixels));
   // A group of few channels fills neither the vectors of a panel of weights nor a run of the reduction: pixels do.
   const bool thin =
       (p.groups > 1 || !p.channels_last) && T > 1 && p.C <= kThinGroup && p.K <= kThinGroup && pixels >= 64;
