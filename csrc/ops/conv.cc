@@ -507,22 +507,33 @@ double least_bytes(const Geometry& g, bool residual, int64_t item) {
   return static_cast<double>(item) * (in + out * (residual ? 2 : 1) + w);
 }
 
-// A copy between two tensors of one shape.
+// A copy between two tensors of one shape. Each task copies some rows of one image, all channels: either side's
+// neighbours are then soon met again.
 template <class T>
-void copy_tensor(const Geometry& g, bool in_side, const T* from, const Strides& f, T* to, const Strides& t) {
+Status copy_tensor(const Geometry& g, bool in_side, const T* from, const Strides& f, T* to, const Strides& t) {
   const int64_t channels = g.G * (in_side ? g.C : g.K);
   const int64_t* size = in_side ? g.in : g.out;
-  for (int64_t n = 0; n < g.N; ++n)
-    for (int64_t c = 0; c < channels; ++c)
-      for (int64_t d = 0; d < size[0]; ++d)
-        for (int64_t h = 0; h < size[1]; ++h)
-          for (int64_t w = 0; w < size[2]; ++w)
-            to[n * t.n + c * t.c + d * t.s[0] + h * t.s[1] + w * t.s[2]] =
-                from[n * f.n + c * f.c + d * f.s[0] + h * f.s[1] + w * f.s[2]];
+  const int64_t rows = size[0] * size[1];
+  const int64_t step = std::max<int64_t>(1, 65536 / std::max<int64_t>(1, channels * size[2]));
+  const int64_t parts = (rows + step - 1) / step;
+  const double work = static_cast<double>(g.N * channels) * static_cast<double>(rows * size[2]);
+  return parallel_for(g.N * parts, work, [&](int64_t i, int) {
+    const int64_t n = i / parts, first = i % parts * step, last = std::min(rows, first + step);
+    for (int64_t row = first; row < last; ++row) {
+      const int64_t d = row / size[1], h = row % size[1];
+      const T* source = from + n * f.n + d * f.s[0] + h * f.s[1];
+      T* target = to + n * t.n + d * t.s[0] + h * t.s[1];
+      for (int64_t c = 0; c < channels; ++c)
+        for (int64_t w = 0; w < size[2]; ++w) target[c * t.c + w * t.s[2]] = source[c * f.c + w * f.s[2]];
+    }
+  });
 }
 
-bool same_image(const Strides& a, const Strides& b) {
-  return a.c == b.c && a.s[0] == b.s[0] && a.s[1] == b.s[1] && a.s[2] == b.s[2];
+// Whether images of one shape lie alike. The stride of an axis of one element says nothing; NumPy keeps any.
+bool same_image(int64_t channels, const int64_t size[3], const Strides& a, const Strides& b) {
+  bool same = channels == 1 || a.c == b.c;
+  for (int i = 0; i < 3; ++i) same = same && (size[i] == 1 || a.s[i] == b.s[i]);
+  return same;
 }
 
 template <class T>
@@ -591,21 +602,27 @@ class TypedPlan final : public ConvPlan {
       return static_cast<T*>(block->data());
     };
     Strides user = ys;
-    if (!same_image(xs, layer_.x)) {
+    auto differ = [&](bool in_side, const Strides& strides) {
+      return !same_image(g.G * (in_side ? g.C : g.K), in_side ? g.in : g.out, strides,
+                         in_side != desc_.transposed ? layer_.x : layer_.y);
+    };
+    if (differ(!desc_.transposed, xs)) {
       Strides to;
       T* copy = dense(!desc_.transposed, &copies[0], &to);
       if (!copy) return Status::out_of_memory;
-      copy_tensor(g, !desc_.transposed, static_cast<const T*>(x.data), xs, copy, to);
+      s = copy_tensor(g, !desc_.transposed, static_cast<const T*>(x.data), xs, copy, to);
+      if (s != Status::ok) return s;
       input = copy, xs = to;
     }
-    if (!absent(residual) && !same_image(rs, layer_.y)) {
+    if (!absent(residual) && differ(desc_.transposed, rs)) {
       Strides to;
       T* copy = dense(desc_.transposed, &copies[1], &to);
       if (!copy) return Status::out_of_memory;
-      copy_tensor(g, desc_.transposed, static_cast<const T*>(residual.data), rs, copy, to);
+      s = copy_tensor(g, desc_.transposed, static_cast<const T*>(residual.data), rs, copy, to);
+      if (s != Status::ok) return s;
       addend = copy, rs = to;
     }
-    const bool scattered = !same_image(ys, layer_.y);
+    const bool scattered = differ(desc_.transposed, ys);
     if (scattered && !(output = dense(desc_.transposed, &copies[2], &ys))) return Status::out_of_memory;
 
     std::vector<Run<T>> runs = runs_;
@@ -620,7 +637,7 @@ class TypedPlan final : public ConvPlan {
     s = run_dense(runs, machine_, kernel_table<T>(machine_.isa), finish_, map, absent(gate) ? 0 : gate.strides[0],
                   false);
     if (s == Status::ok && scattered)
-      copy_tensor(g, desc_.transposed, static_cast<const T*>(output), ys, static_cast<T*>(y.data), user);
+      s = copy_tensor(g, desc_.transposed, static_cast<const T*>(output), ys, static_cast<T*>(y.data), user);
     return s;
   }
 
