@@ -211,10 +211,10 @@ Status forward(const ConvDesc& desc, const ConvOperands& o) {
   return run_dense(runs, m, kernels, finish, map, absent(o.prologue.gate) ? 0 : o.prologue.gate.strides[0], false);
 }
 
-// dx over the part [origin, origin + extent) of the padded input, written to `dx` with strides `out`.
+// The products of dx over the part [origin, origin + extent) of the padded input, written with strides `out`.
 template <class T>
-Status gradient_part(const Layer& l, const Machine& m, const KernelTable<T>& kernels, const ConvOperands& o,
-                     const int64_t origin[3], const int64_t extent[3], T* dx, const Strides& out, bool accumulate) {
+std::vector<Run<T>> gradient_runs(const Layer& l, const Machine& m, const int64_t origin[3], const int64_t extent[3],
+                                  const Strides& out) {
   std::vector<Run<T>> runs;
   for (const PhaseJob& p : dgrad_jobs(l.geometry, origin, extent, l.y, out, nullptr, l.w)) {
     Run<T>& run = runs.emplace_back();
@@ -223,6 +223,14 @@ Status gradient_part(const Layer& l, const Machine& m, const KernelTable<T>& ker
     merge_axes(&run.job);
     run.choice = choose(describe(run.job, sizeof(T), l.channels_last, false), m);
   }
+  return runs;
+}
+
+// Computes that part, into `dx`.
+template <class T>
+Status gradient_part(const Layer& l, const Machine& m, const KernelTable<T>& kernels, const ConvOperands& o,
+                     const int64_t origin[3], const int64_t extent[3], T* dx, const Strides& out, bool accumulate) {
+  std::vector<Run<T>> runs = gradient_runs<T>(l, m, origin, extent, out);
   bind_runs(runs, o.y.data, o.w.data, dx, nullptr);
   Block packed;
   const Status s = prepare_weights(runs, m, kernels, false, &packed);
@@ -249,53 +257,85 @@ std::vector<Box> frame_boxes(const Geometry& g) {
   return boxes;
 }
 
-// Padding other than zeros: an element of the frame is a copy of one of the image, so its gradient is added there. The
-// frame is computed in pieces of bounded size, one after the other, which fixes the order of the sums.
-template <class T>
-Status fold_frame(const Layer& l, const Machine& m, const KernelTable<T>& kernels, const ConvOperands& o) {
-  const Geometry& g = l.geometry;
-  const int64_t channels = g.G * g.C,
-                most = std::max<int64_t>(1, 262144 / (channels * static_cast<int64_t>(sizeof(T))));
+// Calls do_piece(box) for the frame in pieces of at most so many elements, along the axes, innermost whole first.
+template <class F>
+Status for_frame_pieces(const Geometry& g, int64_t most, F do_piece) {
   for (const Box& whole : frame_boxes(g)) {
-    // Pieces along the axes, innermost whole first.
     int64_t piece[3] = {1, 1, std::min(whole.extent[2], most)};
     if (piece[2] == whole.extent[2]) piece[1] = std::min(whole.extent[1], std::max<int64_t>(1, most / piece[2]));
     if (piece[1] == whole.extent[1] && piece[2] == whole.extent[2])
       piece[0] = std::min(whole.extent[0], std::max<int64_t>(1, most / (piece[1] * piece[2])));
-    Workspace scratch(sizeof(T) * static_cast<size_t>(channels * piece[0] * piece[1] * piece[2]));
-    if (!scratch) return Status::out_of_memory;
-    T* part = static_cast<T*>(scratch.data());
-    Box b;
     for (int64_t i0 = 0; i0 < whole.extent[0]; i0 += piece[0])
       for (int64_t i1 = 0; i1 < whole.extent[1]; i1 += piece[1])
         for (int64_t i2 = 0; i2 < whole.extent[2]; i2 += piece[2]) {
           const int64_t at[3] = {i0, i1, i2};
+          Box b;
           for (int a = 0; a < 3; ++a) {
             b.origin[a] = whole.origin[a] + at[a];
             b.extent[a] = std::min(piece[a], whole.extent[a] - at[a]);
           }
-          const Strides dense = dense_strides(l.channels_last, channels, b.extent);
-          for (int64_t n = 0; n < g.N; ++n) {
-            Layer one = l;
-            one.geometry.N = 1;
-            ConvOperands operands = o;
-            operands.y.data = static_cast<T*>(o.y.data) + n * l.y.n;
-            const Status s = gradient_part<T>(one, m, kernels, operands, b.origin, b.extent, part, dense, false);
-            if (s != Status::ok) return s;
-            T* image = static_cast<T*>(o.x.data) + n * l.x.n;
-            for (int64_t d = 0; d < b.extent[0]; ++d)
-              for (int64_t h = 0; h < b.extent[1]; ++h)
-                for (int64_t w = 0; w < b.extent[2]; ++w) {
-                  T* to = image + map_index(g.mode, b.origin[0] + d, g.in[0]) * l.x.s[0] +
-                          map_index(g.mode, b.origin[1] + h, g.in[1]) * l.x.s[1] +
-                          map_index(g.mode, b.origin[2] + w, g.in[2]) * l.x.s[2];
-                  const T* from = part + d * dense.s[0] + h * dense.s[1] + w * dense.s[2];
-                  for (int64_t c = 0; c < channels; ++c) to[c * l.x.c] += from[c * dense.c];
-                }
-          }
+          const Status s = do_piece(b);
+          if (s != Status::ok) return s;
         }
   }
   return Status::ok;
+}
+
+// The elements of a channel that a piece of the frame has: 256 KB of all channels, or the largest box.
+int64_t frame_piece(const Geometry& g, int64_t item_size) {
+  int64_t largest = 1;
+  for (const Box& b : frame_boxes(g)) largest = std::max(largest, b.extent[0] * b.extent[1] * b.extent[2]);
+  return std::clamp<int64_t>(262144 / (g.G * g.C * item_size), 1, largest);
+}
+
+// The most elements of the frame that are copies of one element of the image.
+int64_t frame_copies(const Geometry& g) {
+  int64_t elements = 1;
+  for (int a = 0; a < 3; ++a) {
+    const int64_t n = g.in[a], before = g.pad[a], after = g.pad_after[a];
+    if (g.mode == PaddingMode::replicate) {
+      elements *= 1 + (n == 1 ? before + after : std::max(before, after));
+    } else {
+      // Each side copies an element once at most; both copy the same one where they reach far enough.
+      const bool both = g.mode == PaddingMode::reflect ? std::max<int64_t>(1, n - 1 - after) <= std::min(before, n - 2)
+                                                       : before + after > n;
+      elements *= both ? 3 : before > 0 || after > 0 ? 2 : 1;
+    }
+  }
+  return elements - 1;
+}
+
+// Padding other than zeros: an element of the frame is a copy of one of the image, so its gradient is added there. The
+// pieces of the frame follow one another, which fixes the order of the sums.
+template <class T>
+Status fold_frame(const Layer& l, const Machine& m, const KernelTable<T>& kernels, const ConvOperands& o) {
+  const Geometry& g = l.geometry;
+  const int64_t channels = g.G * g.C, most = frame_piece(g, sizeof(T));
+  Workspace scratch(sizeof(T) * static_cast<size_t>(channels * most));
+  if (!scratch) return Status::out_of_memory;
+  T* part = static_cast<T*>(scratch.data());
+  return for_frame_pieces(g, most, [&](const Box& b) {
+    const Strides dense = dense_strides(l.channels_last, channels, b.extent);
+    for (int64_t n = 0; n < g.N; ++n) {
+      Layer one = l;
+      one.geometry.N = 1;
+      ConvOperands operands = o;
+      operands.y.data = static_cast<T*>(o.y.data) + n * l.y.n;
+      const Status s = gradient_part<T>(one, m, kernels, operands, b.origin, b.extent, part, dense, false);
+      if (s != Status::ok) return s;
+      T* image = static_cast<T*>(o.x.data) + n * l.x.n;
+      for (int64_t d = 0; d < b.extent[0]; ++d)
+        for (int64_t h = 0; h < b.extent[1]; ++h)
+          for (int64_t w = 0; w < b.extent[2]; ++w) {
+            T* to = image + map_index(g.mode, b.origin[0] + d, g.in[0]) * l.x.s[0] +
+                    map_index(g.mode, b.origin[1] + h, g.in[1]) * l.x.s[1] +
+                    map_index(g.mode, b.origin[2] + w, g.in[2]) * l.x.s[2];
+            const T* from = part + d * dense.s[0] + h * dense.s[1] + w * dense.s[2];
+            for (int64_t c = 0; c < channels; ++c) to[c * l.x.c] += from[c * dense.c];
+          }
+    }
+    return Status::ok;
+  });
 }
 
 // The layer's operands for a gradient: x and y are both given, as data or as the output.
@@ -427,23 +467,34 @@ Decision summary_of(const Machine& m, const Geometry& g, double bytes) {
   return d;
 }
 
+// What a term of a result passes through at most: the longest chain of fused additions, the chains that are added to
+// one another, and the elements of the frame that are folded into it.
+struct Sums {
+  int64_t terms = 0, pieces = 0, folded = 0;
+  template <class T>
+  void cover(const std::vector<Run<T>>& runs) {
+    for (const Run<T>& run : runs) {
+      terms = std::max(terms, run.choice.reduction_block());
+      pieces = std::max(pieces, static_cast<int64_t>(run.choice.chunks.size()));
+    }
+  }
+};
+
 template <class T>
-Decision summarise(const std::vector<Run<T>>& runs, const Machine& m, const Geometry& g, double bytes, int64_t packed) {
+Decision summarise(const std::vector<Run<T>>& runs, const Machine& m, const Geometry& g, double bytes, int64_t packed,
+                   Sums sums = {}) {
   Decision d = summary_of(m, g, bytes);
   const Choice& c = runs[0].choice;
   d.role = c.role == Role::pixel_rows ? "pixel rows" : "pixel columns";
   d.reduction_block = c.reduction_block();
   d.channel_block = c.chunks[0].channels;
   d.pixel_block = c.pixel_block;
-  int64_t terms = 0, pieces = 0;
-  for (const Run<T>& run : runs) {
+  for (const Run<T>& run : runs)
     d.workspace_per_thread = std::max(d.workspace_per_thread, task_workspace<T>(run.job, run.choice, m));
-    terms = std::max(terms, run.choice.reduction_block());
-    pieces = std::max(pieces, static_cast<int64_t>(run.choice.chunks.size()));
-  }
+  sums.cover(runs);
   d.packed_weight_bytes = packed * static_cast<int64_t>(sizeof(T));
   // A piece is one chain of fused additions, the pieces are another; the epilogue adds four roundings.
-  d.error_bound += static_cast<double>(terms + pieces + 4);
+  d.error_bound += static_cast<double>(sums.terms + sums.pieces + sums.folded + 4);
   d.passed_over = c.passed_over;
   return d;
 }
@@ -667,6 +718,7 @@ Status decide(const ConvDesc& desc, Pass pass, const ConvOperands& o, Decision* 
   Status s;
   const Machine m = current_machine(o.x.dtype);
   std::vector<Run<T>> runs;
+  Sums sums;
   bool keep = false;
   if (pass == Pass::forward) {
     if ((s = check_forward(desc, o, &l)) != Status::ok) return s;
@@ -678,11 +730,15 @@ Status decide(const ConvDesc& desc, Pass pass, const ConvOperands& o, Decision* 
     const Geometry& g = l.geometry;
     if (pass == Pass::backward_input && !desc.transposed) {
       const int64_t origin[3] = {0, 0, 0};
-      for (const PhaseJob& p : dgrad_jobs(g, origin, g.in, l.y, l.x, nullptr, l.w)) {
-        Run<T>& run = runs.emplace_back();
-        run.job = p.job;
-        merge_axes(&run.job);
-        run.choice = choose(describe(run.job, sizeof(T), l.channels_last, false), m);
+      runs = gradient_runs<T>(l, m, origin, g.in, l.x);
+      if (g.mode != PaddingMode::zeros) {
+        // The frame's elements have chains of their own, which are added to the image's.
+        for_frame_pieces(g, frame_piece(g, sizeof(T)), [&](const Box& b) {
+          const Strides dense = dense_strides(l.channels_last, g.G * g.C, b.extent);
+          sums.cover(gradient_runs<T>(l, m, b.origin, b.extent, dense));
+          return Status::ok;
+        });
+        sums.folded = frame_copies(g);
       }
     } else if (pass == Pass::backward_input) {
       Run<T>& run = runs.emplace_back();
@@ -696,7 +752,7 @@ Status decide(const ConvDesc& desc, Pass pass, const ConvOperands& o, Decision* 
   }
   int64_t packed = 0;
   for (const Run<T>& run : runs) packed += packed_size(run.job, run.choice, m, keep);
-  *out = summarise(runs, m, l.geometry, least_bytes(l.geometry, !absent(o.epilogue.residual), sizeof(T)), packed);
+  *out = summarise(runs, m, l.geometry, least_bytes(l.geometry, !absent(o.epilogue.residual), sizeof(T)), packed, sums);
   return Status::ok;
 }
 
