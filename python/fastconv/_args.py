@@ -716,6 +716,17 @@ def linear_viewable(x: Array, weight: Array, axis: int, residual: Array | None, 
     )
 
 
+def plain_rows(x: object, residual: object, out: object) -> bool:
+    """Whether the operands are rows of features already: `_core` takes them, and refuses them, as they are."""
+    return (
+        isinstance(x, np.ndarray)
+        and x.ndim == 2
+        and len(x) > 0
+        and (residual is None or (isinstance(residual, np.ndarray) and residual.ndim == 2))
+        and (out is None or (isinstance(out, np.ndarray) and out.ndim == 2))
+    )
+
+
 def linear_rows_match(dy: Array, x: Array, out: Array | None) -> bool:
     """As `linear_viewable`, for the gradients that sum over rows."""
     if not isinstance(dy, np.ndarray) or not isinstance(x, np.ndarray) or dy.ndim < 1 or dy.shape[:-1] != x.shape[:-1]:

@@ -1159,6 +1159,9 @@ def linear(
     try:
         if not _args.linear_viewable(x, weight, 1, residual, out):
             raise _core.Refused("bad_shape")
+        if _args.plain_rows(x, residual, out):
+            filters = weight[:, :, None]
+            return _core_forward(spec, x, filters, bias, scale, shift, residual, None, None, None, out)
         lead = x.shape[:-1]
         rows = math.prod(lead)
         target = None if out is None else _args.target_rows(out, rows)

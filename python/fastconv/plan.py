@@ -181,20 +181,27 @@ class _LinearPlan(Plan):
         """Run the layer: see `fastconv.functional.linear`; input_gate must be None."""
         if input_gate is not None:
             raise TypeError("input_gate must be None: linear takes none")
-        weight = self._vectors["weight"]
-        arrays = {"x": x, **self._vectors, "residual": residual, "out": out}
         try:
-            if not _args.linear_viewable(x, weight, 1, residual, out):
-                raise _core.Refused("bad_shape")
-            lead = x.shape[:-1]
-            rows = math.prod(lead)
-            target = None if out is None else _args.target_rows(out, rows)
-            if out is not None and target is None:
-                _args.check_linear(arrays)
-            residual_rows = None if residual is None else _args.rows_of(residual, rows)
-            y = self._run(_args.rows_of(x, rows), residual_rows, None, target)
+            if _args.plain_rows(x, residual, out):
+                return self._run(x, residual, None, out)
+            return self._run_reshaped(x, residual, out)
         except _core.Refused as refusal:
-            raise _args.linear_error(refusal, arrays) from None
+            raise _args.linear_error(refusal, self._arrays(x, residual, out)) from None
+
+    def _arrays(self, x: Array, residual: Array | None, out: Array | None) -> dict[str, Any]:
+        return {"x": x, **self._vectors, "residual": residual, "out": out}
+
+    def _run_reshaped(self, x: Array, residual: Array | None, out: Array | None) -> Array:
+        weight = self._vectors["weight"]
+        if not _args.linear_viewable(x, weight, 1, residual, out):
+            raise _core.Refused("bad_shape")
+        lead = x.shape[:-1]
+        rows = math.prod(lead)
+        target = None if out is None else _args.target_rows(out, rows)
+        if out is not None and target is None:
+            _args.check_linear(self._arrays(x, residual, out))
+        residual_rows = None if residual is None else _args.rows_of(residual, rows)
+        y = self._run(_args.rows_of(x, rows), residual_rows, None, target)
         if out is None:
             return y.reshape(*lead, weight.shape[0])
         if target is None:
