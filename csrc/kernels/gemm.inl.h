@@ -188,7 +188,7 @@ __attribute__((noinline)) void gemm_tiles(const GemmArgs<T>& g, int64_t m0, int6
 // columns are transposed in registers, 16 bytes of each, so that every sum is added up in the order of a packed panel.
 // A cache line of each column is used up before the next vector's turn (columns a power of two apart share their place
 // in the first-level cache); several vectors, because the additions of one wait for each other.
-template <class T, int MR, int NV>
+template <class T, int MR, int NV, bool Full>
 __attribute__((noinline)) void gemm_few(const GemmArgs<T>& g) {
   using V = Vec<T>;
   constexpr int W = V::kLanes, kBlock = 16 / sizeof(T), kLine = 64 / sizeof(T);
@@ -204,25 +204,27 @@ __attribute__((noinline)) void gemm_few(const GemmArgs<T>& g) {
     a[i] = g.rows[i] + g.row_offset;
     c[i] = g.c[i] + g.c_offset;
   }
+  // Lanes past the last column read it again; they are not stored.
+  const int64_t last = g.tail - 1;
   int64_t k = 0;
-  if (g.tail == W)
-    for (; k + kLine <= g.length; k += kLine)
+  for (; k + kLine <= g.length; k += kLine)
 #pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) {
-        const T* line = g.weights + v * W * pitch + k;
-        asm("" : "+r"(line));  // or the compiler keeps a pointer for every column, all of them on the stack
+    for (int v = 0; v < NV; ++v) {
+      const T* line = g.weights + v * W * pitch + k;
+      asm("" : "+r"(line));  // or the compiler keeps a pointer for every column, all of them on the stack
+      auto at = [=](int l) { return line + (Full || v + 1 < NV || l < last ? l : last) * pitch; };
 #pragma GCC unroll 16
-        for (int l = 0; l < W; ++l) __builtin_prefetch(line + l * pitch + kAhead, 0, 2);
+      for (int l = 0; l < W; ++l) __builtin_prefetch(at(l) + kAhead, 0, 2);
 #pragma GCC unroll 4
-        for (int h = 0; h < kLine; h += kBlock) {
-          V r[kBlock];
-          V::load_columns([=](int l) { return line + l * pitch + h; }, r);
+      for (int h = 0; h < kLine; h += kBlock) {
+        V r[kBlock];
+        V::load_columns([=](int l) { return at(l) + h; }, r);
 #pragma GCC unroll 4
-          for (int t = 0; t < kBlock; ++t)
+        for (int t = 0; t < kBlock; ++t)
 #pragma GCC unroll 4
-            for (int i = 0; i < MR; ++i) acc[i][v] = fma(V::set1(a[i][k + h + t]), r[t], acc[i][v]);
-        }
+          for (int i = 0; i < MR; ++i) acc[i][v] = fma(V::set1(a[i][k + h + t]), r[t], acc[i][v]);
       }
+    }
   for (; k < g.length; ++k)
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) {
@@ -310,17 +312,17 @@ inline void gemm_panel(const GemmArgs<T>& g) {
 
 template <class T>
 inline void gemm_few_rows(const GemmArgs<T>& g) {
-#define FASTCONV_FEW(M)                        \
-  case M * 8 + 1: return gemm_few<T, M, 1>(g); \
-  case M * 8 + 2: return gemm_few<T, M, 2>(g); \
-  case M * 8 + 3: return gemm_few<T, M, 3>(g); \
-  case M * 8 + 4: return gemm_few<T, M, 4>(g);
+#define FASTCONV_FEW(M, N) \
+  case M * 8 + N: return full ? gemm_few<T, M, N, true>(g) : gemm_few<T, M, N, false>(g);
+#define FASTCONV_FEW_ROWS(M) FASTCONV_FEW(M, 1) FASTCONV_FEW(M, 2) FASTCONV_FEW(M, 3) FASTCONV_FEW(M, 4)
+  const bool full = g.tail == Vec<T>::kLanes;
   switch (g.m * 8 + g.vectors) {
-    FASTCONV_FEW(1)
-    FASTCONV_FEW(2)
-    FASTCONV_FEW(3)
-    FASTCONV_FEW(4)
+    FASTCONV_FEW_ROWS(1)
+    FASTCONV_FEW_ROWS(2)
+    FASTCONV_FEW_ROWS(3)
+    FASTCONV_FEW_ROWS(4)
   }
+#undef FASTCONV_FEW_ROWS
 #undef FASTCONV_FEW
 }
 
