@@ -96,11 +96,12 @@ Problem describe(const DenseJob& job, int64_t item_size, bool channels_last, boo
 // Where the image is transposed for the rows role (measured on 30 planar layers, Zen 3, one thread; most of them ran
 // 0.2 to 0.9 times as fast by columns). Short rows of pixels fill the panels of the columns role badly; long ones win
 // where there are few channels on either side: an image of 8 ran 0.83 times as fast transposed, one of 3 0.94 times,
-// and of 4 output channels, which leave half the lanes empty, 0.87 times. A reduction of 72 terms won, shorter ones
-// were not compared. With one tap transposing won at 49 pixels or a stride, drew at 196, lost at 3136; the limit
-// between is a guess. So is that of a group whose channels fill no vector.
-constexpr int64_t kTransposeTerms = 64, kShortRow = 48, kLongRowImage = 16, kLongRowOutputs = 8, kThinGroup = 8,
-                  kFewPixels = 128;
+// and of 4 output channels, which leave half the lanes empty, 0.87 times. Rows of 10 pixels and fewer won with 3
+// channels too (1.05 to 1.8 times), of 20 to 32 they lost. A reduction of 72 terms won, shorter ones were not compared.
+// With one tap transposing won at 49 pixels or a stride, drew at 196, lost at 3136; the limit between is a guess. So is
+// that of a group whose channels fill no vector.
+constexpr int64_t kTransposeTerms = 64, kTinyRow = 16, kShortRow = 48, kLongRowImage = 16, kLongRowOutputs = 8,
+                  kThinGroup = 8, kFewPixels = 128;
 
 // Channels whose slab, for a block of one row of pixels, stays within L2: a dilated filter spans many rows.
 int64_t slab_channels(const Problem& p, const Machine& m) {
@@ -118,12 +119,14 @@ Choice choose(const Problem& p, const Machine& m) {
   // Without taps to pay for, it still wins where the columns are few or a stride would take the image apart.
   const bool strided = p.stride[0] * p.stride[1] * p.stride[2] > 1;
   const bool short_rows = p.out[2] < kShortRow;
-  const bool enough = short_rows ? p.C >= kLongRowImage / 2 : p.C >= kLongRowImage && p.K >= kLongRowOutputs;
+  const bool enough = p.out[2] < kTinyRow ? true
+                      : short_rows        ? p.C >= kLongRowImage / 2
+                                          : p.C >= kLongRowImage && p.K >= kLongRowOutputs;
   const bool transpose =
       pixels == 1 || (enough && p.C * T >= kTransposeTerms && (T > 1 || strided || pixels < kFewPixels));
   // A group of few channels fills neither the vectors of a panel of weights nor a run of the reduction: pixels do.
-  const bool thin =
-      (p.groups > 1 || !p.channels_last) && T > 1 && p.C <= kThinGroup && p.K <= kThinGroup && pixels >= 64;
+  const bool thin = (p.groups > 1 || (!p.channels_last && p.out[2] >= kTinyRow)) && T > 1 && p.C <= kThinGroup &&
+                    p.K <= kThinGroup && pixels >= 64;
   c.role = !thin && (p.channels_last || transpose) ? Role::pixel_rows : Role::pixel_columns;
   c.passed_over = thin              ? "pixel rows: a group has too few channels to fill a vector"
                   : p.channels_last ? "pixel columns: the channels are neighbours in memory, the columns are not"
