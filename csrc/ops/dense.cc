@@ -829,7 +829,8 @@ struct Cut {
   PixelBlocks blocks;
   int64_t k_parts, k_size, tasks;
 
-  Cut(const DenseJob& job, const Choice& choice, const Machine& m, int64_t want)
+  // `late`: the tasks pack the weights that they use, so that a second block of pixels would pack them again.
+  Cut(const DenseJob& job, const Choice& choice, const Machine& m, int64_t want, bool late)
       : blocks(job, choice, choice.pixel_block) {
     const int64_t unit = choice.role == Role::pixel_rows ? preferred_vectors(m) * m.lanes : 16;
     k_size = job.K;
@@ -837,7 +838,7 @@ struct Cut {
     if (choice.move_output || choice.move_residual)
       k_size = std::min(k_size, std::max(unit, 131072 / std::max<int64_t>(blocks.largest(), 1) / unit * unit));
     int64_t have = job.N * job.G * blocks.count;
-    if (have < want) {
+    if (have < want && !late) {
       // Smaller blocks first: they repeat less work than a second pass over the same pixels.
       const int64_t least =
           choice.role == Role::pixel_rows ? 4 * m.tile_rows[preferred_vectors(m)] : 4 * preferred_vectors(m) * m.lanes;
@@ -1097,7 +1098,7 @@ Status run_dense(const std::vector<Run<T>>& runs, const Machine& machine, const 
   cuts.reserve(runs.size());
   int64_t tasks = 0, bytes = 0;
   for (const Run<T>& run : runs) {
-    cuts.emplace_back(run.job, run.choice, machine, want);
+    cuts.emplace_back(run.job, run.choice, machine, want, !run.packed && packs_late(run.job, run.choice));
     const Cut& cut = cuts.back();
     tasks += cut.tasks;
     if (cut.tasks) bytes = std::max(bytes, scratch_bytes<T>(run.job, run.choice, machine, cut));
@@ -1127,7 +1128,7 @@ Status run_dense(const std::vector<Run<T>>& runs, const Machine& machine, const 
 
 template <class T>
 int64_t task_workspace(const DenseJob& job, const Choice& choice, const Machine& machine) {
-  const Cut cut(job, choice, machine, 1);
+  const Cut cut(job, choice, machine, 1, false);
   return scratch_bytes<T>(job, choice, machine, cut);
 }
 
