@@ -315,7 +315,7 @@ def markdown(documents: Sequence[Document]) -> str:
         threads = "/".join(str(c["threads"]) for c in document["ceilings"])
         plural = "thread" if threads == "1" else "threads"
         virtual = ", a virtual machine" if machine["virtual_machine"] else ""
-        parts.append(f"### {machine['cpu']}, {isa}, {threads} {plural}\n")
+        parts.append(f"### {machine['cpu']}, {isa}, {threads} {plural}: `{document['command']}`\n")
         entries = summary(document)
         names = [n for n in peers_of(document) if n not in ("numpy", "ncnn_direct")]
         head = ["family", "layout", "threads", "layers", "share of bound (worst)", "NumPy", *(SHORT[n] for n in names)]
