@@ -80,7 +80,6 @@ struct PixelBlocks {
 };
 
 // --- The input of a block of pixels, for the "pixel columns" role
-// -------------------------------------------------------
 
 // Sizes of the slab of output pixels [j0, j1): which padded rows and columns of the input it covers.
 struct SlabShape {
@@ -405,7 +404,6 @@ int64_t panel_elements(const Choice& choice, const Machine& machine) {
 }
 
 // --- Role: pixel rows
-// -----------------------------------------------------------------------------------------------------
 
 // The input of a block of pixels, copied with its padding: pixels' channels stay together, so that the taps of a row
 // are one run where the filter is not dilated.
@@ -673,7 +671,6 @@ void run_rows(const Run<T>& run, const DenseJob& job, const Context<T>& ctx, con
 }
 
 // --- Role: pixel columns
-// --------------------------------------------------------------------------------------------------
 
 template <class T>
 void run_columns(const Run<T>& run, const DenseJob& job, const Context<T>& ctx, const Task& task, Arena& arena) {
@@ -1133,7 +1130,6 @@ int64_t task_workspace(const DenseJob& job, const Choice& choice, const Machine&
 }
 
 // --- The gradient of the weights
-// ----------------------------------------------------------------------------------------
 //
 // dw[k][(c, t)] sums over pixels: the rows are dy, read in place with the distance between pixels as the step; the
 // panel holds a run of pixels' inputs, a column for each (c, t).

@@ -48,8 +48,8 @@ struct FreeBlock {
 };
 static_assert(sizeof(FreeBlock) <= kAlignment);
 
-// A block that the process has not got yet. Large ones ask for huge pages, as NumPy's own do: a page fault costs a
-// microsecond, and a stream over small pages waits for the TLB (a dense layer on one row ran 1.2 times as long).
+// A block that the process has not got yet. Large ones ask for huge pages, as NumPy's own do: a stream over small pages
+// waits for the TLB (a dense layer on one row ran 1.2 times as long).
 void* new_block(size_t bytes) {
   constexpr size_t kHugePage = size_t{2} << 20;
   if (bytes < 2 * kHugePage) return std::aligned_alloc(kAlignment, bytes);
