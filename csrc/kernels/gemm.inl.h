@@ -190,7 +190,8 @@ __attribute__((noinline)) void gemm_tiles(const GemmArgs<T>& g, int64_t m0, int6
 // in the first-level cache); several vectors, because the additions of one wait for each other.
 //
 // Registers: MR * NV accumulators, the 16 / sizeof(T) vectors of a block and as many to transpose it. On AVX2 that is
-// 12 of 16 for one row of four vectors; from nine accumulators on it does not fit, and narrower tiles were not compared.
+// 12 of 16 for one row of four vectors; from nine accumulators on it does not fit, and narrower tiles were not
+// compared.
 template <class T, int MR, int NV, bool Full>
 __attribute__((noinline)) void gemm_few(const GemmArgs<T>& g) {
   using V = Vec<T>;
