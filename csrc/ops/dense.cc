@@ -827,13 +827,14 @@ struct Cut {
   int64_t k_parts, k_size, tasks;
 
   // `late`: the tasks pack the weights that they use, so that a second block of pixels would pack them again.
-  Cut(const DenseJob& job, const Choice& choice, const Machine& m, int64_t want, bool late)
+  Cut(const DenseJob& job, const Choice& choice, const Machine& m, int64_t item_size, int64_t want, bool late)
       : blocks(job, choice, choice.pixel_block) {
     const int64_t unit = choice.role == Role::pixel_rows ? preferred_vectors(m) * m.lanes : 16;
     k_size = job.K;
-    // A buffer for a moved output holds at most this many channels.
+    // A buffer for a moved output holds at most half a megabyte.
     if (choice.move_output || choice.move_residual)
-      k_size = std::min(k_size, std::max(unit, 131072 / std::max<int64_t>(blocks.largest(), 1) / unit * unit));
+      k_size = std::min(k_size,
+                        std::max(unit, (512 << 10) / item_size / std::max<int64_t>(blocks.largest(), 1) / unit * unit));
     int64_t have = job.N * job.G * blocks.count;
     if (have < want && !late) {
       // Smaller blocks first: they repeat less work than a second pass over the same pixels.
@@ -881,7 +882,12 @@ template <class T>
 int64_t scratch_bytes(const DenseJob& job, const Choice& choice, const Machine& machine, const Cut& cut) {
   DenseJob part = job;
   for (int a = 0; a < 3; ++a) part.out[a] = cut.blocks.size[a];
-  const int64_t n = part.pixels(), W = machine.lanes, rows = cut.k_size ? cut.k_size : job.K;
+  const int64_t n = part.pixels(), W = machine.lanes;
+  int64_t rows = 0;
+  for (int64_t k = 0; k < cut.k_parts; ++k) {
+    const Task task = cut.task(job, machine, k);
+    rows = std::max(rows, task.k1 - task.k0);
+  }
   Arena count(nullptr);
   if (choice.role == Role::pixel_rows) {
     if (choice.copy_pixels) PixelSlab<T>(part, 0, n, choice.chunks[0].channels, 0, count);
@@ -1095,7 +1101,7 @@ Status run_dense(const std::vector<Run<T>>& runs, const Machine& machine, const 
   cuts.reserve(runs.size());
   int64_t tasks = 0, bytes = 0;
   for (const Run<T>& run : runs) {
-    cuts.emplace_back(run.job, run.choice, machine, want, !run.packed && packs_late(run.job, run.choice));
+    cuts.emplace_back(run.job, run.choice, machine, sizeof(T), want, !run.packed && packs_late(run.job, run.choice));
     const Cut& cut = cuts.back();
     tasks += cut.tasks;
     if (cut.tasks) bytes = std::max(bytes, scratch_bytes<T>(run.job, run.choice, machine, cut));
@@ -1125,7 +1131,7 @@ Status run_dense(const std::vector<Run<T>>& runs, const Machine& machine, const 
 
 template <class T>
 int64_t task_workspace(const DenseJob& job, const Choice& choice, const Machine& machine) {
-  const Cut cut(job, choice, machine, 1, false);
+  const Cut cut(job, choice, machine, sizeof(T), 1, false);
   return scratch_bytes<T>(job, choice, machine, cut);
 }
 
