@@ -1,71 +1,19 @@
 // Convolution for Python: ConvSpec, the passes, plans and decisions.
-//
-// The passes are plain METH_FASTCALL functions rather than pybind11 ones: with eleven arguments pybind11's dispatcher
-// adds 0.15 us, a quarter of what a whole call on a tiny input costs here. All arguments are positional, None is an
-// absent operand, and a Refusal thrown anywhere leaves as the Python exception Refused with nothing written.
-#include <new>
 #include <utility>
 
 #include "bindings.h"
-#include "casters.h"
+#include "calls.h"
 #include "fastconv/conv.h"
 
 namespace fastconv::bindings {
 namespace {
 
-PyObject* refused_type = nullptr;
 PyTypeObject* spec_type = nullptr;
 PyTypeObject* plan_type = nullptr;
 
-// --- from C++ to Python and back -------------------------------------------------------------------------------
-
-void raise_refused(const char* status) {
-  PyObject* name = PyUnicode_FromString(status);
-  if (!name) return;
-  PyErr_SetObject(refused_type, name);
-  Py_DECREF(name);
-}
-
-template <typename Body>
-PyObject* guarded(Body body) {
-  try {
-    return body();
-  } catch (const Refusal& refusal) { raise_refused(refusal.status); } catch (py::error_already_set& error) {
-    error.restore();
-  } catch (const std::bad_alloc&) { raise_refused("out_of_memory"); } catch (const std::exception& error) {
-    PyErr_SetString(PyExc_RuntimeError, error.what());
-  }
-  return nullptr;
-}
-
-// A module function of exactly kCount positional arguments.
-template <py::object (*kFunction)(PyObject* const*), Py_ssize_t kCount>
-PyObject* entry(PyObject*, PyObject* const* args, Py_ssize_t count) {
-  if (count != kCount) {
-    PyErr_Format(PyExc_TypeError, "expected %zd positional arguments, got %zd", kCount, count);
-    return nullptr;
-  }
-  return guarded([&] { return kFunction(args).release().ptr(); });
-}
-
-// The C++ value inside an instance of one of this file's final classes.
-template <typename T>
-const T& value_of(PyObject* object, const PyTypeObject* type) {
-  if (Py_TYPE(object) != type) {
-    PyErr_Format(PyExc_TypeError, "expected %s, got %s", type->tp_name, Py_TYPE(object)->tp_name);
-    throw py::error_already_set();
-  }
-  const void* value = reinterpret_cast<py::detail::instance*>(object)->simple_value_holder[0];
-  if (!value) {
-    PyErr_Format(PyExc_TypeError, "%s was not initialised", type->tp_name);
-    throw py::error_already_set();
-  }
-  return *static_cast<const T*>(value);
-}
-
 // --- ConvSpec --------------------------------------------------------------------------------------------------
 
-// The options of a layer, checked and in canonical form (see _args.py): what functional.py caches.
+// The options of a layer, checked and in canonical form (see _args): what the functions cache.
 struct ConvSpec {
   ConvDesc desc;
   Activation activation, input_activation;
@@ -74,17 +22,6 @@ struct ConvSpec {
 void read_entries(const py::tuple& entries, int spatial, int64_t* values) {
   if (static_cast<int>(entries.size()) != spatial) throw py::value_error("expected one entry a spatial dimension");
   for (int i = 0; i < spatial; ++i) values[i] = entries[i].cast<int64_t>();
-}
-
-template <typename Enum>
-Enum read_enum(int32_t value, Enum last) {
-  if (value < 0 || value > static_cast<int32_t>(last)) throw py::value_error("enumerator out of range");
-  return static_cast<Enum>(value);
-}
-
-Activation read_activation(const py::tuple& parts) {
-  if (parts.size() != 3) throw py::value_error("an activation is (kind, a, b)");
-  return {read_enum(parts[0].cast<int32_t>(), ActivationKind::clip), parts[1].cast<double>(), parts[2].cast<double>()};
 }
 
 ConvSpec make_spec(int32_t spatial, bool transposed, bool channels_last, const py::tuple& stride,
@@ -122,8 +59,6 @@ py::tuple activation_tuple(const Activation& activation) {
 
 // --- operands --------------------------------------------------------------------------------------------------
 
-bool is_shape(PyObject* object) { return PyTuple_Check(object) || PyList_Check(object); }
-
 // An image-like operand (x, y, residual): given its batch axis where it has none. `batched` is what x (or dy, the
 // leading operand) was; the others must follow it.
 void complete_image(TensorView& view, const ConvDesc& desc, bool batched) {
@@ -149,45 +84,6 @@ TensorView gate_view(PyObject* object, bool batched) {
   if (view.ndim != (batched ? 2 : 1)) throw Refusal{"bad_rank"};
   if (!batched) insert_batch_axis(view);
   return view;
-}
-
-bool read_flag(PyObject* object) {
-  if (object == Py_False) return false;
-  if (object == Py_True) return true;
-  throw Refusal{"bad_type"};
-}
-
-struct Result {
-  py::object array;
-  TensorView view;
-};
-
-// What a call reads, kept beside the arrays it came from for the overlap check.
-struct Read {
-  PyObject* array;
-  const TensorView& view;
-};
-
-Result user_output(PyObject* out, const TensorView& expected, std::initializer_list<Read> reads) {
-  Result result;
-  result.view = array_view(out);
-  if (result.view.dtype != expected.dtype) throw Refusal{"bad_dtype"};
-  if (!(py::detail::array_proxy(out)->flags & py::detail::npy_api::NPY_ARRAY_WRITEABLE_)) throw Refusal{"bad_output"};
-  if (!same_shape(result.view, expected) || overlaps_itself(result.view)) throw Refusal{"bad_output"};
-  for (const Read& read : reads) check_no_overlap(out, result.view, read.array, read.view);
-  result.array = py::reinterpret_borrow<py::object>(out);
-  return result;
-}
-
-// The output of a call: `out` where the user gave one, else a new array. `expected` holds dtype and shape in the
-// user's rank; `order` lists the axes of a new array from the outermost to the innermost in memory.
-Result make_output(PyObject* out, TensorView expected, const int* order, std::initializer_list<Read> reads) {
-  const int64_t bytes = pack_strides(expected, order);
-  if (out != Py_None) return user_output(out, expected, reads);
-  Result result;
-  result.view = expected;
-  result.array = new_array(result.view, bytes);
-  return result;
 }
 
 // As make_output, for an image-like output of `shape` (with its batch axis); the returned view has the batch axis.
@@ -447,12 +343,6 @@ PyObject* plan_run(PyObject* self, PyObject* const* args, Py_ssize_t count) {
 
 // --- the tables ------------------------------------------------------------------------------------------------
 
-template <py::object (*kFunction)(PyObject* const*), Py_ssize_t kCount>
-constexpr PyMethodDef method(const char* name, const char* doc) {
-  // The cast is CPython's own convention for METH_FASTCALL.
-  return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&entry<kFunction, kCount>)), METH_FASTCALL, doc};
-}
-
 PyMethodDef functions[] = {
     method<conv_forward, 11>("conv_forward",
                              "(spec, x, weight, bias, scale, shift, residual, input_scale, input_shift, input_gate, "
@@ -475,15 +365,6 @@ PyMethodDef plan_run_method = {"run", reinterpret_cast<PyCFunction>(reinterpret_
 }  // namespace
 
 void bind_conv(py::module_& m) {
-  load_numpy_types();
-
-  // As everything a static PyMethodDef reaches, these live as long as the process.
-  refused_type = PyErr_NewExceptionWithDoc("fastconv._core.Refused",
-                                           "A call was refused; args[0] is the status. Nothing has been written.",
-                                           nullptr, nullptr);
-  if (!refused_type) throw py::error_already_set();
-  m.attr("Refused") = py::handle(refused_type);
-
   py::class_<ConvSpec> spec(m, "ConvSpec", py::is_final(), "The options of a layer, checked; immutable.");
   spec.def(py::init(&make_spec), py::arg("spatial"), py::arg("transposed"), py::arg("channels_last"), py::arg("stride"),
            py::arg("dilation"), py::arg("pad_before"), py::arg("pad_after"), py::arg("output_padding"),
@@ -514,12 +395,7 @@ void bind_conv(py::module_& m) {
   plan_type = reinterpret_cast<PyTypeObject*>(plan.ptr());
   plan.attr("run") = py::reinterpret_steal<py::object>(PyDescr_NewMethod(plan_type, &plan_run_method));
 
-  const py::str module_name = m.attr("__name__");
-  for (PyMethodDef& function : functions) {
-    PyObject* object = PyCFunction_NewEx(&function, nullptr, module_name.ptr());
-    if (!object) throw py::error_already_set();
-    m.attr(function.ml_name) = py::reinterpret_steal<py::object>(object);
-  }
+  add_functions(m, functions);
 }
 
 }  // namespace fastconv::bindings

@@ -1,7 +1,8 @@
 // NumPy arrays in and out of the library's TensorViews: the only place where one becomes the other.
 //
 // Everything here is on the path of every call, so it reads the array struct directly (through pybind11's description
-// of it) and refuses by a bare status: the words of an error are found in Python, by _args.py, once a call has failed.
+// of it) and refuses by a bare status: the words of an error are found in Python, by the package _args, once a call has
+// failed.
 #pragma once
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>

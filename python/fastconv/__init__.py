@@ -49,5 +49,5 @@ __all__ = [
     "set_num_threads",
     "show_config",
     "workspace_info",
-    *functional.__all__,
 ]
+__all__ += functional.__all__

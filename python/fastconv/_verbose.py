@@ -24,7 +24,7 @@ def _public_name(default: str) -> str:
     name = default
     frame = sys._getframe(2)
     while (caller := frame.f_back) is not None:
-        if frame.f_globals.get("__name__") == "fastconv.functional":
+        if str(frame.f_globals.get("__name__")).startswith("fastconv.functional."):
             name = frame.f_code.co_name
         elif name != default:
             break

@@ -1,4 +1,4 @@
-"""Convolution and the dense layer as pure functions on NumPy arrays, forward and backward.
+"""Convolution and the dense layer, forward and backward.
 
 The forward functions compute, in one pass over memory,
 
@@ -24,12 +24,6 @@ The gradients of a loss L are those of the plain layer, without prologue and epi
 
 Where the padding copies elements (reflect, replicate, circular) their gradients are folded back into what was copied.
 
-**Arrays** are `numpy.ndarray` of float32 or float64, in native byte order, and all of one dtype in a call. Any strides
-are read in place; nothing is copied or converted. The result is a new array, channels-last in memory where the first
-operand is (C-contiguous where that reads both ways), or `out` where it is given: it must have the result's shape and
-dtype, be writable and not overlap what is read. A call that raises has not written to `out`;
-only one that is interrupted (KeyboardInterrupt) leaves it unspecified.
-
 **Options** that all functions share:
 
 - `stride`, `dilation` (at least 1): an int or one a spatial dimension, in elements of the input.
@@ -45,9 +39,6 @@ only one that is interrupted (KeyboardInterrupt) leaves it unspecified.
   "hardsigmoid" (clip(x / 6 + 0.5, 0, 1)), "tanh", "gelu" (x * Phi(x), by erf), "gelu_tanh", ("clip", lower, upper).
 - `algorithm`: "auto" or "direct".
 - `accumulate` (gradients): add to what `out` holds.
-
-**Errors**: TypeError for types and dtypes, ValueError for values and shapes, MemoryError where the result does not fit;
-each names the argument, its value and the rule.
 """
 
 from __future__ import annotations
@@ -56,19 +47,19 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from . import _args, _core, _verbose
-from ._args import Activation, Array, Ints, Padding
+from .. import _args, _core, _verbose
+from .._args import Activation, Array, Ints, Padding
 
 if _verbose.enabled:
-    from ._verbose import conv_backward_bias as _core_backward_bias
-    from ._verbose import conv_backward_input as _core_backward_input
-    from ._verbose import conv_backward_weight as _core_backward_weight
-    from ._verbose import conv_forward as _core_forward
+    from .._verbose import conv_backward_bias as _core_backward_bias
+    from .._verbose import conv_backward_input as _core_backward_input
+    from .._verbose import conv_backward_weight as _core_backward_weight
+    from .._verbose import conv_forward as _core_forward
 else:
-    from ._core import conv_backward_bias as _core_backward_bias
-    from ._core import conv_backward_input as _core_backward_input
-    from ._core import conv_backward_weight as _core_backward_weight
-    from ._core import conv_forward as _core_forward
+    from .._core import conv_backward_bias as _core_backward_bias
+    from .._core import conv_backward_input as _core_backward_input
+    from .._core import conv_backward_weight as _core_backward_weight
+    from .._core import conv_forward as _core_forward
 
 __all__ = [
     "ConvGradients",

@@ -17,6 +17,47 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
 
+__all__ = [
+    "Activation",
+    "ConvGradients",
+    "activate",
+    "conv1d",
+    "conv1d_backward",
+    "conv1d_backward_bias",
+    "conv1d_backward_input",
+    "conv1d_backward_weight",
+    "conv2d",
+    "conv2d_backward",
+    "conv2d_backward_bias",
+    "conv2d_backward_input",
+    "conv2d_backward_weight",
+    "conv3d",
+    "conv3d_backward",
+    "conv3d_backward_bias",
+    "conv3d_backward_input",
+    "conv3d_backward_weight",
+    "conv_transpose1d",
+    "conv_transpose1d_backward",
+    "conv_transpose1d_backward_bias",
+    "conv_transpose1d_backward_input",
+    "conv_transpose1d_backward_weight",
+    "conv_transpose2d",
+    "conv_transpose2d_backward",
+    "conv_transpose2d_backward_bias",
+    "conv_transpose2d_backward_input",
+    "conv_transpose2d_backward_weight",
+    "conv_transpose3d",
+    "conv_transpose3d_backward",
+    "conv_transpose3d_backward_bias",
+    "conv_transpose3d_backward_input",
+    "conv_transpose3d_backward_weight",
+    "linear",
+    "linear_backward",
+    "linear_backward_bias",
+    "linear_backward_input",
+    "linear_backward_weight",
+]
+
 Array = npt.NDArray[Any]
 Activation = str | tuple[str, float] | tuple[str, float, float] | None
 Ints = int | Sequence[int]
@@ -705,7 +746,9 @@ def _conv_transposend_backward(
     )
 
 
-conv1d, conv2d, conv3d = _ranked(_convnd, 1), _ranked(_convnd, 2), _ranked(_convnd, 3)
+conv1d = _ranked(_convnd, 1)
+conv2d = _ranked(_convnd, 2)
+conv3d = _ranked(_convnd, 3)
 conv1d_backward_input = _ranked(_convnd_backward_input, 1)
 conv2d_backward_input = _ranked(_convnd_backward_input, 2)
 conv3d_backward_input = _ranked(_convnd_backward_input, 3)

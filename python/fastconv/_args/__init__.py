@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from . import _core
+from .. import _core
 
 Array = npt.NDArray[Any]
 Activation = str | tuple[str, float] | tuple[str, float, float] | None

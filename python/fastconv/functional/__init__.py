@@ -1,0 +1,17 @@
+"""Pure functions on NumPy arrays, forward and backward: convolution and the dense layer (`conv`).
+
+**Arrays** are `numpy.ndarray` of float32 or float64, in native byte order, and all of one dtype in a call. Any strides
+are read in place; nothing is copied or converted. The result is a new array, channels-last in memory where the first
+operand is (C-contiguous where that reads both ways), or `out` where it is given: it must have the result's shape and
+dtype, be writable and not overlap what is read. A call that raises has not written to `out`;
+only one that is interrupted (KeyboardInterrupt) leaves it unspecified.
+
+**Errors**: TypeError for types and dtypes, ValueError for values and shapes, MemoryError where the result does not fit;
+each names the argument, its value and the rule.
+"""
+
+from . import conv
+from .conv import *  # noqa: F403
+
+__all__: list[str] = []
+__all__ += conv.__all__

@@ -1,0 +1,10 @@
+"""The functions of `fastconv.functional` in plain NumPy: the same names, signatures and defaults.
+
+In float64 they are the oracle of the tests, in float32 the baseline of the benchmark.
+"""
+
+from . import conv
+from .conv import *  # noqa: F403
+
+__all__: list[str] = []
+__all__ += conv.__all__
