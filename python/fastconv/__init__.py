@@ -10,7 +10,7 @@ if (_reason := _core.isa_environment_error()) is not None:
     raise ImportError(f"fastconv cannot run: {_reason}")
 
 from . import functional
-from .functional import *  # noqa: F403
+from .functional.conv import *  # noqa: F403
 from .plan import Explanation, Plan, explain, plan
 from .runtime import (
     available_isas,
