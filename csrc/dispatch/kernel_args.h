@@ -156,6 +156,57 @@ struct PixelSlabArgs {
   InputMap<T> map;  // gate_stride is 1
 };
 
+// One row of output pixels of a depthwise convolution, channels innermost:
+//   out[q * out_pitch + c] (+)= sum over r, s of weights[r][s * weight_pitch + c] * (column q * stride + s * dilation +
+//   first_column of row r, channel c)
+// Column i of row r begins at rows[r] + i * row_pitch[r]; columns outside [0, columns) are zeros. A row of zeros has
+// the pitch 0. Rows of weights hold whole vectors, `taps` of them weight_pitch apart.
+template <class T>
+struct DepthwiseChannelsArgs {
+  const T* const* rows;
+  const int64_t* row_pitch;
+  const T* const* weights;
+  int64_t row_count;
+  int64_t weight_pitch, taps, stride, dilation;
+  int64_t first_column, columns;
+  int64_t channels, pixels;
+  T* out;
+  int64_t out_pitch;
+  const T* residual;  // null: none
+  int64_t residual_pitch;
+  const T* scale;     // an entry a channel; null: 1, 0
+  const T* shift;
+  int32_t activation;
+  T a, b;
+  int32_t accumulate;  // add to what `out` holds
+};
+
+// Rows of output pixels of one channel of a depthwise convolution, the pixels of a row neighbours:
+//   out[p * out_pitch + q] (+)= sum over r, s of weights[r * taps + s] * slab[p * step + row_offset[r] +
+//   column_offset[s] + q]
+// Up to W - 1 elements past the last are read.
+template <class T>
+struct DepthwisePlaneArgs {
+  const T* slab;
+  int64_t step;
+  const int64_t* row_offset;
+  const int64_t* column_offset;
+  int64_t filter_rows, taps;
+  // Where row_offset[r] is r * row_pitch and `step` is stride * row_pitch; else 0.
+  int64_t row_pitch, stride;
+  const T* weights;
+  int64_t rows, columns;
+  T* out;
+  int64_t out_pitch;
+  const T* residual;  // null: none
+  int64_t residual_pitch;
+  T scale, shift;
+  int32_t has_scale, has_shift;
+  int32_t activation;
+  T a, b;
+  int32_t accumulate;
+};
+
 // Moves a block between a tensor of any strides and a dense buffer[m * pitch + n]; element (m, n) of the tensor is at
 // row_offset[m] + column_offset[n]. Row offsets grow; the buffer's pitch is a multiple of W.
 template <class T>

@@ -86,6 +86,8 @@ Problem describe(const DenseJob& job, int64_t item_size, bool channels_last, boo
   p.in_columns_unit = job.is.s[2] == 1 || job.in[2] == 1;
   p.out_channels_unit = job.os.c == 1 || job.G * job.K == 1;
   p.out_columns_unit = one_pixel || (uniform_pixels(job.out, job.os, &step) && step == 1);
+  p.out_row_unit = job.os.s[2] == 1 || job.out[2] == 1;
+  p.residual_row_unit = job.rs.s[2] == 1 || job.out[2] == 1;
   p.has_residual = job.has_residual;
   p.residual_channels_unit = job.rs.c == 1 || job.G * job.K == 1;
   p.residual_columns_unit = one_pixel || (uniform_pixels(job.out, job.rs, &step) && step == 1);
@@ -111,7 +113,25 @@ int64_t slab_channels(const Problem& p, const Machine& m) {
   return std::max<int64_t>(1, m.l2 / (std::max<int64_t>(1, width * height * p.filter[0]) * p.item_size));
 }
 
+// A filter for each channel: there is no product to tile. Lanes are channels where those are neighbours and fill half a
+// vector, and pixels of a row elsewhere.
+Choice choose_depthwise(const Problem& p, const Machine& m) {
+  Choice c{};
+  c.depthwise = true;
+  const int64_t T = p.filter[0] * p.filter[1] * p.filter[2];
+  const bool channels = p.channels_last && 2 * p.groups > m.lanes;
+  c.role = channels ? Role::pixel_rows : Role::pixel_columns;
+  c.chunks = {Chunk{0, 1, 0, T}};
+  c.copy_pixels = channels && (p.mapped || !p.in_channels_unit);
+  c.move_output = channels ? !p.out_channels_unit : !p.out_row_unit;
+  c.move_residual = p.has_residual && !(channels ? p.residual_channels_unit : p.residual_row_unit);
+  c.passed_over = channels ? "lanes of pixels: the channels are neighbours in memory"
+                           : "lanes of channels: the columns are neighbours in memory, or the channels few";
+  return c;
+}
+
 Choice choose(const Problem& p, const Machine& m) {
+  if (p.C == 1 && p.K == 1) return choose_depthwise(p, m);
   Choice c{};
   const int64_t T = p.filter[0] * p.filter[1] * p.filter[2];
   const int64_t pixels = p.out[0] * p.out[1] * p.out[2];

@@ -35,6 +35,7 @@ struct Problem {
   bool channels_last;                        // the layer's memory order, which follows its input's
   bool in_channels_unit, in_columns_unit;    // neighbours in memory: channels, columns of the image
   bool out_channels_unit, out_columns_unit;  // for the output, columns: all flattened pixels
+  bool out_row_unit, residual_row_unit;      // the pixels of one row
   bool has_residual, residual_channels_unit, residual_columns_unit;
   bool padded;                               // any padding or cropping
   bool mapped;                               // a prologue is applied to the input
@@ -44,6 +45,9 @@ struct Problem {
 struct Chunk { int64_t c0, channels, t0, taps; };
 
 struct Choice {
+  // A channel of input and output a group: not the tile's product, but a sum for each channel. pixel_rows then means
+  // that lanes are channels, pixel_columns that they are pixels.
+  bool depthwise;
   Role role;
   bool copy_pixels;  // pixel_rows: the input is copied to a padded slab first (few channels, or a prologue)
   bool direct;       // pixel_columns: the panel is packed straight from the image (1x1, no padding, stride 1)

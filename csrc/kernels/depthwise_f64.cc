@@ -1,0 +1,6 @@
+#include "kernels/depthwise.inl.h"
+
+namespace fastconv::FASTCONV_ISA_NS {
+template void depthwise_channels<double>(const DepthwiseChannelsArgs<double>&);
+template void depthwise_plane<double>(const DepthwisePlaneArgs<double>&);
+}  // namespace fastconv::FASTCONV_ISA_NS

@@ -1,0 +1,393 @@
+#include "ops/depthwise.h"
+
+#include <atomic>
+#include <new>
+
+#include "ops/memory.h"
+#include "ops/parallel.h"
+#include "ops/slab.h"
+
+namespace fastconv::ops {
+namespace {
+
+// About 15 G multiply-adds a second and core; only the order of magnitude matters.
+double nanoseconds(const DenseJob& job) {
+  return static_cast<double>(job.N) * job.G * job.pixels() * (2 + job.taps()) * 0.07;
+}
+
+// How a product is cut: tasks are an image, a range of channels, a range of rows and one of columns.
+struct Cut {
+  int64_t channels, rows, columns;  // of a task at most
+  int64_t channel_parts, row_parts, column_parts, tasks;
+
+  Cut(const DenseJob& job, const Choice& choice, const Machine& m, int64_t item_size, int64_t want) {
+    const int64_t line = 64 / item_size, lines = job.out[0] * job.out[1];
+    const bool lanes_are_channels = choice.role == Role::pixel_rows;
+    channels = std::max<int64_t>(job.G, 1), rows = std::max<int64_t>(lines, 1), columns = std::max<int64_t>(job.out[2], 1);
+    if (lanes_are_channels) {
+      // The input rows that one output row reads, and the next one again, stay in half of L2 (a copy of them in a
+      // quarter).
+      const int64_t reach =
+          (std::min<int64_t>(columns, 1024) - 1) * job.stride[2] + (job.filter[2] - 1) * job.dilation[2] + 1;
+      const int64_t bytes = item_size * std::max<int64_t>(1, reach) * (job.filter[0] * job.filter[1] + 1);
+      const int64_t fit = m.l2 / (choice.copy_pixels ? 4 : 2) / bytes / line * line;
+      channels = std::min(channels, std::max(line, fit));
+      columns = std::min<int64_t>(columns, 1024);
+    } else {
+      columns = std::min<int64_t>(columns, 4096);
+    }
+    auto count = [&] {
+      channel_parts = ceil_div(job.G, channels), row_parts = ceil_div(lines, rows);
+      column_parts = ceil_div(job.out[2], columns);
+      tasks = job.N * channel_parts * row_parts * column_parts;
+    };
+    count();
+    // More tasks: fewer channels first, which repeats no work; then fewer rows.
+    const int64_t least = lanes_are_channels ? 4 * line : 1;
+    if (tasks > 0 && tasks < want) {
+      channels = std::max(std::min(channels, least), round_up(ceil_div(channels, ceil_div(want, tasks)), least));
+      count();
+    }
+    if (tasks > 0 && tasks < want) {
+      rows = std::max<int64_t>(std::min<int64_t>(rows, 4), ceil_div(rows, ceil_div(want, tasks)));
+      count();
+    }
+    if (tasks > 0 && tasks < want) {
+      columns = std::max<int64_t>(std::min<int64_t>(columns, 256), ceil_div(columns, ceil_div(want, tasks)));
+      count();
+    }
+  }
+};
+
+struct Piece { int64_t n, c0, c1, row0, row1, q0, q1; };
+
+Piece piece_of(const DenseJob& job, const Cut& cut, int64_t i) {
+  Piece p{};
+  const int64_t column = i % cut.column_parts, row = i / cut.column_parts % cut.row_parts;
+  const int64_t channel = i / cut.column_parts / cut.row_parts % cut.channel_parts;
+  p.n = i / cut.column_parts / cut.row_parts / cut.channel_parts;
+  p.c0 = channel * cut.channels, p.c1 = std::min(job.G, p.c0 + cut.channels);
+  p.row0 = row * cut.rows, p.row1 = std::min(job.out[0] * job.out[1], p.row0 + cut.rows);
+  p.q0 = column * cut.columns, p.q1 = std::min(job.out[2], p.q0 + cut.columns);
+  return p;
+}
+
+template <class T>
+struct Context {
+  const Machine& machine;
+  const KernelTable<T>& kernels;
+  const Finish<T>& finish;
+  const InputMap<T>& map;
+  int64_t gate_batch_stride;
+  bool accumulate;
+};
+
+template <class T>
+T* pixel(const void* base, const Strides& s, int64_t n, int64_t c, int64_t d, int64_t h, int64_t w) {
+  return static_cast<T*>(const_cast<void*>(base)) + n * s.n + c * s.c + d * s.s[0] + h * s.s[1] + w * s.s[2];
+}
+
+// --- Lanes are channels
+
+// Output rows copied at a time, so that neighbouring ones share their input, within a quarter of L2.
+int64_t rows_copied(const DenseJob& job, const Machine& m, int64_t channels, int64_t columns, int64_t item_size) {
+  const int64_t width = (columns - 1) * job.stride[2] + (job.filter[2] - 1) * job.dilation[2] + 1;
+  const int64_t height = (job.filter[1] - 1) * job.dilation[1] + 1;
+  const int64_t fit = m.l2 / 4 / std::max<int64_t>(1, width * channels * job.filter[0] * item_size);
+  return std::clamp<int64_t>((fit - height) / job.stride[1] + 1, 1, 8);
+}
+
+template <class T>
+void run_channels(const Run<T>& run, const Context<T>& ctx, const Piece& task, Arena& arena) {
+  const DenseJob& job = run.job;
+  const Choice& choice = run.choice;
+  const int64_t channels = task.c1 - task.c0, q = task.q1 - task.q0, lines = job.filter[0] * job.filter[1];
+  const int64_t W = ctx.machine.lanes, pitch = round_up(job.G, W), item = sizeof(T);
+  const T** rows = arena.take<const T*>(lines);
+  int64_t* row_pitch = arena.take<int64_t>(lines);
+  const T** weights = arena.take<const T*>(lines);
+  T* zeros = arena.take<T>(channels);
+  std::fill_n(zeros, channels, T{0});
+  Moved<T> moved(job, choice, q, channels, W, arena);
+  if (moved.output || moved.residual)
+    for (int64_t i = 0; i < std::max(q, channels); ++i) {
+      if (moved.output && i < q) moved.row_offset[i] = i * job.os.s[2];
+      if (moved.output && i < channels) moved.column_offset[i] = i * job.os.c;
+      if (moved.residual && i < q) moved.residual_row[i] = i * job.rs.s[2];
+      if (moved.residual && i < channels) moved.residual_column[i] = i * job.rs.c;
+    }
+
+  DepthwiseChannelsArgs<T> g{};
+  g.rows = rows, g.row_pitch = row_pitch, g.weights = weights;
+  g.weight_pitch = pitch, g.taps = job.filter[2], g.stride = job.stride[2], g.dilation = job.dilation[2];
+  g.channels = channels, g.pixels = q;
+  g.scale = ctx.finish.scale ? ctx.finish.scale + task.c0 : nullptr;
+  g.shift = ctx.finish.shift ? ctx.finish.shift + task.c0 : nullptr;
+  g.activation = ctx.finish.activation, g.a = ctx.finish.a, g.b = ctx.finish.b;
+  g.accumulate = ctx.accumulate && !moved.output;
+
+  // A copy of the input with its padding and prologue, for a few rows of one plane at a time.
+  const bool copied = choice.copy_pixels || job.mode != PaddingMode::zeros;
+  const int64_t band = copied ? rows_copied(job, ctx.machine, channels, q, item) : task.row1 - task.row0;
+  DenseJob part = job;
+  part.pad[2] -= task.q0 * job.stride[2];
+  part.out[2] = q;
+  const InputMap<T> map = map_at(ctx.map, task.n, ctx.gate_batch_stride, task.c0);
+  const T* image = pixel<T>(job.input, job.is, task.n, task.c0, 0, 0, 0);
+  for (int64_t row = task.row0, end; row < task.row1; row = end) {
+    const int64_t d = row / job.out[1], h0 = row % job.out[1];
+    end = std::min({task.row1, row + band, (d + 1) * job.out[1]});
+    Arena inner = arena;
+    const T* slab = nullptr;
+    SlabShape shape(part, row * q, end * q);
+    if (copied) {
+      T* to = inner.take<T>(shape.depth * shape.height * shape.padded_columns * channels);
+      int64_t* offsets = inner.take<int64_t>(shape.depth * shape.height);
+      int64_t* columns = job.mode == PaddingMode::zeros ? nullptr : inner.take<int64_t>(shape.padded_columns);
+      T* gates = inner.take<T>(channels);
+      shape.row_offsets(part, offsets);
+      shape.column_map(part, columns);
+      PixelSlabArgs<T> args{};
+      args.slab = to, args.source = image;
+      args.channel_stride = job.is.c, args.column_stride = job.is.s[2], args.channels = channels;
+      args.row_offset = offsets, args.rows = shape.depth * shape.height;
+      args.columns = shape.padded_columns, args.first = shape.first_column(part), args.image_columns = job.in[2];
+      args.column_map = columns;
+      args.map = map;
+      if (map.gate) {
+        for (int64_t c = 0; c < channels; ++c) gates[c] = map.gate[c * map.gate_stride];
+        args.map.gate = gates, args.map.gate_stride = 1;
+      }
+      ctx.kernels.fill_pixel_slab(args);
+      slab = to;
+    }
+    for (; row < end; ++row) {
+      const int64_t h = row % job.out[1];
+      int64_t n = 0;
+      // A residue of the stride that no tap meets has no rows: its sums are zero.
+      for (int64_t a = 0; a < job.filter[0] && job.filter[2] > 0; ++a)
+        for (int64_t b = 0; b < job.filter[1]; ++b) {
+          weights[n] = run.packed + (a * job.filter[1] + b) * job.filter[2] * pitch + task.c0;
+          const int64_t di = d * job.stride[0] - job.pad[0] + a * job.dilation[0];
+          const int64_t hi = h * job.stride[1] - job.pad[1] + b * job.dilation[1];
+          const bool outside =
+              job.mode == PaddingMode::zeros && (di < 0 || di >= job.in[0] || hi < 0 || hi >= job.in[1]);
+          if (outside && run.skip_zeros) continue;
+          if (outside) {
+            rows[n] = zeros, row_pitch[n++] = 0;
+          } else if (slab) {
+            // The slab holds the planes of the filter one after the other.
+            const int64_t line = a * shape.height + (h - h0) * job.stride[1] + b * job.dilation[1];
+            rows[n] = slab + line * shape.padded_columns * channels, row_pitch[n++] = channels;
+          } else {
+            rows[n] = image + di * job.is.s[0] + hi * job.is.s[1], row_pitch[n++] = job.is.s[2];
+          }
+        }
+      g.row_count = n;
+      g.first_column = slab ? 0 : -part.pad[2];
+      g.columns = slab ? shape.padded_columns : job.in[2];
+      T* out = pixel<T>(job.output, job.os, task.n, task.c0, d, h, task.q0);
+      g.out = moved.output ? moved.output : out;
+      g.out_pitch = moved.output ? moved.pitch : job.os.s[2];
+      if (job.has_residual) {
+        T* residual = pixel<T>(job.residual, job.rs, task.n, task.c0, d, h, task.q0);
+        if (moved.residual)
+          move_in(ctx.kernels, residual, moved.residual, moved.pitch, moved.residual_row, moved.residual_column, q,
+                  channels);
+        g.residual = moved.residual ? moved.residual : residual;
+        g.residual_pitch = moved.residual ? moved.pitch : job.rs.s[2];
+      }
+      ctx.kernels.depthwise_channels(g);
+      if (moved.output)
+        move_out(ctx.kernels, out, moved.output, moved.pitch, moved.row_offset, moved.column_offset, q, channels,
+                 ctx.accumulate);
+    }
+  }
+}
+
+// --- Lanes are pixels
+
+// Rows of output whose slab, of one channel, stays in half of L1; at least four, which the kernel takes together.
+int64_t rows_together(const DenseJob& job, const Machine& m, int64_t columns, int64_t item_size) {
+  const int64_t width = (columns + (job.filter[2] - 1) * job.dilation[2] / job.stride[2]) *
+                        std::min(job.stride[2], job.filter[2]) * job.filter[0];
+  const int64_t fit = m.l1 / 2 / std::max<int64_t>(1, width * item_size) - (job.filter[1] - 1) * job.dilation[1];
+  return std::min(job.out[1], std::max<int64_t>(4, fit / job.stride[1]));
+}
+
+template <class T>
+void run_planes(const Run<T>& run, const Context<T>& ctx, const Piece& task, Arena& arena) {
+  const DenseJob& job = run.job;
+  const Choice& choice = run.choice;
+  const int64_t q = task.q1 - task.q0, lines = job.filter[0] * job.filter[1], W = ctx.machine.lanes;
+  const int64_t most = std::min(rows_together(job, ctx.machine, q, sizeof(T)), task.row1 - task.row0);
+  int64_t* row_offset = arena.take<int64_t>(lines);
+  Moved<T> moved(job, choice, most, q, W, arena);
+  if (moved.output || moved.residual)
+    for (int64_t i = 0; i < std::max(q, most); ++i) {
+      if (moved.output && i < most) moved.row_offset[i] = i * job.os.s[1];
+      if (moved.output && i < q) moved.column_offset[i] = i * job.os.s[2];
+      if (moved.residual && i < most) moved.residual_row[i] = i * job.rs.s[1];
+      if (moved.residual && i < q) moved.residual_column[i] = i * job.rs.s[2];
+    }
+  DenseJob part = job;
+  part.pad[2] -= task.q0 * job.stride[2];
+  part.out[2] = q;
+  DepthwisePlaneArgs<T> g{};
+  g.filter_rows = job.taps() > 0 ? lines : 0, g.taps = job.filter[2];
+  g.row_offset = row_offset;
+  g.columns = q;
+  g.activation = ctx.finish.activation, g.a = ctx.finish.a, g.b = ctx.finish.b;
+  g.accumulate = ctx.accumulate && !moved.output;
+  for (int64_t row = task.row0, end; row < task.row1; row = end) {
+    const int64_t d = row / job.out[1], h = row % job.out[1];
+    end = std::min({task.row1, row + most, (d + 1) * job.out[1]});
+    Arena inner = arena;
+    alignas(Slab<T>) unsigned char storage[sizeof(Slab<T>)];
+    Slab<T>* slab = nullptr;
+    if (job.taps() > 0) {
+      slab = new (storage) Slab<T>(part, row * q, end * q, 1, W, inner);
+      slab->prepare(part, row * q, end * q);
+      const int64_t pitch = slab->shape().row_pitch;
+      const int64_t* tap = slab->tap_offset();
+      for (int64_t r = 0; r < lines; ++r) row_offset[r] = tap[r * job.filter[2]] - tap[0];
+      g.slab = slab->data() + slab->segments()[0].offset;
+      g.column_offset = tap;
+      g.step = job.stride[1] * pitch;
+      const bool consecutive = job.filter[0] == 1 && (job.dilation[1] == 1 || job.filter[1] == 1);
+      g.row_pitch = consecutive ? pitch : 0;
+    }
+    g.stride = job.stride[1];
+    g.rows = end - row;
+    for (int64_t c = task.c0; c < task.c1; ++c) {
+      if (slab)
+        slab->fill(ctx.kernels, pixel<T>(job.input, job.is, task.n, c, 0, 0, 0), 1,
+                   map_at(ctx.map, task.n, ctx.gate_batch_stride, c));
+      g.weights = run.packed + c * job.taps();
+      g.has_scale = ctx.finish.scale != nullptr, g.scale = ctx.finish.scale ? ctx.finish.scale[c] : T{0};
+      g.has_shift = ctx.finish.shift != nullptr, g.shift = ctx.finish.shift ? ctx.finish.shift[c] : T{0};
+      T* out = pixel<T>(job.output, job.os, task.n, c, d, h, task.q0);
+      g.out = moved.output ? moved.output : out;
+      g.out_pitch = moved.output ? moved.pitch : job.os.s[1];
+      if (job.has_residual) {
+        T* residual = pixel<T>(job.residual, job.rs, task.n, c, d, h, task.q0);
+        if (moved.residual)
+          move_in(ctx.kernels, residual, moved.residual, moved.pitch, moved.residual_row, moved.residual_column, g.rows,
+                  q);
+        g.residual = moved.residual ? moved.residual : residual;
+        g.residual_pitch = moved.residual ? moved.pitch : job.rs.s[1];
+      }
+      ctx.kernels.depthwise_plane(g);
+      if (moved.output)
+        move_out(ctx.kernels, out, moved.output, moved.pitch, moved.row_offset, moved.column_offset, g.rows, q,
+                 ctx.accumulate);
+    }
+  }
+}
+
+// Scratch of the largest task, found by carving a block that is not there.
+template <class T>
+int64_t scratch_bytes(const DenseJob& job, const Choice& choice, const Machine& m, const Cut& cut) {
+  Arena count(nullptr);
+  const int64_t lines = job.filter[0] * job.filter[1], q = std::min(cut.columns, job.out[2]);
+  const int64_t channels = std::min(cut.channels, job.G);
+  DenseJob part = job;
+  part.out[2] = q;
+  if (choice.role == Role::pixel_rows) {
+    count.take<T*>(lines), count.take<int64_t>(lines), count.take<T*>(lines), count.take<T>(channels);
+    Moved<T>(job, choice, q, channels, m.lanes, count);
+    if (choice.copy_pixels || job.mode != PaddingMode::zeros) {
+      const int64_t band = std::min(rows_copied(job, m, channels, q, sizeof(T)), job.out[1]);
+      const SlabShape shape(part, 0, band * q);
+      count.take<T>(shape.depth * shape.height * shape.padded_columns * channels);
+      count.take<int64_t>(shape.depth * shape.height);
+      count.take<int64_t>(shape.padded_columns);
+      count.take<T>(channels);
+    }
+    return count.size();
+  }
+  const int64_t most = rows_together(job, m, q, sizeof(T));
+  count.take<int64_t>(lines);
+  Moved<T>(job, choice, most, q, m.lanes, count);
+  if (job.taps() > 0) Slab<T>(part, 0, most * q, 1, m.lanes, count);
+  return count.size();
+}
+
+}  // namespace
+
+int64_t packed_filters_size(const DenseJob& job, const Choice& choice, const Machine& machine) {
+  return job.taps() * (choice.role == Role::pixel_rows ? round_up(job.G, machine.lanes) : job.G);
+}
+
+template <class T>
+void pack_filters(const Run<T>& run, const Machine& machine, const KernelTable<T>& kernels, T* packed) {
+  const DenseJob& job = run.job;
+  const int64_t taps = job.taps();
+  Workspace scratch(sizeof(int64_t) * static_cast<size_t>(taps));
+  int64_t* offset = static_cast<int64_t*>(scratch.data());
+  tap_offsets(job, offset);
+  PackWeightsArgs<T> p{};
+  p.panel = packed, p.w = static_cast<const T*>(job.weight);
+  p.column_stride = job.wg, p.channel_stride = 0;
+  p.tap_offset = offset;
+  p.taps = taps, p.length = 1;
+  if (run.choice.role == Role::pixel_rows) {
+    p.columns = round_up(job.G, machine.lanes), p.valid = job.G;
+    kernels.pack_weights(p);
+  } else {
+    p.columns = taps, p.valid = job.G;
+    kernels.pack_weight_rows(p);
+  }
+}
+
+template <class T>
+Status run_depthwise(const std::vector<Run<T>>& runs, const Machine& machine, const KernelTable<T>& kernels,
+                     const Finish<T>& finish, const InputMap<T>& map, int64_t gate_batch_stride, bool accumulate) {
+  const Context<T> ctx{machine, kernels, finish, map, gate_batch_stride, accumulate};
+  double work = 0;
+  for (const Run<T>& run : runs) work += nanoseconds(run.job);
+  const int threads = planned_threads(int64_t{1} << 30, work);
+  const int64_t want = std::max<int64_t>(threads == 1 ? 1 : 4 * threads, static_cast<int64_t>(work / 20e6));
+  std::vector<Cut> cuts;
+  cuts.reserve(runs.size());
+  int64_t tasks = 0, bytes = 0;
+  for (const Run<T>& run : runs) {
+    cuts.emplace_back(run.job, run.choice, machine, sizeof(T), want);
+    tasks += cuts.back().tasks;
+    if (cuts.back().tasks) bytes = std::max(bytes, scratch_bytes<T>(run.job, run.choice, machine, cuts.back()));
+  }
+  if (tasks == 0) return Status::ok;
+  std::atomic<bool> failed{false};
+  const Status status = parallel_for(tasks, work, [&](int64_t i, int) {
+    size_t r = 0;
+    while (i >= cuts[r].tasks) i -= cuts[r++].tasks;
+    Workspace scratch(static_cast<size_t>(bytes));
+    if (!scratch) {
+      failed.store(true, std::memory_order_relaxed);
+      return;
+    }
+    Arena arena(scratch.data());
+    const Piece piece = piece_of(runs[r].job, cuts[r], i);
+    if (runs[r].choice.role == Role::pixel_rows)
+      run_channels(runs[r], ctx, piece, arena);
+    else
+      run_planes(runs[r], ctx, piece, arena);
+  });
+  return failed ? Status::out_of_memory : status;
+}
+
+template <class T>
+int64_t depthwise_workspace(const DenseJob& job, const Choice& choice, const Machine& machine) {
+  return scratch_bytes<T>(job, choice, machine, Cut(job, choice, machine, sizeof(T), 1));
+}
+
+#define FASTCONV_INSTANTIATE(T)                                                                       \
+  template void pack_filters<T>(const Run<T>&, const Machine&, const KernelTable<T>&, T*);            \
+  template Status run_depthwise<T>(const std::vector<Run<T>>&, const Machine&, const KernelTable<T>&, \
+                                   const Finish<T>&, const InputMap<T>&, int64_t, bool);              \
+  template int64_t depthwise_workspace<T>(const DenseJob&, const Choice&, const Machine&);
+FASTCONV_INSTANTIATE(float)
+FASTCONV_INSTANTIATE(double)
+#undef FASTCONV_INSTANTIATE
+
+}  // namespace fastconv::ops

@@ -1,0 +1,20 @@
+// Runs depthwise products: a filter for each channel.
+#pragma once
+#include "ops/dense.h"
+
+namespace fastconv::ops {
+
+// The filters in the order that the kernels read: (taps)(channels), padded to whole vectors, where lanes are channels;
+// (channels)(taps) elsewhere.
+int64_t packed_filters_size(const DenseJob& job, const Choice& choice, const Machine& machine);
+template <class T>
+void pack_filters(const Run<T>& run, const Machine& machine, const KernelTable<T>& kernels, T* packed);
+
+// As run_dense(), for runs whose choice is depthwise.
+template <class T>
+Status run_depthwise(const std::vector<Run<T>>& runs, const Machine& machine, const KernelTable<T>& kernels,
+                     const Finish<T>& finish, const InputMap<T>& map, int64_t gate_batch_stride, bool accumulate);
+template <class T>
+int64_t depthwise_workspace(const DenseJob& job, const Choice& choice, const Machine& machine);
+
+}  // namespace fastconv::ops
