@@ -156,24 +156,26 @@ struct PixelSlabArgs {
   InputMap<T> map;  // gate_stride is 1
 };
 
-// One row of output pixels of a depthwise convolution, channels innermost:
-//   out[q * out_pitch + c] (+)= sum over r, s of weights[r][s * weight_pitch + c] * (column q * stride + s * dilation +
-//   first_column of row r, channel c)
-// Column i of row r begins at rows[r] + i * row_pitch[r]; columns outside [0, columns) are zeros. A row of zeros has
-// the pitch 0. Rows of weights hold whole vectors, `taps` of them weight_pitch apart.
+// Rows of output pixels of a depthwise convolution, channels innermost:
+//   out[p * out_row_pitch + q * out_pitch + c] (+)= sum over r, s of weights[r][s * weight_pitch + c] *
+//   row p * row_stride + r * row_dilation, column q * stride + s * dilation + first_column, channel c
+// Column i of row j begins at rows[j] + i * row_pitch[j]; columns outside [0, columns) are zeros. A row of zeros has
+// the pitch 0; where skip_zeros is set it is passed over. Rows of weights hold whole vectors, `taps` of them
+// weight_pitch apart.
 template <class T>
 struct DepthwiseChannelsArgs {
   const T* const* rows;
   const int64_t* row_pitch;
   const T* const* weights;
-  int64_t row_count;
+  int64_t filter_rows, row_stride, row_dilation;
   int64_t weight_pitch, taps, stride, dilation;
   int64_t first_column, columns;
-  int64_t channels, pixels;
+  int64_t channels, out_rows, pixels;
+  int32_t skip_zeros;
   T* out;
-  int64_t out_pitch;
+  int64_t out_row_pitch, out_pitch;
   const T* residual;  // null: none
-  int64_t residual_pitch;
+  int64_t residual_row_pitch, residual_pitch;
   const T* scale;     // an entry a channel; null: 1, 0
   const T* shift;
   int32_t activation;
@@ -181,27 +183,34 @@ struct DepthwiseChannelsArgs {
   int32_t accumulate;  // add to what `out` holds
 };
 
-// Rows of output pixels of one channel of a depthwise convolution, the pixels of a row neighbours:
-//   out[p * out_pitch + q] (+)= sum over r, s of weights[r * taps + s] * slab[p * step + row_offset[r] +
-//   column_offset[s] + q]
-// Up to W - 1 elements past the last are read.
+// Rows of output pixels of a depthwise convolution, the pixels of a row neighbours:
+//   out[c * out_channel_pitch + p * out_row_pitch + q] (+)= sum over r, s of weights[(c * filter_rows + r) * taps + s]
+//   * row p * stride + r, column q * stride + s + first_column, of channel c
+// Row j of channel c begins at rows[j] + c * channel_pitch, or at zero_row in every channel; columns outside [0,
+// columns) are zeros. Where skip_zeros is set, rows that are zero_row are passed over.
+//
+// Where `column_offset` is given the rows are those of a slab, which all columns lie in: tap s of a filter row reads
+// column_offset[s] + q instead, and filter row r the row p * row_stride + row_offset[r]. Up to W - 1 elements past the
+// last are read.
 template <class T>
-struct DepthwisePlaneArgs {
-  const T* slab;
-  int64_t step;
-  const int64_t* row_offset;
+struct DepthwisePlanesArgs {
+  const T* const* rows;
+  const T* zero_row;
+  int64_t channel_pitch;
+  int64_t filter_rows, taps, stride;
+  int64_t first_column, columns;
   const int64_t* column_offset;
-  int64_t filter_rows, taps;
-  // Where row_offset[r] is r * row_pitch and `step` is stride * row_pitch; else 0.
-  int64_t row_pitch, stride;
+  const int64_t* row_offset;
+  int64_t row_stride;
   const T* weights;
-  int64_t rows, columns;
+  int64_t channels, out_rows, pixels;
+  int32_t skip_zeros;
   T* out;
-  int64_t out_pitch;
+  int64_t out_channel_pitch, out_row_pitch;
   const T* residual;  // null: none
-  int64_t residual_pitch;
-  T scale, shift;
-  int32_t has_scale, has_shift;
+  int64_t residual_channel_pitch, residual_row_pitch;
+  const T* scale;     // an entry a channel; null: 1, 0
+  const T* shift;
   int32_t activation;
   T a, b;
   int32_t accumulate;

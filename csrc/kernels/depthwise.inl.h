@@ -28,6 +28,13 @@ inline void activate_rows(const Args& g, T* out, int64_t rows, int64_t pitch, in
     }
 }
 
+// Kernels for single sizes of filter; the portable ones do without them.
+#if defined(__AVX2__)
+inline constexpr int kOwnSizes = 1;
+#else
+inline constexpr int kOwnSizes = 0;
+#endif
+
 // --- Channels innermost
 //
 // A strip of Q output pixels of one row, one vector of channels. Register map for a filter row of S taps, shown for
@@ -42,26 +49,79 @@ inline void activate_rows(const Args& g, T* out, int64_t rows, int64_t pitch, in
 // Strips are as wide as the registers allow: 14 + 7 + 1 of 32 with seven taps, 7 + 7 + 1 of 16. Rows of pixels are
 // often multiples of seven.
 #if defined(__AVX512F__)
-inline constexpr int kStrip = 14;
+inline constexpr int kStrip = 7;
 #else
 inline constexpr int kStrip = 7;
 #endif
 
-// S taps a filter row and their stride ST (0 taps: any number, any stride). `Whole`: all columns and all lanes exist;
-// otherwise `live` of the Q pixels and `lanes` lanes do. Pixel i of the strip is pixel i * pixel_step of the row.
-template <class T, int S, int ST, int Q, bool Whole>
-inline __attribute__((always_inline)) void channels_strip(const DepthwiseChannelsArgs<T>& g, int64_t c, int64_t q0,
-                                                          int64_t pixel_step, int64_t live, int64_t lanes) {
+namespace {
+alignas(64) const char kNothing[64] = {};  // what a column outside the image holds
+}  // namespace
+
+// The epilogue of a strip: pixel i is at out + i * step. Inside: all Q pixels exist, otherwise `live` of them do. Full:
+// all lanes exist, otherwise `lanes` of them.
+template <class T, int Q, bool Inside, bool Full>
+inline __attribute__((always_inline)) void finish_strip(const DepthwiseChannelsArgs<T>& g, Vec<T> (&acc)[Q], T* out,
+                                                        int64_t step, const T* residual, int64_t residual_step,
+                                                        int64_t c, int64_t live, int64_t lanes) {
   using V = Vec<T>;
-  constexpr int W = V::kLanes;
-  auto load = [lanes](const T* from) { return Whole || lanes == W ? V::load(from) : V::load_n(from, lanes); };
+  auto load = [lanes](const T* from) { return Full ? V::load(from) : V::load_n(from, lanes); };
+  if (g.accumulate) {
+#pragma GCC unroll 16
+    for (int q = 0; q < Q; ++q)
+      if (Inside || q < live) acc[q] = load(out + q * step) + acc[q];
+  }
+  if (g.scale) {
+    const V scale = load(g.scale + c);
+#pragma GCC unroll 16
+    for (int q = 0; q < Q; ++q) acc[q] = acc[q] * scale;
+  }
+  if (g.shift) {
+    const V shift = load(g.shift + c);
+#pragma GCC unroll 16
+    for (int q = 0; q < Q; ++q) acc[q] = acc[q] + shift;
+  }
+  if (residual) {
+#pragma GCC unroll 16
+    for (int q = 0; q < Q; ++q)
+      if (Inside || q < live) acc[q] = acc[q] + load(residual + q * residual_step);
+  }
+  if (clamps(g)) {
+    const V lower = V::set1(g.a), upper = V::set1(g.b);
+#pragma GCC unroll 16
+    for (int q = 0; q < Q; ++q) acc[q] = min(upper, max(lower, acc[q]));
+  }
+#pragma GCC unroll 16
+  for (int q = 0; q < Q; ++q)
+    if (Inside || q < live) {
+      if constexpr (Full)
+        acc[q].store(out + q * step);
+      else
+        acc[q].store_n(out + q * step, lanes);
+    }
+}
+
+// S taps a filter row and their stride ST (0 taps: any number, any stride). Inside: all columns and pixels exist,
+// otherwise columns are looked at one by one. Pixel i of the strip is pixel i * pixel_step of row p.
+template <class T, int S, int ST, int Q, bool Inside, bool Full>
+inline __attribute__((always_inline)) void channels_strip(const DepthwiseChannelsArgs<T>& g, int64_t p, int64_t c,
+                                                          int64_t q0, int64_t pixel_step, int64_t live, int64_t lanes) {
+  using V = Vec<T>;
+  auto load = [lanes](const T* from) { return Full ? V::load(from) : V::load_n(from, lanes); };
+  // A select instead of a branch: three instructions beside the column's FMAs.
+  auto column_of = [&g](const T* from, int64_t column) {
+    return Inside || (uint64_t)column < (uint64_t)g.columns ? from : (const T*)kNothing;
+  };
   V acc[Q];
 #pragma GCC unroll 16
   for (int q = 0; q < Q; ++q) acc[q] = V::zero();
   const int64_t first = g.first_column + q0 * g.stride;
-  for (int64_t r = 0; r < g.row_count; ++r) {
-    const int64_t pitch = g.row_pitch[r];
-    const T* const row = g.rows[r] + c;
+  const T* const* rows = g.rows + p * g.row_stride;
+  const int64_t* pitches = g.row_pitch + p * g.row_stride;
+  for (int64_t r = 0; r < g.filter_rows; ++r, rows += g.row_dilation, pitches += g.row_dilation) {
+    const int64_t pitch = *pitches;
+    if (pitch == 0 && g.skip_zeros) continue;
+    const T* const row = *rows + c;
     const T* weights = g.weights[r] + c;
     if constexpr (S > 0) {
       V w[S];
@@ -70,16 +130,11 @@ inline __attribute__((always_inline)) void channels_strip(const DepthwiseChannel
       // With a dilation the strip's pixels are as far apart as the taps: its columns are neighbours again.
       const int64_t step = g.dilation * pitch;
       const T* from = row + first * pitch;
-      [[maybe_unused]] int64_t column = first;
+      int64_t column = first;
 #pragma GCC unroll 64
       for (int j = 0; j < (Q - 1) * ST + S; ++j) {
-        V x;
-        if constexpr (Whole) {
-          x = V::load(from);
-        } else {
-          x = (uint64_t)column < (uint64_t)g.columns ? load(from) : V::zero();
-          column += g.dilation;
-        }
+        const V x = load(column_of(from, column));
+        column += g.dilation;
         from += step;
 #pragma GCC unroll 16
         for (int s = 0; s < S; ++s)
@@ -92,67 +147,34 @@ inline __attribute__((always_inline)) void channels_strip(const DepthwiseChannel
         int64_t column = first + s * g.dilation;
 #pragma GCC unroll 16
         for (int q = 0; q < Q; ++q, column += step) {
-          V x;
-          if constexpr (Whole)
-            x = V::load(row + column * pitch);
-          else
-            x = (uint64_t)column < (uint64_t)g.columns ? load(row + column * pitch) : V::zero();
+          const V x = load(column_of(row + column * pitch, column));
           acc[q] = fma(x, w, acc[q]);
         }
       }
     }
   }
-  T* out = g.out + q0 * g.out_pitch + c;
-  const int64_t out_step = pixel_step * g.out_pitch;
-  if (g.accumulate) {
-#pragma GCC unroll 16
-    for (int q = 0; q < Q; ++q)
-      if (Whole || q < live) acc[q] = load(out + q * out_step) + acc[q];
-  }
-  if (g.scale) {
-    const V scale = load(g.scale + c);
-#pragma GCC unroll 16
-    for (int q = 0; q < Q; ++q) acc[q] = acc[q] * scale;
-  }
-  if (g.shift) {
-    const V shift = load(g.shift + c);
-#pragma GCC unroll 16
-    for (int q = 0; q < Q; ++q) acc[q] = acc[q] + shift;
-  }
-  if (g.residual) {
-    const T* residual = g.residual + q0 * g.residual_pitch + c;
-#pragma GCC unroll 16
-    for (int q = 0; q < Q; ++q)
-      if (Whole || q < live) acc[q] = acc[q] + load(residual + q * pixel_step * g.residual_pitch);
-  }
-  if (clamps(g)) {
-    const V lower = V::set1(g.a), upper = V::set1(g.b);
-#pragma GCC unroll 16
-    for (int q = 0; q < Q; ++q) acc[q] = min(upper, max(lower, acc[q]));
-  }
-#pragma GCC unroll 16
-  for (int q = 0; q < Q; ++q)
-    if (Whole)
-      acc[q].store(out + q * out_step);
-    else if (q < live)
-      lanes == W ? acc[q].store(out + q * out_step) : acc[q].store_n(out + q * out_step, lanes);
+  T* out = g.out + p * g.out_row_pitch + q0 * g.out_pitch + c;
+  const T* residual = g.residual ? g.residual + p * g.residual_row_pitch + q0 * g.residual_pitch + c : nullptr;
+  finish_strip<T, Q, Inside, Full>(g, acc, out, pixel_step * g.out_pitch, residual, pixel_step * g.residual_pitch, c,
+                                   live, lanes);
 }
 
 // All channels of a strip.
 template <class T, int S, int ST, int Q>
-__attribute__((noinline)) void channels_strips(const DepthwiseChannelsArgs<T>& g, int64_t q0, int64_t pixel_step,
-                                               int64_t live, bool inside) {
+__attribute__((noinline)) void channels_strips(const DepthwiseChannelsArgs<T>& g, int64_t p, int64_t q0,
+                                               int64_t pixel_step, int64_t live, bool inside) {
   constexpr int W = Vec<T>::kLanes;
   int64_t c = 0;
   if (inside && live == Q)
-    for (; c + W <= g.channels; c += W) channels_strip<T, S, ST, Q, true>(g, c, q0, pixel_step, live, W);
-  for (; c < g.channels; c += W)
-    channels_strip<T, S, ST, Q, false>(g, c, q0, pixel_step, live, g.channels - c < W ? g.channels - c : W);
+    for (; c + W <= g.channels; c += W) channels_strip<T, S, ST, Q, true, true>(g, p, c, q0, pixel_step, live, W);
+  else
+    for (; c + W <= g.channels; c += W) channels_strip<T, S, ST, Q, false, true>(g, p, c, q0, pixel_step, live, W);
+  if (c < g.channels) channels_strip<T, S, ST, Q, false, false>(g, p, c, q0, pixel_step, live, g.channels - c);
 }
 
-// Pixels first, first + step, ... of the row, `count` of them.
+// Pixels first, first + step, ... of a row, `count` of them.
 template <class T, int S, int ST>
-inline void channels_pixels(const DepthwiseChannelsArgs<T>& g, int64_t first, int64_t step, int64_t count) {
+inline void channels_pixels(const DepthwiseChannelsArgs<T>& g, int64_t p, int64_t first, int64_t step, int64_t count) {
   const int64_t reach = (g.taps - 1) * g.dilation;
   for (int64_t i = 0, width; i < count; i += width) {
     const int64_t left = count - i, q0 = first + i * step;
@@ -161,86 +183,203 @@ inline void channels_pixels(const DepthwiseChannelsArgs<T>& g, int64_t first, in
     const int64_t begin = g.first_column + q0 * g.stride;
     const bool inside = begin >= 0 && begin + (width - 1) * step * g.stride + reach < g.columns;
     if (width == kStrip)
-      channels_strips<T, S, ST, kStrip>(g, q0, step, live, inside);
+      channels_strips<T, S, ST, kStrip>(g, p, q0, step, live, inside);
     else if (width == 7)
-      channels_strips<T, S, ST, 7>(g, q0, step, live, inside);
+      channels_strips<T, S, ST, 7>(g, p, q0, step, live, inside);
     else
-      channels_strips<T, S, ST, 3>(g, q0, step, live, inside);
+      channels_strips<T, S, ST, 3>(g, p, q0, step, live, inside);
   }
 }
+
+// Filters of 3x3 with stride 1 or 2 go down the rows of a strip with the sums of all output rows that an input row
+// belongs to: each vector of the input is loaded once altogether, where a strip of one row loads it three times.
+//
+// Register map, AVX-512, stride 1: three output rows of Q = 6 are under way (18), an input row's Q + 2 columns (8), a
+// weight (1): 27 of 32. An input row costs 8 + 9 loads for 54 FMAs. Stride 2: two output rows of 7 (14), 15 columns, a
+// weight: 30. On AVX2, with 3 pixels of 16 registers, it ran 0.9 times as fast as strips of one row.
+#if defined(__AVX512F__)
+inline constexpr int kWindow[3] = {0, 6, 7};
+
+// Input row i of a strip. Phase: i modulo the output rows under way (stride 1) or half of it (stride 2, even rows).
+template <class T, int ST, int Q, bool Inside, bool Full, int Phase, bool Odd>
+inline __attribute__((always_inline)) void window_row(const DepthwiseChannelsArgs<T>& g, int64_t i, int64_t c,
+                                                      int64_t q0, int64_t live, int64_t lanes,
+                                                      Vec<T> (&acc)[4 - ST][Q]) {
+  using V = Vec<T>;
+  constexpr int N = (Q - 1) * ST + 3, U = 4 - ST;
+  const int64_t pitch = g.row_pitch[i], first = g.first_column + q0 * ST;
+  const T* from = g.rows[i] + c + first * pitch;
+  V x[N];
+#pragma GCC unroll 16
+  for (int j = 0; j < N; ++j, from += pitch) {
+    const T* at = Inside || (uint64_t)(first + j) < (uint64_t)g.columns ? from : (const T*)kNothing;
+    x[j] = Full ? V::load(at) : V::load_n(at, lanes);
+  }
+  auto add = [&](int r, V(&sum)[Q]) __attribute__((always_inline)) {
+    const T* weights = g.weights[r] + c;
+#pragma GCC unroll 3
+    for (int s = 0; s < 3; ++s) {
+      const V w = V::load(weights + s * g.weight_pitch);
+#pragma GCC unroll 16
+      for (int q = 0; q < Q; ++q) sum[q] = fma(x[q * ST + s], w, sum[q]);
+    }
+  };
+  auto begin = [&](V(&sum)[Q]) __attribute__((always_inline)) {
+#pragma GCC unroll 16
+    for (int q = 0; q < Q; ++q) sum[q] = V::zero();
+  };
+  auto end = [&](int64_t p, V(&sum)[Q]) __attribute__((always_inline)) {
+    T* out = g.out + p * g.out_row_pitch + q0 * g.out_pitch + c;
+    const T* residual = g.residual ? g.residual + p * g.residual_row_pitch + q0 * g.residual_pitch + c : nullptr;
+    finish_strip<T, Q, Inside, Full>(g, sum, out, g.out_pitch, residual, g.residual_pitch, c, live, lanes);
+  };
+  if constexpr (ST == 1) {
+    if (i >= 2) {
+      add(2, acc[(Phase + 1) % U]);
+      end(i - 2, acc[(Phase + 1) % U]);
+    }
+    if (i >= 1 && i <= g.out_rows) add(1, acc[(Phase + 2) % U]);
+    if (i < g.out_rows) {
+      begin(acc[Phase]);
+      add(0, acc[Phase]);
+    }
+  } else if constexpr (Odd) {
+    add(1, acc[Phase]);
+  } else {
+    if (i >= 2) {
+      add(2, acc[(Phase + 1) % U]);
+      end(i / 2 - 1, acc[(Phase + 1) % U]);
+    }
+    if (i / 2 < g.out_rows) {
+      begin(acc[Phase]);
+      add(0, acc[Phase]);
+    }
+  }
+}
+
+template <class T, int ST, int Q, bool Inside, bool Full>
+inline __attribute__((always_inline)) void window_strip(const DepthwiseChannelsArgs<T>& g, int64_t c, int64_t q0,
+                                                        int64_t live, int64_t lanes) {
+  const int64_t rows = (g.out_rows - 1) * ST + 3;
+  Vec<T> acc[4 - ST][Q];
+#pragma GCC unroll 3
+  for (int u = 0; u < 4 - ST; ++u)
+#pragma GCC unroll 16
+    for (int q = 0; q < Q; ++q) acc[u][q] = Vec<T>::zero();
+  for (int64_t i = 0;;) {
+    window_row<T, ST, Q, Inside, Full, 0, false>(g, i, c, q0, live, lanes, acc);
+    if (++i == rows) return;
+    if constexpr (ST == 2) window_row<T, ST, Q, Inside, Full, 0, true>(g, i++, c, q0, live, lanes, acc);
+    window_row<T, ST, Q, Inside, Full, 1, false>(g, i, c, q0, live, lanes, acc);
+    if (++i == rows) return;
+    if constexpr (ST == 2) {
+      window_row<T, ST, Q, Inside, Full, 1, true>(g, i++, c, q0, live, lanes, acc);
+    } else {
+      window_row<T, ST, Q, Inside, Full, 2, false>(g, i, c, q0, live, lanes, acc);
+      if (++i == rows) return;
+    }
+  }
+}
+
+template <class T, int ST>
+__attribute__((noinline)) void window(const DepthwiseChannelsArgs<T>& g) {
+  constexpr int W = Vec<T>::kLanes, Q = kWindow[ST];
+  for (int64_t q0 = 0; q0 < g.pixels; q0 += Q) {
+    const int64_t live = g.pixels - q0 < Q ? g.pixels - q0 : Q, begin = g.first_column + q0 * ST;
+    const bool inside = live == Q && begin >= 0 && begin + (Q - 1) * ST + 2 < g.columns;
+    int64_t c = 0;
+    if (inside)
+      for (; c + W <= g.channels; c += W) window_strip<T, ST, Q, true, true>(g, c, q0, live, W);
+    else
+      for (; c + W <= g.channels; c += W) window_strip<T, ST, Q, false, true>(g, c, q0, live, W);
+    if (c < g.channels) window_strip<T, ST, Q, false, false>(g, c, q0, live, g.channels - c);
+  }
+}
+
+#endif
 
 template <class T>
 void depthwise_channels(const DepthwiseChannelsArgs<T>& g) {
   const int64_t d = g.dilation;
-  if (g.stride == 1 && (g.taps == 3 || g.taps == 5 || g.taps == 7)) {
-    for (int64_t residue = 0; residue < d && residue < g.pixels; ++residue) {
-      const int64_t count = (g.pixels - residue + d - 1) / d;
-      if (g.taps == 3)
-        channels_pixels<T, 3, 1>(g, residue, d, count);
-      else if (g.taps == 5)
-        channels_pixels<T, 5, 1>(g, residue, d, count);
-      else
-        channels_pixels<T, 7, 1>(g, residue, d, count);
+  [[maybe_unused]] const bool square =
+      g.taps == 3 && g.filter_rows == 3 && d == 1 && g.row_dilation == 1 && g.row_stride == g.stride;
+#if defined(__AVX512F__)
+  if (square && g.stride == 1 && g.out_rows > 1) {
+    window<T, 1>(g);
+  } else if (square && g.stride == 2 && g.out_rows > 1) {
+    window<T, 2>(g);
+  } else
+#endif
+    for (int64_t p = 0; p < g.out_rows; ++p) {
+      if (kOwnSizes && g.stride == 1 && (g.taps == 3 || g.taps == 5 || g.taps == 7)) {
+        for (int64_t residue = 0; residue < d && residue < g.pixels; ++residue) {
+          const int64_t count = (g.pixels - residue + d - 1) / d;
+          if (g.taps == 3)
+            channels_pixels<T, 3 * kOwnSizes, 1>(g, p, residue, d, count);
+          else if (g.taps == 5)
+            channels_pixels<T, 5 * kOwnSizes, 1>(g, p, residue, d, count);
+          else
+            channels_pixels<T, 7 * kOwnSizes, 1>(g, p, residue, d, count);
+        }
+      } else if (kOwnSizes && g.stride == 2 && d == 1 && g.taps == 3) {
+        channels_pixels<T, 3 * kOwnSizes, 1 + kOwnSizes>(g, p, 0, 1, g.pixels);
+      } else if (kOwnSizes && g.stride == 2 && d == 1 && g.taps == 5) {
+        channels_pixels<T, 5 * kOwnSizes, 1 + kOwnSizes>(g, p, 0, 1, g.pixels);
+      } else {
+        channels_pixels<T, 0, 1>(g, p, 0, 1, g.pixels);
+      }
     }
-  } else if (g.stride == 2 && d == 1 && g.taps == 3) {
-    channels_pixels<T, 3, 2>(g, 0, 1, g.pixels);
-  } else if (g.stride == 2 && d == 1 && g.taps == 5) {
-    channels_pixels<T, 5, 2>(g, 0, 1, g.pixels);
-  } else {
-    channels_pixels<T, 0, 1>(g, 0, 1, g.pixels);
-  }
-  activate_rows(g, g.out, g.pixels, g.out_pitch, g.channels);
+  for (int64_t p = 0; p < g.out_rows; ++p)
+    activate_rows(g, g.out + p * g.out_row_pitch, g.pixels, g.out_pitch, g.channels);
 }
 
 // --- Pixels of a row innermost
 //
-// A block of PR output rows and V vectors of a row's pixels. A vector of the input is loaded once for each tap of a
-// filter row, at its own offset, and multiplied by the weights of all R filter rows that meet it. Register map for
-// AVX-512, PR = 4, V = 4, R = 3:
+// A block of PR output rows and V vectors of a row's pixels. What a tap of the filter row meets in an input row is
+// loaded once, at its own offset, and multiplied by the weights of all filter rows that meet it. Register map for
+// AVX-512, PR = 7, V = 2:
 //
-//   acc 4 x 4 = 16, x 4, a broadcast weight 1: 21 of 32. AVX2: 4 x 2 = 8, x 2, weight 1: 11 of 16.
-//   Input row i, tap s: 4 loads of x, up to 3 broadcasts, up to 12 FMAs.
-#if defined(__AVX512F__)
-inline constexpr int kPlaneVectors = 4;
-#else
-inline constexpr int kPlaneVectors = 2;
-#endif
+//   acc 7 x 2 = 14, x 2, a broadcast weight 1: 17 of 32. AVX2: 7 x 1 and 4 x 2, 9 and 11 of 16.
+//   Input row i, tap s of 3: 2 loads of x, up to 3 broadcasts, up to 6 FMAs.
+//
+// With stride 2 a tap's pixels are every other column: two vectors are loaded and the even ones kept; the odd ones are
+// the next tap's.
 
 template <class T, int PR, int V>
-inline __attribute__((always_inline)) void finish_block(const DepthwisePlaneArgs<T>& g, int64_t p, int64_t q,
-                                                        int64_t tail, Vec<T> (&acc)[PR][V]) {
+inline __attribute__((always_inline)) void finish_block(const DepthwisePlanesArgs<T>& g, int64_t c, int64_t p,
+                                                        int64_t q, int64_t tail, Vec<T> (&acc)[PR][V]) {
   using Vt = Vec<T>;
   constexpr int W = Vt::kLanes;
   auto load = [tail](const T* from, int v) {
     return v + 1 < V || tail == W ? Vt::load(from + v * W) : Vt::load_n(from + v * W, tail);
   };
-  T* const out = g.out + p * g.out_pitch + q;
+  T* const out = g.out + c * g.out_channel_pitch + p * g.out_row_pitch + q;
   if (g.accumulate) {
 #pragma GCC unroll 16
     for (int i = 0; i < PR; ++i)
 #pragma GCC unroll 16
-      for (int v = 0; v < V; ++v) acc[i][v] = load(out + i * g.out_pitch, v) + acc[i][v];
+      for (int v = 0; v < V; ++v) acc[i][v] = load(out + i * g.out_row_pitch, v) + acc[i][v];
   }
-  if (g.has_scale) {
-    const Vt scale = Vt::set1(g.scale);
+  if (g.scale) {
+    const Vt scale = Vt::set1(g.scale[c]);
 #pragma GCC unroll 16
     for (int i = 0; i < PR; ++i)
 #pragma GCC unroll 16
       for (int v = 0; v < V; ++v) acc[i][v] = acc[i][v] * scale;
   }
-  if (g.has_shift) {
-    const Vt shift = Vt::set1(g.shift);
+  if (g.shift) {
+    const Vt shift = Vt::set1(g.shift[c]);
 #pragma GCC unroll 16
     for (int i = 0; i < PR; ++i)
 #pragma GCC unroll 16
       for (int v = 0; v < V; ++v) acc[i][v] = acc[i][v] + shift;
   }
   if (g.residual) {
-    const T* const residual = g.residual + p * g.residual_pitch + q;
+    const T* const residual = g.residual + c * g.residual_channel_pitch + p * g.residual_row_pitch + q;
 #pragma GCC unroll 16
     for (int i = 0; i < PR; ++i)
 #pragma GCC unroll 16
-      for (int v = 0; v < V; ++v) acc[i][v] = acc[i][v] + load(residual + i * g.residual_pitch, v);
+      for (int v = 0; v < V; ++v) acc[i][v] = acc[i][v] + load(residual + i * g.residual_row_pitch, v);
   }
   if (clamps(g)) {
     const Vt lower = Vt::set1(g.a), upper = Vt::set1(g.b);
@@ -253,7 +392,7 @@ inline __attribute__((always_inline)) void finish_block(const DepthwisePlaneArgs
   for (int i = 0; i < PR; ++i)
 #pragma GCC unroll 16
     for (int v = 0; v < V; ++v) {
-      T* to = out + i * g.out_pitch + v * W;
+      T* to = out + i * g.out_row_pitch + v * W;
       if (v + 1 < V || tail == W)
         acc[i][v].store(to);
       else
@@ -261,9 +400,20 @@ inline __attribute__((always_inline)) void finish_block(const DepthwisePlaneArgs
     }
 }
 
-// R filter rows one below the other, output rows ST input rows apart (R = 0: any).
-template <class T, int R, int ST, int PR, int V>
-__attribute__((noinline)) void plane_block(const DepthwisePlaneArgs<T>& g, int64_t p, int64_t q, int64_t tail) {
+// The columns of a block that exist, from the first that a tap reads: lanes [lo, hi) of each vector loaded.
+template <class T>
+inline Vec<T> load_inside(const T* from, int64_t lo, int64_t hi) {
+  constexpr int64_t W = Vec<T>::kLanes;
+  if (lo < 0) lo = 0;
+  if (hi > W) hi = W;
+  if (lo >= hi) return Vec<T>::zero();
+  return lo == 0 && hi == W ? Vec<T>::load(from) : Vec<T>::load_range(from, lo, hi);
+}
+
+// S x S taps, stride ST both ways. Inside: all columns that the block reads exist.
+template <class T, int S, int ST, int PR, int V, bool Inside>
+inline __attribute__((always_inline)) void planes_block(const DepthwisePlanesArgs<T>& g, int64_t c, int64_t p,
+                                                        int64_t q, int64_t tail) {
   using Vt = Vec<T>;
   constexpr int W = Vt::kLanes;
   Vt acc[PR][V];
@@ -271,78 +421,131 @@ __attribute__((noinline)) void plane_block(const DepthwisePlaneArgs<T>& g, int64
   for (int i = 0; i < PR; ++i)
 #pragma GCC unroll 16
     for (int v = 0; v < V; ++v) acc[i][v] = Vt::zero();
-  const T* const origin = g.slab + p * g.step + q;
-  if constexpr (R > 0) {
+  const T* const weights = g.weights + c * (S * S);
+  const int64_t first = g.first_column + q * ST, offset = c * g.channel_pitch + first;
+#pragma GCC unroll 32
+  for (int i = 0; i < (PR - 1) * ST + S; ++i) {
+    const T* row = g.rows[p * ST + i];
+    // A row of zeros counts where a weight is not finite.
+    if (row == g.zero_row && g.skip_zeros) continue;
+    row += row == g.zero_row ? first : offset;
+    auto raw = [&](int at) __attribute__((always_inline)) {
+      return Inside ? Vt::load(row + at) : load_inside(row + at, -first - at, g.columns - first - at);
+    };
+    auto add = [&](int s, const Vt(&x)[V]) __attribute__((always_inline)) {
 #pragma GCC unroll 16
-    for (int i = 0; i < (PR - 1) * ST + R; ++i) {
-      const T* const row = origin + i * g.row_pitch;
-      for (int64_t s = 0; s < g.taps; ++s) {
-        Vt x[V];
+      for (int r = 0; r < S; ++r)
+        if (i >= r && (i - r) % ST == 0 && (i - r) / ST < PR) {
+          const Vt w = Vt::set1(weights[r * S + s]);
 #pragma GCC unroll 16
-        for (int v = 0; v < V; ++v) x[v] = Vt::load(row + g.column_offset[s] + v * W);
+          for (int v = 0; v < V; ++v) acc[(i - r) / ST][v] = fma(x[v], w, acc[(i - r) / ST][v]);
+        }
+    };
+    Vt x[V];
+    if constexpr (ST == 1) {
 #pragma GCC unroll 16
-        for (int r = 0; r < R; ++r)
-          if (i >= r && (i - r) % ST == 0 && (i - r) / ST < PR) {
-            const Vt w = Vt::set1(g.weights[r * g.taps + s]);
+      for (int s = 0; s < S; ++s) {
 #pragma GCC unroll 16
-            for (int v = 0; v < V; ++v) acc[(i - r) / ST][v] = fma(x[v], w, acc[(i - r) / ST][v]);
-          }
+        for (int v = 0; v < V; ++v) x[v] = raw(s + v * W);
+        add(s, x);
+      }
+    } else {
+#pragma GCC unroll 16
+      for (int s = 0; s < S; s += 2) {
+        Vt lo[V], hi[V];
+#pragma GCC unroll 16
+        for (int v = 0; v < V; ++v) {
+          lo[v] = raw(s + 2 * v * W), hi[v] = raw(s + (2 * v + 1) * W);
+          x[v] = Vt::even(lo[v], hi[v]);
+        }
+        add(s, x);
+        if (s + 1 < S) {
+#pragma GCC unroll 16
+          for (int v = 0; v < V; ++v) x[v] = Vt::odd(lo[v], hi[v]);
+          add(s + 1, x);
+        }
       }
     }
-  } else {
-    const T* weight = g.weights;
-    for (int64_t r = 0; r < g.filter_rows; ++r)
-      for (int64_t s = 0; s < g.taps; ++s) {
-        const T* const from = origin + g.row_offset[r] + g.column_offset[s];
-        const Vt w = Vt::set1(*weight++);
-#pragma GCC unroll 16
-        for (int i = 0; i < PR; ++i)
-#pragma GCC unroll 16
-          for (int v = 0; v < V; ++v) acc[i][v] = fma(Vt::load(from + i * g.step + v * W), w, acc[i][v]);
-      }
   }
-  finish_block<T, PR, V>(g, p, q, tail, acc);
+  finish_block<T, PR, V>(g, c, p, q, tail, acc);
 }
 
-template <class T, int R, int ST, int V>
-inline void plane_columns(const DepthwisePlaneArgs<T>& g, int64_t q, int64_t tail) {
+#if defined(__AVX512F__)
+inline constexpr int kPlaneRows[3] = {0, 7, 7};
+#else
+inline constexpr int kPlaneRows[3] = {0, 7, 4};
+#endif
+
+// All rows of a block of columns.
+template <class T, int S, int ST, int V, bool Inside>
+__attribute__((noinline)) void planes_columns(const DepthwisePlanesArgs<T>& g, int64_t c, int64_t q, int64_t tail) {
   int64_t p = 0;
-  for (; p + 4 <= g.rows; p += 4) plane_block<T, R, ST, 4, V>(g, p, q, tail);
-  for (; p < g.rows; ++p) plane_block<T, R, ST, 1, V>(g, p, q, tail);
+  // Every row exists inside, or the careful way is taken.
+  for (; p + kPlaneRows[V] <= g.out_rows; p += kPlaneRows[V])
+    planes_block<T, S, ST, kPlaneRows[V], V, Inside>(g, c, p, q, tail);
+  for (; p + 2 <= g.out_rows; p += 2) planes_block<T, S, ST, 2, V, Inside>(g, c, p, q, tail);
+  for (; p < g.out_rows; ++p) planes_block<T, S, ST, 1, V, Inside>(g, c, p, q, tail);
 }
 
-template <class T, int R, int ST>
-inline void plane_rows(const DepthwisePlaneArgs<T>& g) {
+template <class T, int S, int ST>
+inline void planes(const DepthwisePlanesArgs<T>& g) {
   constexpr int W = Vec<T>::kLanes;
-  for (int64_t q = 0, vectors; q < g.columns; q += vectors * W) {
-    const int64_t left = (g.columns - q + W - 1) / W;
-    vectors = left >= kPlaneVectors ? kPlaneVectors : left >= 2 ? 2 : 1;
-    const int64_t rest = g.columns - q - (vectors - 1) * W, tail = rest < W ? rest : W;
-    if (vectors == kPlaneVectors)
-      plane_columns<T, R, ST, kPlaneVectors>(g, q, tail);
-    else if (vectors == 2)
-      plane_columns<T, R, ST, 2>(g, q, tail);
-    else
-      plane_columns<T, R, ST, 1>(g, q, tail);
+  for (int64_t c = 0; c < g.channels; ++c)
+    for (int64_t q = 0, vectors; q < g.pixels; q += vectors * W) {
+      vectors = g.pixels - q > W ? 2 : 1;
+      const int64_t rest = g.pixels - q - (vectors - 1) * W, tail = rest < W ? rest : W;
+      const int64_t first = g.first_column + q * ST;
+      const bool inside = first >= 0 && first + vectors * W * ST + S - 1 <= g.columns;
+      if (vectors == 2)
+        inside ? planes_columns<T, S, ST, 2, true>(g, c, q, tail) : planes_columns<T, S, ST, 2, false>(g, c, q, tail);
+      else
+        inside ? planes_columns<T, S, ST, 1, true>(g, c, q, tail) : planes_columns<T, S, ST, 1, false>(g, c, q, tail);
+    }
+}
+
+// Any filter, out of a slab: a load for every FMA.
+template <class T, int PR>
+inline void slab_rows(const DepthwisePlanesArgs<T>& g, int64_t c, int64_t p) {
+  using V = Vec<T>;
+  constexpr int W = V::kLanes;
+  const int64_t offset = c * g.channel_pitch;
+  for (int64_t q = 0; q < g.pixels; q += W) {
+    V acc[PR][1];
+#pragma GCC unroll 16
+    for (int i = 0; i < PR; ++i) acc[i][0] = V::zero();
+    const T* weight = g.weights + c * g.filter_rows * g.taps;
+    for (int64_t r = 0; r < g.filter_rows; ++r) {
+      const T* row[PR];
+#pragma GCC unroll 16
+      for (int i = 0; i < PR; ++i) row[i] = g.rows[(p + i) * g.row_stride + g.row_offset[r]] + offset + q;
+      for (int64_t s = 0; s < g.taps; ++s) {
+        const V w = V::set1(*weight++);
+#pragma GCC unroll 16
+        for (int i = 0; i < PR; ++i) acc[i][0] = fma(V::load(row[i] + g.column_offset[s]), w, acc[i][0]);
+      }
+    }
+    finish_block<T, PR, 1>(g, c, p, q, g.pixels - q < W ? g.pixels - q : W, acc);
   }
 }
 
 template <class T>
-void depthwise_plane(const DepthwisePlaneArgs<T>& g) {
-  const int64_t rows = g.row_pitch ? g.filter_rows : 0;
-  if (rows == 3 && g.stride == 1)
-    plane_rows<T, 3, 1>(g);
-  else if (rows == 3 && g.stride == 2)
-    plane_rows<T, 3, 2>(g);
-  else if (rows == 5 && g.stride == 1)
-    plane_rows<T, 5, 1>(g);
-  else if (rows == 5 && g.stride == 2)
-    plane_rows<T, 5, 2>(g);
-  else if (rows == 7 && g.stride == 1)
-    plane_rows<T, 7, 1>(g);
-  else
-    plane_rows<T, 0, 1>(g);
-  activate_rows(g, g.out, g.rows, g.out_pitch, g.columns);
+void depthwise_planes(const DepthwisePlanesArgs<T>& g) {
+  if (g.column_offset) {
+    for (int64_t c = 0; c < g.channels; ++c) {
+      int64_t p = 0;
+      for (; p + 8 <= g.out_rows; p += 8) slab_rows<T, 8>(g, c, p);
+      for (; p < g.out_rows; ++p) slab_rows<T, 1>(g, c, p);
+    }
+  } else if constexpr (kOwnSizes) {
+    if (g.taps == 3)
+      g.stride == 1 ? planes<T, 3, 1>(g) : planes<T, 3, 2>(g);
+    else if (g.taps == 5)
+      g.stride == 1 ? planes<T, 5, 1>(g) : planes<T, 5, 2>(g);
+    else
+      planes<T, 7, 1>(g);
+  }
+  for (int64_t c = 0; c < g.channels; ++c)
+    activate_rows(g, g.out + c * g.out_channel_pitch, g.out_rows, g.out_row_pitch, g.pixels);
 }
 
 }  // namespace fastconv::FASTCONV_ISA_NS

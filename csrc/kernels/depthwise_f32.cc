@@ -2,5 +2,5 @@
 
 namespace fastconv::FASTCONV_ISA_NS {
 template void depthwise_channels<float>(const DepthwiseChannelsArgs<float>&);
-template void depthwise_plane<float>(const DepthwisePlaneArgs<float>&);
+template void depthwise_planes<float>(const DepthwisePlanesArgs<float>&);
 }  // namespace fastconv::FASTCONV_ISA_NS

@@ -26,6 +26,10 @@ struct Vec<float> {
   void stream(T* p) const { _mm256_stream_ps(p, v); }
   static __m256i mask(int64_t n) { return _mm256_loadu_si256((const __m256i*)(kLaneWindow + 8 - n)); }
   static Vec load_n(const T* p, int64_t n) { return {_mm256_maskload_ps(p, mask(n))}; }
+  // Lanes [lo, hi); the others are zeros.
+  static Vec load_range(const T* p, int64_t lo, int64_t hi) {
+    return {_mm256_maskload_ps(p, _mm256_andnot_si256(mask(lo), mask(hi)))};
+  }
   void store_n(T* p, int64_t n) const { _mm256_maskstore_ps(p, mask(n), v); }
 
   friend Vec operator+(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
@@ -51,6 +55,10 @@ struct Vec<float> {
   // Elements 0, 2, 4, ... of the 16 in lo, hi.
   static Vec even(Vec lo, Vec hi) {
     __m256 s = _mm256_shuffle_ps(lo.v, hi.v, 0x88);
+    return {_mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(s), 0xD8))};
+  }
+  static Vec odd(Vec lo, Vec hi) {
+    __m256 s = _mm256_shuffle_ps(lo.v, hi.v, 0xDD);
     return {_mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(s), 0xD8))};
   }
   // Four elements of 8 runs: r[i] = elements i of row(0) .. row(7).
@@ -105,6 +113,9 @@ struct Vec<double> {
   void stream(T* p) const { _mm256_stream_pd(p, v); }
   static __m256i mask(int64_t n) { return _mm256_loadu_si256((const __m256i*)(kLaneWindow + 8 - 2 * n)); }
   static Vec load_n(const T* p, int64_t n) { return {_mm256_maskload_pd(p, mask(n))}; }
+  static Vec load_range(const T* p, int64_t lo, int64_t hi) {
+    return {_mm256_maskload_pd(p, _mm256_andnot_si256(mask(lo), mask(hi)))};
+  }
   void store_n(T* p, int64_t n) const { _mm256_maskstore_pd(p, mask(n), v); }
 
   friend Vec operator+(Vec a, Vec b) { return {_mm256_add_pd(a.v, b.v)}; }
@@ -124,6 +135,7 @@ struct Vec<double> {
     return {_mm256_castsi256_pd(_mm256_slli_epi64(e, 52))};
   }
   static Vec even(Vec lo, Vec hi) { return {_mm256_permute4x64_pd(_mm256_shuffle_pd(lo.v, hi.v, 0x0), 0xD8)}; }
+  static Vec odd(Vec lo, Vec hi) { return {_mm256_permute4x64_pd(_mm256_shuffle_pd(lo.v, hi.v, 0xF), 0xD8)}; }
   template <class Row>
   static void load_columns(Row row, Vec (&r)[2]) {
     __m256d a[2];

@@ -24,6 +24,10 @@ struct Vec<float> {
   void stream(T* p) const { _mm512_stream_ps(p, v); }
   static __mmask16 mask(int64_t n) { return (__mmask16)((1u << n) - 1); }
   static Vec load_n(const T* p, int64_t n) { return {_mm512_maskz_loadu_ps(mask(n), p)}; }
+  // Lanes [lo, hi); the others are zeros.
+  static Vec load_range(const T* p, int64_t lo, int64_t hi) {
+    return {_mm512_maskz_loadu_ps((__mmask16)(mask(hi) & ~mask(lo)), p)};
+  }
   void store_n(T* p, int64_t n) const { _mm512_mask_storeu_ps(p, mask(n), v); }
 
   friend Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
@@ -45,6 +49,10 @@ struct Vec<float> {
   }
   static Vec even(Vec lo, Vec hi) {
     const __m512i index = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    return {_mm512_permutex2var_ps(lo.v, index, hi.v)};
+  }
+  static Vec odd(Vec lo, Vec hi) {
+    const __m512i index = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
     return {_mm512_permutex2var_ps(lo.v, index, hi.v)};
   }
   // Four elements of 16 runs: r[i] = elements i of row(0) .. row(15).
@@ -109,6 +117,10 @@ struct Vec<double> {
   void stream(T* p) const { _mm512_stream_pd(p, v); }
   static __mmask8 mask(int64_t n) { return (__mmask8)((1u << n) - 1); }
   static Vec load_n(const T* p, int64_t n) { return {_mm512_maskz_loadu_pd(mask(n), p)}; }
+  // Lanes [lo, hi); the others are zeros.
+  static Vec load_range(const T* p, int64_t lo, int64_t hi) {
+    return {_mm512_maskz_loadu_pd((__mmask8)(mask(hi) & ~mask(lo)), p)};
+  }
   void store_n(T* p, int64_t n) const { _mm512_mask_storeu_pd(p, mask(n), v); }
 
   friend Vec operator+(Vec a, Vec b) { return {_mm512_add_pd(a.v, b.v)}; }
@@ -129,6 +141,10 @@ struct Vec<double> {
   }
   static Vec even(Vec lo, Vec hi) {
     const __m512i index = _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14);
+    return {_mm512_permutex2var_pd(lo.v, index, hi.v)};
+  }
+  static Vec odd(Vec lo, Vec hi) {
+    const __m512i index = _mm512_setr_epi64(1, 3, 5, 7, 9, 11, 13, 15);
     return {_mm512_permutex2var_pd(lo.v, index, hi.v)};
   }
   template <class Row>

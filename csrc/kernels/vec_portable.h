@@ -45,6 +45,12 @@ struct Vec {
     for (int64_t i = 0; i < n; ++i) r[i] = p[i];
     return {r};
   }
+  // Lanes [lo, hi); the others are zeros.
+  static Vec load_range(const T* p, int64_t lo, int64_t hi) {
+    V r{};
+    for (int64_t i = lo; i < hi; ++i) r[i] = p[i];
+    return {r};
+  }
   void store_n(T* p, int64_t n) const {
     for (int64_t i = 0; i < n; ++i) p[i] = v[i];
   }
@@ -72,6 +78,11 @@ struct Vec {
   static Vec even(Vec lo, Vec hi) {
     V r;
     for (int i = 0; i < kLanes / 2; ++i) r[i] = lo.v[2 * i], r[i + kLanes / 2] = hi.v[2 * i];
+    return {r};
+  }
+  static Vec odd(Vec lo, Vec hi) {
+    V r;
+    for (int i = 0; i < kLanes / 2; ++i) r[i] = lo.v[2 * i + 1], r[i + kLanes / 2] = hi.v[2 * i + 1];
     return {r};
   }
   // W elements of W runs: r[i] = elements i of row(0) .. row(W - 1).

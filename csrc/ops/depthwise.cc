@@ -23,7 +23,8 @@ struct Cut {
   Cut(const DenseJob& job, const Choice& choice, const Machine& m, int64_t item_size, int64_t want) {
     const int64_t line = 64 / item_size, lines = job.out[0] * job.out[1];
     const bool lanes_are_channels = choice.role == Role::pixel_rows;
-    channels = std::max<int64_t>(job.G, 1), rows = std::max<int64_t>(lines, 1), columns = std::max<int64_t>(job.out[2], 1);
+    channels = std::max<int64_t>(job.G, 1), rows = std::max<int64_t>(lines, 1),
+    columns = std::max<int64_t>(job.out[2], 1);
     if (lanes_are_channels) {
       // The input rows that one output row reads, and the next one again, stay in half of L2 (a copy of them in a
       // quarter).
@@ -97,17 +98,41 @@ int64_t rows_copied(const DenseJob& job, const Machine& m, int64_t channels, int
   return std::clamp<int64_t>((fit - height) / job.stride[1] + 1, 1, 8);
 }
 
+// Entries of the table of input rows for so many rows of output.
+int64_t input_lines(const DenseJob& job, int64_t rows) {
+  if (job.filter[0] > 1) return job.filter[0] * job.filter[1];
+  return std::max<int64_t>(0, (rows - 1) * job.stride[1] + (job.filter[1] - 1) * job.dilation[1] + 1);
+}
+
+template <class T>
+struct ChannelsTask {
+  const T** rows;
+  int64_t* row_pitch;
+  const T** weights;
+  T* zeros;
+
+  ChannelsTask(int64_t lines, int64_t filter_lines, int64_t channels, Arena& arena)
+      : rows(arena.take<const T*>(lines)),
+        row_pitch(arena.take<int64_t>(lines)),
+        weights(arena.take<const T*>(filter_lines)),
+        zeros(arena.take<T>(channels)) {}
+};
+
+// Rows of output that one call of the kernel computes: those of one plane whose rows of input are a table of a few KB.
+int64_t rows_at_once(const DenseJob& job) {
+  if (job.filter[0] > 1) return 1;
+  return std::clamp<int64_t>(job.out[1], 1, 64);
+}
+
 template <class T>
 void run_channels(const Run<T>& run, const Context<T>& ctx, const Piece& task, Arena& arena) {
   const DenseJob& job = run.job;
   const Choice& choice = run.choice;
-  const int64_t channels = task.c1 - task.c0, q = task.q1 - task.q0, lines = job.filter[0] * job.filter[1];
-  const int64_t W = ctx.machine.lanes, pitch = round_up(job.G, W), item = sizeof(T);
-  const T** rows = arena.take<const T*>(lines);
-  int64_t* row_pitch = arena.take<int64_t>(lines);
-  const T** weights = arena.take<const T*>(lines);
-  T* zeros = arena.take<T>(channels);
-  std::fill_n(zeros, channels, T{0});
+  const int64_t channels = task.c1 - task.c0, q = task.q1 - task.q0;
+  // A residue of the stride that no tap meets has no rows: its sums are zero.
+  const int64_t lines = job.taps() > 0 ? job.filter[0] * job.filter[1] : 0;
+  const int64_t W = ctx.machine.lanes, pitch = round_up(job.G, W);
+  const bool copied = choice.copy_pixels || job.mode != PaddingMode::zeros;
   Moved<T> moved(job, choice, q, channels, W, arena);
   if (moved.output || moved.residual)
     for (int64_t i = 0; i < std::max(q, channels); ++i) {
@@ -116,31 +141,38 @@ void run_channels(const Run<T>& run, const Context<T>& ctx, const Piece& task, A
       if (moved.residual && i < q) moved.residual_row[i] = i * job.rs.s[2];
       if (moved.residual && i < channels) moved.residual_column[i] = i * job.rs.c;
     }
+  int64_t band = std::min(rows_at_once(job), task.row1 - task.row0);
+  if (copied) band = std::min(band, rows_copied(job, ctx.machine, channels, q, sizeof(T)));
+  if (moved.output || moved.residual) band = 1;
+  ChannelsTask<T> s(input_lines(job, band), std::max<int64_t>(lines, 1), channels, arena);
+  std::fill_n(s.zeros, channels, T{0});
+  for (int64_t r = 0; r < lines; ++r) s.weights[r] = run.packed + r * job.filter[2] * pitch + task.c0;
 
   DepthwiseChannelsArgs<T> g{};
-  g.rows = rows, g.row_pitch = row_pitch, g.weights = weights;
+  g.rows = s.rows, g.row_pitch = s.row_pitch, g.weights = s.weights;
+  g.filter_rows = lines;
+  g.row_stride = job.filter[0] > 1 ? 0 : job.stride[1], g.row_dilation = job.filter[0] > 1 ? 1 : job.dilation[1];
   g.weight_pitch = pitch, g.taps = job.filter[2], g.stride = job.stride[2], g.dilation = job.dilation[2];
   g.channels = channels, g.pixels = q;
+  g.skip_zeros = run.skip_zeros;
   g.scale = ctx.finish.scale ? ctx.finish.scale + task.c0 : nullptr;
   g.shift = ctx.finish.shift ? ctx.finish.shift + task.c0 : nullptr;
   g.activation = ctx.finish.activation, g.a = ctx.finish.a, g.b = ctx.finish.b;
   g.accumulate = ctx.accumulate && !moved.output;
 
-  // A copy of the input with its padding and prologue, for a few rows of one plane at a time.
-  const bool copied = choice.copy_pixels || job.mode != PaddingMode::zeros;
-  const int64_t band = copied ? rows_copied(job, ctx.machine, channels, q, item) : task.row1 - task.row0;
   DenseJob part = job;
   part.pad[2] -= task.q0 * job.stride[2];
   part.out[2] = q;
   const InputMap<T> map = map_at(ctx.map, task.n, ctx.gate_batch_stride, task.c0);
   const T* image = pixel<T>(job.input, job.is, task.n, task.c0, 0, 0, 0);
   for (int64_t row = task.row0, end; row < task.row1; row = end) {
-    const int64_t d = row / job.out[1], h0 = row % job.out[1];
+    const int64_t d = row / job.out[1], h = row % job.out[1];
     end = std::min({task.row1, row + band, (d + 1) * job.out[1]});
     Arena inner = arena;
+    // A copy of the input with its padding and prologue: the planes of the filter one after the other.
     const T* slab = nullptr;
-    SlabShape shape(part, row * q, end * q);
-    if (copied) {
+    const SlabShape shape(part, row * q, end * q);
+    if (copied && lines > 0) {
       T* to = inner.take<T>(shape.depth * shape.height * shape.padded_columns * channels);
       int64_t* offsets = inner.take<int64_t>(shape.depth * shape.height);
       int64_t* columns = job.mode == PaddingMode::zeros ? nullptr : inner.take<int64_t>(shape.padded_columns);
@@ -161,58 +193,82 @@ void run_channels(const Run<T>& run, const Context<T>& ctx, const Piece& task, A
       ctx.kernels.fill_pixel_slab(args);
       slab = to;
     }
-    for (; row < end; ++row) {
-      const int64_t h = row % job.out[1];
-      int64_t n = 0;
-      // A residue of the stride that no tap meets has no rows: its sums are zero.
-      for (int64_t a = 0; a < job.filter[0] && job.filter[2] > 0; ++a)
-        for (int64_t b = 0; b < job.filter[1]; ++b) {
-          weights[n] = run.packed + (a * job.filter[1] + b) * job.filter[2] * pitch + task.c0;
-          const int64_t di = d * job.stride[0] - job.pad[0] + a * job.dilation[0];
-          const int64_t hi = h * job.stride[1] - job.pad[1] + b * job.dilation[1];
-          const bool outside =
-              job.mode == PaddingMode::zeros && (di < 0 || di >= job.in[0] || hi < 0 || hi >= job.in[1]);
-          if (outside && run.skip_zeros) continue;
-          if (outside) {
-            rows[n] = zeros, row_pitch[n++] = 0;
-          } else if (slab) {
-            // The slab holds the planes of the filter one after the other.
-            const int64_t line = a * shape.height + (h - h0) * job.stride[1] + b * job.dilation[1];
-            rows[n] = slab + line * shape.padded_columns * channels, row_pitch[n++] = channels;
-          } else {
-            rows[n] = image + di * job.is.s[0] + hi * job.is.s[1], row_pitch[n++] = job.is.s[2];
-          }
-        }
-      g.row_count = n;
-      g.first_column = slab ? 0 : -part.pad[2];
-      g.columns = slab ? shape.padded_columns : job.in[2];
-      T* out = pixel<T>(job.output, job.os, task.n, task.c0, d, h, task.q0);
-      g.out = moved.output ? moved.output : out;
-      g.out_pitch = moved.output ? moved.pitch : job.os.s[2];
-      if (job.has_residual) {
-        T* residual = pixel<T>(job.residual, job.rs, task.n, task.c0, d, h, task.q0);
-        if (moved.residual)
-          move_in(ctx.kernels, residual, moved.residual, moved.pitch, moved.residual_row, moved.residual_column, q,
-                  channels);
-        g.residual = moved.residual ? moved.residual : residual;
-        g.residual_pitch = moved.residual ? moved.pitch : job.rs.s[2];
+    g.first_column = slab ? 0 : -part.pad[2];
+    g.columns = slab ? shape.padded_columns : job.in[2];
+    // The table of input rows: of one plane, from the first that is read; else those that the taps of one row read.
+    auto set = [&](int64_t i, int64_t a, int64_t line, bool used) {
+      const int64_t di = d * job.stride[0] - job.pad[0] + a * job.dilation[0];
+      const int64_t hi = h * job.stride[1] - job.pad[1] + line;
+      const bool zero = job.mode == PaddingMode::zeros && (di < 0 || di >= job.in[0] || hi < 0 || hi >= job.in[1]);
+      if (!used || zero) {
+        s.rows[i] = s.zeros, s.row_pitch[i] = 0;
+      } else if (slab) {
+        s.rows[i] = slab + (a * shape.height + line) * shape.padded_columns * channels, s.row_pitch[i] = channels;
+      } else {
+        s.rows[i] = image + di * job.is.s[0] + hi * job.is.s[1], s.row_pitch[i] = job.is.s[2];
       }
-      ctx.kernels.depthwise_channels(g);
-      if (moved.output)
-        move_out(ctx.kernels, out, moved.output, moved.pitch, moved.row_offset, moved.column_offset, q, channels,
-                 ctx.accumulate);
+    };
+    if (job.filter[0] > 1) {
+      for (int64_t a = 0; a < job.filter[0]; ++a)
+        for (int64_t b = 0; b < job.filter[1]; ++b) set(a * job.filter[1] + b, a, b * job.dilation[1], true);
+    } else if (lines > 0) {
+      for (int64_t i = 0; i < shape.height; ++i) set(i, 0, i, true);
     }
+    g.out_rows = end - row;
+    T* out = pixel<T>(job.output, job.os, task.n, task.c0, d, h, task.q0);
+    g.out = moved.output ? moved.output : out;
+    g.out_row_pitch = job.os.s[1];
+    g.out_pitch = moved.output ? moved.pitch : job.os.s[2];
+    if (job.has_residual) {
+      T* residual = pixel<T>(job.residual, job.rs, task.n, task.c0, d, h, task.q0);
+      if (moved.residual)
+        move_in(ctx.kernels, residual, moved.residual, moved.pitch, moved.residual_row, moved.residual_column, q,
+                channels);
+      g.residual = moved.residual ? moved.residual : residual;
+      g.residual_row_pitch = job.rs.s[1];
+      g.residual_pitch = moved.residual ? moved.pitch : job.rs.s[2];
+    }
+    ctx.kernels.depthwise_channels(g);
+    if (moved.output)
+      move_out(ctx.kernels, out, moved.output, moved.pitch, moved.row_offset, moved.column_offset, q, channels,
+               ctx.accumulate);
   }
 }
 
 // --- Lanes are pixels
 
-// Rows of output whose slab, of one channel, stays in half of L1; at least four, which the kernel takes together.
+// Small square filters read the image in place; all others a copy, with its padding and prologue.
+bool reads_in_place(const DenseJob& job, const Machine& m, bool mapped) {
+  const int64_t f = job.filter[2], s = job.stride[2];
+  return job.filter[0] == 1 && job.filter[1] == f && job.stride[1] == s && job.dilation[1] == 1 &&
+         job.dilation[2] == 1 && (((f == 3 || f == 5) && s <= 2) || (f == 7 && s == 1)) && m.isa != Isa::portable &&
+         job.mode == PaddingMode::zeros && !mapped && (job.is.s[2] == 1 || job.in[2] == 1);
+}
+
+// Rows of output at a time: in place any number; else those whose slab, of one channel, stays in half of L1, or eight,
+// which the kernel takes together.
 int64_t rows_together(const DenseJob& job, const Machine& m, int64_t columns, int64_t item_size) {
   const int64_t width = (columns + (job.filter[2] - 1) * job.dilation[2] / job.stride[2]) *
                         std::min(job.stride[2], job.filter[2]) * job.filter[0];
   const int64_t fit = m.l1 / 2 / std::max<int64_t>(1, width * item_size) - (job.filter[1] - 1) * job.dilation[1];
-  return std::min(job.out[1], std::max<int64_t>(4, fit / job.stride[1]));
+  return std::min(job.out[1], std::max<int64_t>(8, fit / job.stride[1]));
+}
+
+template <class T>
+struct PlanesTask {
+  const T** rows;
+  int64_t* row_offset;
+  T* zeros;
+
+  PlanesTask(const DenseJob& job, int64_t lines, Arena& arena)
+      : rows(arena.take<const T*>(lines)),
+        row_offset(arena.take<int64_t>(job.filter[0] * job.filter[1])),
+        zeros(arena.take<T>(job.in[2])) {}
+};
+
+// Rows of the table: of the image, or of the slab.
+int64_t plane_lines(const DenseJob& job, int64_t rows) {
+  return std::max<int64_t>(1, job.filter[0] * ((rows - 1) * job.stride[1] + (job.filter[1] - 1) * job.dilation[1] + 1));
 }
 
 template <class T>
@@ -220,8 +276,8 @@ void run_planes(const Run<T>& run, const Context<T>& ctx, const Piece& task, Are
   const DenseJob& job = run.job;
   const Choice& choice = run.choice;
   const int64_t q = task.q1 - task.q0, lines = job.filter[0] * job.filter[1], W = ctx.machine.lanes;
+  const bool in_place = reads_in_place(job, ctx.machine, ctx.map.active);
   const int64_t most = std::min(rows_together(job, ctx.machine, q, sizeof(T)), task.row1 - task.row0);
-  int64_t* row_offset = arena.take<int64_t>(lines);
   Moved<T> moved(job, choice, most, q, W, arena);
   if (moved.output || moved.residual)
     for (int64_t i = 0; i < std::max(q, most); ++i) {
@@ -230,56 +286,75 @@ void run_planes(const Run<T>& run, const Context<T>& ctx, const Piece& task, Are
       if (moved.residual && i < most) moved.residual_row[i] = i * job.rs.s[1];
       if (moved.residual && i < q) moved.residual_column[i] = i * job.rs.s[2];
     }
+  PlanesTask<T> s(job, plane_lines(job, most), arena);
+  if (in_place) std::fill_n(s.zeros, job.in[2], T{0});
   DenseJob part = job;
   part.pad[2] -= task.q0 * job.stride[2];
   part.out[2] = q;
-  DepthwisePlaneArgs<T> g{};
-  g.filter_rows = job.taps() > 0 ? lines : 0, g.taps = job.filter[2];
-  g.row_offset = row_offset;
-  g.columns = q;
+  DepthwisePlanesArgs<T> g{};
+  g.rows = s.rows, g.row_offset = s.row_offset, g.zero_row = s.zeros;
+  g.filter_rows = job.taps() > 0 ? lines : 0, g.taps = job.filter[2], g.stride = job.stride[2];
+  g.row_stride = job.stride[1];
+  g.first_column = -part.pad[2], g.columns = job.in[2];
+  g.pixels = q;
+  g.skip_zeros = run.skip_zeros;
   g.activation = ctx.finish.activation, g.a = ctx.finish.a, g.b = ctx.finish.b;
   g.accumulate = ctx.accumulate && !moved.output;
+  const int64_t no_offset = 0;
+  // In place, all channels of the task are one call, unless their output has to be moved.
+  const int64_t channels = in_place && !moved.output && !moved.residual ? task.c1 - task.c0 : 1;
   for (int64_t row = task.row0, end; row < task.row1; row = end) {
     const int64_t d = row / job.out[1], h = row % job.out[1];
     end = std::min({task.row1, row + most, (d + 1) * job.out[1]});
     Arena inner = arena;
     alignas(Slab<T>) unsigned char storage[sizeof(Slab<T>)];
     Slab<T>* slab = nullptr;
-    if (job.taps() > 0) {
-      slab = new (storage) Slab<T>(part, row * q, end * q, 1, W, inner);
-      slab->prepare(part, row * q, end * q);
-      const int64_t pitch = slab->shape().row_pitch;
-      const int64_t* tap = slab->tap_offset();
-      for (int64_t r = 0; r < lines; ++r) row_offset[r] = tap[r * job.filter[2]] - tap[0];
-      g.slab = slab->data() + slab->segments()[0].offset;
-      g.column_offset = tap;
-      g.step = job.stride[1] * pitch;
-      const bool consecutive = job.filter[0] == 1 && (job.dilation[1] == 1 || job.filter[1] == 1);
-      g.row_pitch = consecutive ? pitch : 0;
+    g.out_rows = end - row;
+    if (in_place) {
+      g.channel_pitch = job.is.c;
+    } else {
+      g.column_offset = &no_offset;
+      if (job.taps() > 0) {
+        slab = new (storage) Slab<T>(part, row * q, end * q, 1, W, inner);
+        slab->prepare(part, row * q, end * q);
+        const SlabShape& shape = slab->shape();
+        g.column_offset = slab->tap_offset();
+        for (int64_t r = 0; r < lines; ++r)
+          s.row_offset[r] = r / job.filter[1] * shape.height + r % job.filter[1] * job.dilation[1];
+        for (int64_t i = 0; i < shape.depth * shape.height; ++i) s.rows[i] = slab->data() + i * shape.row_pitch;
+      }
     }
-    g.stride = job.stride[1];
-    g.rows = end - row;
-    for (int64_t c = task.c0; c < task.c1; ++c) {
-      if (slab)
-        slab->fill(ctx.kernels, pixel<T>(job.input, job.is, task.n, c, 0, 0, 0), 1,
-                   map_at(ctx.map, task.n, ctx.gate_batch_stride, c));
+    for (int64_t c = task.c0; c < task.c1; c += channels) {
+      const T* image = pixel<T>(job.input, job.is, task.n, c, 0, 0, 0);
+      if (in_place) {
+        for (int64_t i = 0; i < (g.out_rows - 1) * job.stride[1] + job.filter[1]; ++i) {
+          const int64_t di = d * job.stride[0] - job.pad[0], hi = h * job.stride[1] - job.pad[1] + i;
+          const bool zero = di < 0 || di >= job.in[0] || hi < 0 || hi >= job.in[1];
+          s.rows[i] = zero ? s.zeros : image + di * job.is.s[0] + hi * job.is.s[1];
+        }
+      } else if (slab) {
+        slab->fill(ctx.kernels, image, 1, map_at(ctx.map, task.n, ctx.gate_batch_stride, c));
+      }
+      g.channels = channels;
       g.weights = run.packed + c * job.taps();
-      g.has_scale = ctx.finish.scale != nullptr, g.scale = ctx.finish.scale ? ctx.finish.scale[c] : T{0};
-      g.has_shift = ctx.finish.shift != nullptr, g.shift = ctx.finish.shift ? ctx.finish.shift[c] : T{0};
+      g.scale = ctx.finish.scale ? ctx.finish.scale + c : nullptr;
+      g.shift = ctx.finish.shift ? ctx.finish.shift + c : nullptr;
       T* out = pixel<T>(job.output, job.os, task.n, c, d, h, task.q0);
       g.out = moved.output ? moved.output : out;
-      g.out_pitch = moved.output ? moved.pitch : job.os.s[1];
+      g.out_channel_pitch = job.os.c;
+      g.out_row_pitch = moved.output ? moved.pitch : job.os.s[1];
       if (job.has_residual) {
         T* residual = pixel<T>(job.residual, job.rs, task.n, c, d, h, task.q0);
         if (moved.residual)
-          move_in(ctx.kernels, residual, moved.residual, moved.pitch, moved.residual_row, moved.residual_column, g.rows,
-                  q);
+          move_in(ctx.kernels, residual, moved.residual, moved.pitch, moved.residual_row, moved.residual_column,
+                  g.out_rows, q);
         g.residual = moved.residual ? moved.residual : residual;
-        g.residual_pitch = moved.residual ? moved.pitch : job.rs.s[1];
+        g.residual_channel_pitch = job.rs.c;
+        g.residual_row_pitch = moved.residual ? moved.pitch : job.rs.s[1];
       }
-      ctx.kernels.depthwise_plane(g);
+      ctx.kernels.depthwise_planes(g);
       if (moved.output)
-        move_out(ctx.kernels, out, moved.output, moved.pitch, moved.row_offset, moved.column_offset, g.rows, q,
+        move_out(ctx.kernels, out, moved.output, moved.pitch, moved.row_offset, moved.column_offset, g.out_rows, q,
                  ctx.accumulate);
     }
   }
@@ -294,8 +369,8 @@ int64_t scratch_bytes(const DenseJob& job, const Choice& choice, const Machine& 
   DenseJob part = job;
   part.out[2] = q;
   if (choice.role == Role::pixel_rows) {
-    count.take<T*>(lines), count.take<int64_t>(lines), count.take<T*>(lines), count.take<T>(channels);
     Moved<T>(job, choice, q, channels, m.lanes, count);
+    ChannelsTask<T>(input_lines(job, rows_at_once(job)), lines + 1, channels, count);
     if (choice.copy_pixels || job.mode != PaddingMode::zeros) {
       const int64_t band = std::min(rows_copied(job, m, channels, q, sizeof(T)), job.out[1]);
       const SlabShape shape(part, 0, band * q);
@@ -307,8 +382,8 @@ int64_t scratch_bytes(const DenseJob& job, const Choice& choice, const Machine& 
     return count.size();
   }
   const int64_t most = rows_together(job, m, q, sizeof(T));
-  count.take<int64_t>(lines);
   Moved<T>(job, choice, most, q, m.lanes, count);
+  PlanesTask<T>(job, plane_lines(job, most), count);
   if (job.taps() > 0) Slab<T>(part, 0, most * q, 1, m.lanes, count);
   return count.size();
 }
