@@ -186,8 +186,8 @@ struct DepthwiseChannelsArgs {
 // Rows of output pixels of a depthwise convolution, the pixels of a row neighbours:
 //   out[c * out_channel_pitch + p * out_row_pitch + q] (+)= sum over r, s of weights[(c * filter_rows + r) * taps + s]
 //   * row p * stride + r, column q * stride + s + first_column, of channel c
-// Row j of channel c begins at rows[j] + c * channel_pitch, or at zero_row in every channel; columns outside [0,
-// columns) are zeros. Where skip_zeros is set, rows that are zero_row are passed over.
+// Row j of channel c begins at rows[j] + offset + c * channel_pitch, or at zero_row in every channel; columns outside
+// [0, columns) are zeros. Where skip_zeros is set, rows that are zero_row are passed over.
 //
 // Where `column_offset` is given the rows are those of a slab, which all columns lie in: tap s of a filter row reads
 // column_offset[s] + q instead, and filter row r the row p * row_stride + row_offset[r]. Up to W - 1 elements past the
@@ -196,7 +196,7 @@ template <class T>
 struct DepthwisePlanesArgs {
   const T* const* rows;
   const T* zero_row;
-  int64_t channel_pitch;
+  int64_t offset, channel_pitch;
   int64_t filter_rows, taps, stride;
   int64_t first_column, columns;
   const int64_t* column_offset;

@@ -400,20 +400,17 @@ inline __attribute__((always_inline)) void finish_block(const DepthwisePlanesArg
     }
 }
 
-// The columns of a block that exist, from the first that a tap reads: lanes [lo, hi) of each vector loaded.
-template <class T>
-inline Vec<T> load_inside(const T* from, int64_t lo, int64_t hi) {
-  constexpr int64_t W = Vec<T>::kLanes;
-  if (lo < 0) lo = 0;
-  if (hi > W) hi = W;
-  if (lo >= hi) return Vec<T>::zero();
-  return lo == 0 && hi == W ? Vec<T>::load(from) : Vec<T>::load_range(from, lo, hi);
-}
+// The vectors of an input row that a block of V vectors of output loads: one for each tap, or with stride 2 two for
+// each pair of taps.
+template <int S, int ST>
+inline constexpr int kRowLoads = ST == 1 ? S : S + 1;
 
-// S x S taps, stride ST both ways. Inside: all columns that the block reads exist.
+// S x S taps, stride ST both ways. Inside: all columns that the block reads exist; otherwise masks has those that do,
+// of each vector of a row.
 template <class T, int S, int ST, int PR, int V, bool Inside>
 inline __attribute__((always_inline)) void planes_block(const DepthwisePlanesArgs<T>& g, int64_t c, int64_t p,
-                                                        int64_t q, int64_t tail) {
+                                                        int64_t q, int64_t tail,
+                                                        const typename Vec<T>::Mask (&masks)[kRowLoads<S, ST>][V]) {
   using Vt = Vec<T>;
   constexpr int W = Vt::kLanes;
   Vt acc[PR][V];
@@ -422,15 +419,15 @@ inline __attribute__((always_inline)) void planes_block(const DepthwisePlanesArg
 #pragma GCC unroll 16
     for (int v = 0; v < V; ++v) acc[i][v] = Vt::zero();
   const T* const weights = g.weights + c * (S * S);
-  const int64_t first = g.first_column + q * ST, offset = c * g.channel_pitch + first;
+  const int64_t first = g.first_column + q * ST, offset = g.offset + c * g.channel_pitch + first;
 #pragma GCC unroll 32
   for (int i = 0; i < (PR - 1) * ST + S; ++i) {
     const T* row = g.rows[p * ST + i];
     // A row of zeros counts where a weight is not finite.
     if (row == g.zero_row && g.skip_zeros) continue;
     row += row == g.zero_row ? first : offset;
-    auto raw = [&](int at) __attribute__((always_inline)) {
-      return Inside ? Vt::load(row + at) : load_inside(row + at, -first - at, g.columns - first - at);
+    auto raw = [&](int at, int k, int v) __attribute__((always_inline)) {
+      return Inside ? Vt::load(row + at) : Vt::load_mask(row + at, masks[k][v]);
     };
     auto add = [&](int s, const Vt(&x)[V]) __attribute__((always_inline)) {
 #pragma GCC unroll 16
@@ -446,7 +443,7 @@ inline __attribute__((always_inline)) void planes_block(const DepthwisePlanesArg
 #pragma GCC unroll 16
       for (int s = 0; s < S; ++s) {
 #pragma GCC unroll 16
-        for (int v = 0; v < V; ++v) x[v] = raw(s + v * W);
+        for (int v = 0; v < V; ++v) x[v] = raw(s + v * W, s, v);
         add(s, x);
       }
     } else {
@@ -455,7 +452,7 @@ inline __attribute__((always_inline)) void planes_block(const DepthwisePlanesArg
         Vt lo[V], hi[V];
 #pragma GCC unroll 16
         for (int v = 0; v < V; ++v) {
-          lo[v] = raw(s + 2 * v * W), hi[v] = raw(s + (2 * v + 1) * W);
+          lo[v] = raw(s + 2 * v * W, s, v), hi[v] = raw(s + (2 * v + 1) * W, s + 1, v);
           x[v] = Vt::even(lo[v], hi[v]);
         }
         add(s, x);
@@ -478,29 +475,56 @@ inline constexpr int kPlaneRows[3] = {0, 7, 4};
 
 // All rows of a block of columns.
 template <class T, int S, int ST, int V, bool Inside>
-__attribute__((noinline)) void planes_columns(const DepthwisePlanesArgs<T>& g, int64_t c, int64_t q, int64_t tail) {
-  int64_t p = 0;
-  // Every row exists inside, or the careful way is taken.
-  for (; p + kPlaneRows[V] <= g.out_rows; p += kPlaneRows[V])
-    planes_block<T, S, ST, kPlaneRows[V], V, Inside>(g, c, p, q, tail);
-  for (; p + 2 <= g.out_rows; p += 2) planes_block<T, S, ST, 2, V, Inside>(g, c, p, q, tail);
-  for (; p < g.out_rows; ++p) planes_block<T, S, ST, 1, V, Inside>(g, c, p, q, tail);
+__attribute__((noinline)) void planes_columns(const DepthwisePlanesArgs<T>& g, int64_t q, int64_t tail) {
+  using Vt = Vec<T>;
+  constexpr int64_t W = Vt::kLanes;
+  typename Vt::Mask masks[kRowLoads<S, ST>][V];
+  if constexpr (!Inside) {
+    for (int k = 0; k < kRowLoads<S, ST>; ++k)
+      for (int v = 0; v < V; ++v) {
+        // The vector's place in the row: tap k, or the second half of the pair before.
+        const int64_t at = ST == 1 ? k + v * W : k / 2 * 2 + (2 * v + k % 2) * W;
+        const int64_t begin = g.first_column + q * ST + at;
+        const int64_t lo = begin >= 0 ? 0 : -begin < W ? -begin : W, left = g.columns - begin;
+        const int64_t hi = left < lo ? lo : left < W ? left : W;
+        masks[k][v] = Vt::range(lo, hi);
+      }
+  }
+  for (int64_t c = 0; c < g.channels; ++c) {
+    int64_t p = 0;
+    for (; p + kPlaneRows[V] <= g.out_rows; p += kPlaneRows[V])
+      planes_block<T, S, ST, kPlaneRows[V], V, Inside>(g, c, p, q, tail, masks);
+    for (; p + 2 <= g.out_rows; p += 2) planes_block<T, S, ST, 2, V, Inside>(g, c, p, q, tail, masks);
+    for (; p < g.out_rows; ++p) planes_block<T, S, ST, 1, V, Inside>(g, c, p, q, tail, masks);
+  }
 }
 
 template <class T, int S, int ST>
-inline void planes(const DepthwisePlanesArgs<T>& g) {
+inline void planes(const DepthwisePlanesArgs<T>& all) {
   constexpr int W = Vec<T>::kLanes;
-  for (int64_t c = 0; c < g.channels; ++c)
+  DepthwisePlanesArgs<T> g = all;
+  // Rows of one block go through all channels with one set of masks; longer ones channel by channel, or the image would
+  // be read in columns.
+  const bool together = g.pixels <= 2 * W;
+  if (!together) g.channels = 1;
+  for (int64_t i = 0; i < all.channels; i += g.channels) {
     for (int64_t q = 0, vectors; q < g.pixels; q += vectors * W) {
       vectors = g.pixels - q > W ? 2 : 1;
       const int64_t rest = g.pixels - q - (vectors - 1) * W, tail = rest < W ? rest : W;
       const int64_t first = g.first_column + q * ST;
       const bool inside = first >= 0 && first + vectors * W * ST + S - 1 <= g.columns;
       if (vectors == 2)
-        inside ? planes_columns<T, S, ST, 2, true>(g, c, q, tail) : planes_columns<T, S, ST, 2, false>(g, c, q, tail);
+        inside ? planes_columns<T, S, ST, 2, true>(g, q, tail) : planes_columns<T, S, ST, 2, false>(g, q, tail);
       else
-        inside ? planes_columns<T, S, ST, 1, true>(g, c, q, tail) : planes_columns<T, S, ST, 1, false>(g, c, q, tail);
+        inside ? planes_columns<T, S, ST, 1, true>(g, q, tail) : planes_columns<T, S, ST, 1, false>(g, q, tail);
     }
+    g.offset += g.channel_pitch;
+    g.weights += S * S;
+    g.out += g.out_channel_pitch;
+    if (g.residual) g.residual += g.residual_channel_pitch;
+    if (g.scale) ++g.scale;
+    if (g.shift) ++g.shift;
+  }
 }
 
 // Any filter, out of a slab: a load for every FMA.
@@ -508,7 +532,7 @@ template <class T, int PR>
 inline void slab_rows(const DepthwisePlanesArgs<T>& g, int64_t c, int64_t p) {
   using V = Vec<T>;
   constexpr int W = V::kLanes;
-  const int64_t offset = c * g.channel_pitch;
+  const int64_t offset = g.offset + c * g.channel_pitch;
   for (int64_t q = 0; q < g.pixels; q += W) {
     V acc[PR][1];
 #pragma GCC unroll 16

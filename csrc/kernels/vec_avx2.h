@@ -26,10 +26,10 @@ struct Vec<float> {
   void stream(T* p) const { _mm256_stream_ps(p, v); }
   static __m256i mask(int64_t n) { return _mm256_loadu_si256((const __m256i*)(kLaneWindow + 8 - n)); }
   static Vec load_n(const T* p, int64_t n) { return {_mm256_maskload_ps(p, mask(n))}; }
-  // Lanes [lo, hi); the others are zeros.
-  static Vec load_range(const T* p, int64_t lo, int64_t hi) {
-    return {_mm256_maskload_ps(p, _mm256_andnot_si256(mask(lo), mask(hi)))};
-  }
+  // Lanes [lo, hi), 0 <= lo <= hi <= W; the others are zeros.
+  using Mask = __m256i;
+  static Mask range(int64_t lo, int64_t hi) { return _mm256_andnot_si256(mask(lo), mask(hi)); }
+  static Vec load_mask(const T* p, Mask m) { return {_mm256_maskload_ps(p, m)}; }
   void store_n(T* p, int64_t n) const { _mm256_maskstore_ps(p, mask(n), v); }
 
   friend Vec operator+(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
@@ -113,9 +113,9 @@ struct Vec<double> {
   void stream(T* p) const { _mm256_stream_pd(p, v); }
   static __m256i mask(int64_t n) { return _mm256_loadu_si256((const __m256i*)(kLaneWindow + 8 - 2 * n)); }
   static Vec load_n(const T* p, int64_t n) { return {_mm256_maskload_pd(p, mask(n))}; }
-  static Vec load_range(const T* p, int64_t lo, int64_t hi) {
-    return {_mm256_maskload_pd(p, _mm256_andnot_si256(mask(lo), mask(hi)))};
-  }
+  using Mask = __m256i;
+  static Mask range(int64_t lo, int64_t hi) { return _mm256_andnot_si256(mask(lo), mask(hi)); }
+  static Vec load_mask(const T* p, Mask m) { return {_mm256_maskload_pd(p, m)}; }
   void store_n(T* p, int64_t n) const { _mm256_maskstore_pd(p, mask(n), v); }
 
   friend Vec operator+(Vec a, Vec b) { return {_mm256_add_pd(a.v, b.v)}; }

@@ -24,10 +24,10 @@ struct Vec<float> {
   void stream(T* p) const { _mm512_stream_ps(p, v); }
   static __mmask16 mask(int64_t n) { return (__mmask16)((1u << n) - 1); }
   static Vec load_n(const T* p, int64_t n) { return {_mm512_maskz_loadu_ps(mask(n), p)}; }
-  // Lanes [lo, hi); the others are zeros.
-  static Vec load_range(const T* p, int64_t lo, int64_t hi) {
-    return {_mm512_maskz_loadu_ps((__mmask16)(mask(hi) & ~mask(lo)), p)};
-  }
+  // Lanes [lo, hi), 0 <= lo <= hi <= W; the others are zeros.
+  using Mask = __mmask16;
+  static Mask range(int64_t lo, int64_t hi) { return (Mask)(mask(hi) & ~mask(lo)); }
+  static Vec load_mask(const T* p, Mask m) { return {_mm512_maskz_loadu_ps(m, p)}; }
   void store_n(T* p, int64_t n) const { _mm512_mask_storeu_ps(p, mask(n), v); }
 
   friend Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
@@ -117,10 +117,10 @@ struct Vec<double> {
   void stream(T* p) const { _mm512_stream_pd(p, v); }
   static __mmask8 mask(int64_t n) { return (__mmask8)((1u << n) - 1); }
   static Vec load_n(const T* p, int64_t n) { return {_mm512_maskz_loadu_pd(mask(n), p)}; }
-  // Lanes [lo, hi); the others are zeros.
-  static Vec load_range(const T* p, int64_t lo, int64_t hi) {
-    return {_mm512_maskz_loadu_pd((__mmask8)(mask(hi) & ~mask(lo)), p)};
-  }
+  // Lanes [lo, hi), 0 <= lo <= hi <= W; the others are zeros.
+  using Mask = __mmask8;
+  static Mask range(int64_t lo, int64_t hi) { return (Mask)(mask(hi) & ~mask(lo)); }
+  static Vec load_mask(const T* p, Mask m) { return {_mm512_maskz_loadu_pd(m, p)}; }
   void store_n(T* p, int64_t n) const { _mm512_mask_storeu_pd(p, mask(n), v); }
 
   friend Vec operator+(Vec a, Vec b) { return {_mm512_add_pd(a.v, b.v)}; }

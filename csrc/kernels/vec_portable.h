@@ -45,10 +45,12 @@ struct Vec {
     for (int64_t i = 0; i < n; ++i) r[i] = p[i];
     return {r};
   }
-  // Lanes [lo, hi); the others are zeros.
-  static Vec load_range(const T* p, int64_t lo, int64_t hi) {
+  // Lanes [lo, hi), 0 <= lo <= hi <= W; the others are zeros.
+  struct Mask { int64_t lo, hi; };
+  static Mask range(int64_t lo, int64_t hi) { return {lo, hi}; }
+  static Vec load_mask(const T* p, Mask m) {
     V r{};
-    for (int64_t i = lo; i < hi; ++i) r[i] = p[i];
+    for (int64_t i = m.lo; i < m.hi; ++i) r[i] = p[i];
     return {r};
   }
   void store_n(T* p, int64_t n) const {

@@ -820,10 +820,12 @@ Status pack_runs(std::vector<Run<T>>& runs, const Machine& m, const KernelTable<
     phases = phases && run.choice.role == Role::pixel_rows && (size > 0 || run.job.taps() == 0);
   }
   if (phases && !runs[0].choice.depthwise) return pack_phases(runs, m, kernels);
-  for (const Run<T>& run : runs) {
+  for (Run<T>& run : runs) {
     if (!run.packed) continue;
     if (run.choice.depthwise) {
-      pack_filters(run, m, kernels, const_cast<T*>(run.packed));
+      T* packed = const_cast<T*>(run.packed);
+      pack_filters(run, m, kernels, packed);
+      run.skip_zeros = may_skip_rows(run.job, packed, packed_filters_size(run.job, run.choice, m), keep);
       continue;
     }
     const Status s = pack_job(run.job, run.choice, m, kernels, const_cast<T*>(run.packed));

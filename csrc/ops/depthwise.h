@@ -10,6 +10,11 @@ int64_t packed_filters_size(const DenseJob& job, const Choice& choice, const Mac
 template <class T>
 void pack_filters(const Run<T>& run, const Machine& machine, const KernelTable<T>& kernels, T* packed);
 
+// Whether rows of padding can be passed over without changing a bit: the filters are finite. A plain call looks only
+// where that saves more than it costs; `always`: a plan.
+template <class T>
+bool may_skip_rows(const DenseJob& job, const T* packed, int64_t size, bool always);
+
 // As run_dense(), for runs whose choice is depthwise.
 template <class T>
 Status run_depthwise(const std::vector<Run<T>>& runs, const Machine& machine, const KernelTable<T>& kernels,
