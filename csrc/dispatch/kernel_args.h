@@ -216,6 +216,41 @@ struct DepthwisePlanesArgs {
   int32_t accumulate;
 };
 
+// The gradient of depthwise filters over some rows of output pixels, channels innermost:
+//   sum[(r * taps + s) * sum_pitch + c] (+)= sum over p, q of dy[p * dy_row_pitch + q * dy_pitch + c] * (what the
+//   forward pass multiplies by weights[r][s] there)
+// The fields that are shared mean what they mean in DepthwiseChannelsArgs.
+template <class T>
+struct FilterChannelsArgs {
+  const T* const* rows;
+  const int64_t* row_pitch;
+  int64_t filter_rows, row_stride, row_dilation;
+  int64_t taps, stride, dilation;
+  int64_t first_column, columns;
+  int64_t channels, out_rows, pixels;
+  const T* dy;
+  int64_t dy_row_pitch, dy_pitch;
+  T* sum;
+  int64_t sum_pitch;
+  int32_t accumulate;
+};
+
+// The same, the pixels of a row neighbours, for square filters of 3, 5 or 7 read in place as by DepthwisePlanesArgs:
+//   sum[(c * taps + r) * taps + s]
+template <class T>
+struct FilterPlanesArgs {
+  const T* const* rows;
+  const T* zero_row;
+  int64_t channel_pitch;
+  int64_t taps, stride;
+  int64_t first_column, columns;
+  int64_t channels, out_rows, pixels;
+  const T* dy;
+  int64_t dy_channel_pitch, dy_row_pitch;
+  T* sum;
+  int32_t accumulate;
+};
+
 // Moves a block between a tensor of any strides and a dense buffer[m * pitch + n]; element (m, n) of the tensor is at
 // row_offset[m] + column_offset[n]. Row offsets grow; the buffer's pitch is a multiple of W.
 template <class T>

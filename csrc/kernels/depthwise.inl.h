@@ -572,4 +572,195 @@ void depthwise_planes(const DepthwisePlanesArgs<T>& g) {
     activate_rows(g, g.out + c * g.out_channel_pitch, g.out_rows, g.out_row_pitch, g.pixels);
 }
 
+// --- The gradient of the filters
+//
+// A block of RB filter rows and S taps is kept in registers, a sum for each, while all pixels pass: one load of dy and
+// one of the input for each FMA. Register map for 3x3: 9 sums, dy; the input is an operand in memory. With channels
+// innermost AVX-512 keeps 5 x 5 or 4 x 7 sums, AVX2 2 x 5 or 2 x 7.
+
+#if defined(__AVX512F__)
+inline constexpr int kFilterRows[8] = {0, 8, 8, 8, 6, 5, 4, 4};
+#else
+inline constexpr int kFilterRows[8] = {0, 8, 6, 4, 3, 2, 2, 2};
+#endif
+
+// Pixels [q0, q1) of all rows, with filter rows [r0, r0 + RB) and taps [s0, s0 + S).
+template <class T, int RB, int S, bool Inside, bool Full>
+inline __attribute__((always_inline)) void filter_block(const FilterChannelsArgs<T>& g, int64_t c, int64_t r0,
+                                                        int64_t s0, int64_t q0, int64_t q1, int64_t lanes,
+                                                        Vec<T> (&acc)[RB][S]) {
+  using V = Vec<T>;
+  auto load = [lanes](const T* from) { return Full ? V::load(from) : V::load_n(from, lanes); };
+  for (int64_t p = 0; p < g.out_rows; ++p) {
+    const T* dy = g.dy + p * g.dy_row_pitch + q0 * g.dy_pitch + c;
+    const T* from[RB];
+    int64_t pitch[RB];
+    const int64_t first = g.first_column + q0 * g.stride + s0 * g.dilation;
+#pragma GCC unroll 16
+    for (int r = 0; r < RB; ++r) {
+      const int64_t line = p * g.row_stride + (r0 + r) * g.row_dilation;
+      pitch[r] = g.row_pitch[line];
+      from[r] = g.rows[line] + c + first * pitch[r];
+    }
+    int64_t column = first;
+    for (int64_t q = q0; q < q1; ++q, dy += g.dy_pitch, column += g.stride) {
+      const V d = load(dy);
+#pragma GCC unroll 16
+      for (int r = 0; r < RB; ++r) {
+        const T* at = from[r];
+        const int64_t step = g.dilation * pitch[r];
+#pragma GCC unroll 16
+        for (int s = 0; s < S; ++s, at += step) {
+          const bool exists = Inside || (uint64_t)(column + s * g.dilation) < (uint64_t)g.columns;
+          acc[r][s] = fma(load(exists ? at : (const T*)kNothing), d, acc[r][s]);
+        }
+        from[r] += g.stride * pitch[r];
+      }
+    }
+  }
+}
+
+template <class T, int RB, int S>
+__attribute__((noinline)) void filter_rows(const FilterChannelsArgs<T>& g, int64_t r0, int64_t s0) {
+  using V = Vec<T>;
+  constexpr int W = V::kLanes;
+  // The pixels that have all columns of these taps.
+  const int64_t low = g.first_column + s0 * g.dilation, high = low + (S - 1) * g.dilation;
+  int64_t left = low >= 0 ? 0 : (-low + g.stride - 1) / g.stride;
+  if (left > g.pixels) left = g.pixels;
+  int64_t right = high >= g.columns ? 0 : (g.columns - 1 - high) / g.stride + 1;
+  if (right > g.pixels) right = g.pixels;
+  if (right < left) right = left;
+  for (int64_t c = 0; c < g.channels; c += W) {
+    const int64_t lanes = g.channels - c < W ? g.channels - c : W;
+    V acc[RB][S];
+#pragma GCC unroll 16
+    for (int r = 0; r < RB; ++r)
+#pragma GCC unroll 16
+      for (int s = 0; s < S; ++s) acc[r][s] = V::zero();
+    if (lanes == W) {
+      if (left > 0) filter_block<T, RB, S, false, true>(g, c, r0, s0, 0, left, lanes, acc);
+      filter_block<T, RB, S, true, true>(g, c, r0, s0, left, right, lanes, acc);
+      if (right < g.pixels) filter_block<T, RB, S, false, true>(g, c, r0, s0, right, g.pixels, lanes, acc);
+    } else {
+      // In the same order, so that a channel's bits do not depend on its place.
+      filter_block<T, RB, S, false, false>(g, c, r0, s0, 0, left, lanes, acc);
+      filter_block<T, RB, S, false, false>(g, c, r0, s0, left, right, lanes, acc);
+      filter_block<T, RB, S, false, false>(g, c, r0, s0, right, g.pixels, lanes, acc);
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < RB; ++r)
+#pragma GCC unroll 16
+      for (int s = 0; s < S; ++s) {
+        T* to = g.sum + ((r0 + r) * g.taps + s0 + s) * g.sum_pitch + c;
+        if (g.accumulate) acc[r][s] = V::load_n(to, lanes) + acc[r][s];
+        acc[r][s].store_n(to, lanes);
+      }
+  }
+}
+
+template <class T, int S, int RB>
+inline void filter_taps(const FilterChannelsArgs<T>& g, int64_t s0) {
+  int64_t r = 0;
+  for (; r + RB <= g.filter_rows; r += RB) filter_rows<T, RB, S>(g, r, s0);
+  if constexpr (RB > 3 && S < 6)
+    for (; r + 3 <= g.filter_rows; r += 3) filter_rows<T, 3, S>(g, r, s0);
+  for (; r < g.filter_rows; ++r) filter_rows<T, 1, S>(g, r, s0);
+}
+
+template <class T>
+void filter_channels(const FilterChannelsArgs<T>& g) {
+  for (int64_t s = 0; s < g.taps;) {
+    const int64_t left = g.taps - s;
+    if (kOwnSizes && left == 5) {
+      filter_taps<T, 5, kFilterRows[5]>(g, s), s += 5;
+    } else if (kOwnSizes && left >= 7) {
+      filter_taps<T, 7, kFilterRows[7]>(g, s), s += 7;
+    } else if (left >= 3) {
+      filter_taps<T, 3, 3>(g, s), s += 3;
+    } else {
+      filter_taps<T, 1, 3>(g, s), s += 1;
+    }
+  }
+}
+
+// Pixels of a row innermost: a sum for each lane, and the lanes of each tap in a fixed order at the end.
+template <class T, int S, int ST, int RB>
+__attribute__((noinline)) void filter_plane(const FilterPlanesArgs<T>& g, int64_t c, int64_t r0) {
+  using V = Vec<T>;
+  constexpr int64_t W = V::kLanes;
+  V acc[RB][S];
+#pragma GCC unroll 16
+  for (int r = 0; r < RB; ++r)
+#pragma GCC unroll 16
+    for (int s = 0; s < S; ++s) acc[r][s] = V::zero();
+  for (int64_t q = 0; q < g.pixels; q += W) {
+    const int64_t first = g.first_column + q * ST, offset = c * g.channel_pitch + first;
+    const int64_t live = g.pixels - q < W ? g.pixels - q : W;
+    typename V::Mask masks[kRowLoads<S, ST>];
+    for (int k = 0; k < kRowLoads<S, ST>; ++k) {
+      const int64_t begin = first + (ST == 1 ? k : k / 2 * 2 + k % 2 * W), left = g.columns - begin;
+      const int64_t lo = begin >= 0 ? 0 : -begin < W ? -begin : W;
+      masks[k] = V::range(lo, left < lo ? lo : left < W ? left : W);
+    }
+    const T* dy = g.dy + c * g.dy_channel_pitch + q;
+    for (int64_t p = 0; p < g.out_rows; ++p, dy += g.dy_row_pitch) {
+      const V d = live == W ? V::load(dy) : V::load_n(dy, live);
+#pragma GCC unroll 16
+      for (int r = 0; r < RB; ++r) {
+        const T* row = g.rows[p * ST + r0 + r];
+        row += row == g.zero_row ? first : offset;
+        if constexpr (ST == 1) {
+#pragma GCC unroll 16
+          for (int s = 0; s < S; ++s) acc[r][s] = fma(V::load_mask(row + s, masks[s]), d, acc[r][s]);
+        } else {
+#pragma GCC unroll 16
+          for (int s = 0; s < S; s += 2) {
+            const V lo = V::load_mask(row + s, masks[s]), hi = V::load_mask(row + s + W, masks[s + 1]);
+            acc[r][s] = fma(V::even(lo, hi), d, acc[r][s]);
+            if (s + 1 < S) acc[r][s + 1] = fma(V::odd(lo, hi), d, acc[r][s + 1]);
+          }
+        }
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < RB; ++r)
+#pragma GCC unroll 16
+    for (int s = 0; s < S; ++s) {
+      T lanes[W];
+      acc[r][s].store(lanes);
+      for (int64_t half = W / 2; half > 0; half /= 2)
+        for (int64_t i = 0; i < half; ++i) lanes[i] += lanes[i + half];
+      T& to = g.sum[(c * S + r0 + r) * S + s];
+      to = g.accumulate ? to + lanes[0] : lanes[0];
+    }
+}
+
+template <class T, int S, int ST>
+inline void filter_plane_rows(const FilterPlanesArgs<T>& g) {
+#if defined(__AVX512F__)
+  constexpr int RB = S == 7 ? 3 : S;
+#else
+  constexpr int RB = S == 3 ? 3 : 2;
+#endif
+  for (int64_t c = 0; c < g.channels; ++c) {
+    int64_t r = 0;
+    for (; r + RB <= S; r += RB) filter_plane<T, S, ST, RB>(g, c, r);
+    for (; r < S; ++r) filter_plane<T, S, ST, 1>(g, c, r);
+  }
+}
+
+template <class T>
+void filter_planes([[maybe_unused]] const FilterPlanesArgs<T>& g) {
+  if constexpr (kOwnSizes) {
+    if (g.taps == 3)
+      g.stride == 1 ? filter_plane_rows<T, 3, 1>(g) : filter_plane_rows<T, 3, 2>(g);
+    else if (g.taps == 5)
+      g.stride == 1 ? filter_plane_rows<T, 5, 1>(g) : filter_plane_rows<T, 5, 2>(g);
+    else
+      filter_plane_rows<T, 7, 1>(g);
+  }
+}
+
 }  // namespace fastconv::FASTCONV_ISA_NS

@@ -1111,6 +1111,7 @@ struct WeightSplit {
 
 template <class T>
 WeightForm weight_gradient_form(const DenseJob& job, const Machine& m) {
+  if (has_filter_gradient<T>(job, m)) return filter_gradient_form<T>(job, m);
   const WeightSplit<T> split(job, m);
   WeightForm form{};
   form.by_rows = split.by_rows;
@@ -1131,6 +1132,7 @@ template WeightForm weight_gradient_form<double>(const DenseJob&, const Machine&
 template <class T>
 Status run_weight_gradient(const DenseJob& job, const Machine& m, const KernelTable<T>& kernels, T* dw,
                            bool accumulate) {
+  if (has_filter_gradient<T>(job, m)) return run_filter_gradient<T>(job, m, kernels, dw, accumulate);
   const int64_t T_all = job.taps(), W = m.lanes, size = job.G * job.K * job.C * T_all;
   if (job.N == 0 || job.pixels() == 0) {
     if (!accumulate) std::fill_n(dw, size, T{0});

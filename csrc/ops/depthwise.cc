@@ -481,11 +481,163 @@ int64_t depthwise_workspace(const DenseJob& job, const Choice& choice, const Mac
   return scratch_bytes<T>(job, choice, machine, Cut(job, choice, machine, sizeof(T), 1));
 }
 
-#define FASTCONV_INSTANTIATE(T)                                                                       \
-  template bool may_skip_rows<T>(const DenseJob&, const T*, int64_t, bool);                           \
-  template void pack_filters<T>(const Run<T>&, const Machine&, const KernelTable<T>&, T*);            \
-  template Status run_depthwise<T>(const std::vector<Run<T>>&, const Machine&, const KernelTable<T>&, \
-                                   const Finish<T>&, const InputMap<T>&, int64_t, bool);              \
+// --- The gradient of the filters
+
+namespace {
+
+bool filter_by_channels(const DenseJob& job, const Machine& m) {
+  return job.is.c == 1 && job.os.c == 1 && 2 * job.G > m.lanes && job.mode == PaddingMode::zeros && job.taps() > 0;
+}
+
+// The reduction over images and rows in pieces: sums of at most so many rows are made in registers and added up.
+struct FilterSplit {
+  bool by_channels;
+  int64_t rows;     // of a piece
+  int64_t parts;    // ranges of (image, row) with sums of their own, joined at the end
+  int64_t channels; // of a task
+
+  // Nothing here depends on the threads.
+  FilterSplit(const DenseJob& job, const Machine& m, int64_t item_size) : by_channels(filter_by_channels(job, m)) {
+    const int64_t line = 64 / item_size, lines = job.N * job.out[0] * job.out[1];
+    // About 512 terms: the input of a few channels stays close meanwhile.
+    rows = std::clamp<int64_t>(512 / std::max<int64_t>(1, job.out[2]), 1, job.out[1]);
+    channels = by_channels ? std::min(job.G, 4 * line) : std::min<int64_t>(job.G, 8);
+    // Few channels leave threads without work: the rows are divided, too.
+    const int64_t blocks = ceil_div(job.G, channels);
+    parts = blocks >= 16 ? 1 : std::clamp<int64_t>(lines / std::max<int64_t>(rows, 1), 1, ceil_div(16, blocks));
+  }
+};
+
+}  // namespace
+
+template <class T>
+bool has_filter_gradient(const DenseJob& job, const Machine& m) {
+  if (job.C != 1 || job.K != 1 || job.taps() == 0) return false;
+  return filter_by_channels(job, m) || (reads_in_place(job, m, false) && (job.os.s[2] == 1 || job.out[2] == 1));
+}
+
+template <class T>
+WeightForm filter_gradient_form(const DenseJob& job, const Machine& m) {
+  const FilterSplit split(job, m, sizeof(T));
+  WeightForm form{};
+  form.by_rows = split.by_channels;
+  form.terms = split.rows * job.out[2];
+  form.pieces = job.N * job.out[0] * ceil_div(job.out[1], split.rows) + split.parts;
+  form.channels = split.channels;
+  form.workspace = 8 * (input_lines(job, split.rows) * 2 + plane_lines(job, split.rows)) +
+                   static_cast<int64_t>(sizeof(T)) * (split.channels + job.in[2]) + 512;
+  form.copied = (split.parts + split.by_channels) * job.G * job.taps();
+  form.passed_over = split.by_channels ? "lanes of pixels: the channels are neighbours in memory"
+                                       : "lanes of channels: the columns are neighbours in memory";
+  return form;
+}
+
+template <class T>
+Status run_filter_gradient(const DenseJob& job, const Machine& m, const KernelTable<T>& kernels, T* dw,
+                           bool accumulate) {
+  const FilterSplit split(job, m, sizeof(T));
+  const int64_t taps = job.taps(), planes = job.N * job.out[0], lines = planes * job.out[1];
+  const int64_t blocks = ceil_div(job.G, split.channels), W = m.lanes;
+  const int64_t pitch = split.by_channels ? round_up(job.G, W) : job.G, size = pitch * taps;
+  if (lines == 0 || job.out[2] == 0) {
+    if (!accumulate) std::fill_n(dw, job.G * taps, T{0});
+    return Status::ok;
+  }
+  // Sums of every part, as (taps)(channels) or (channels)(taps).
+  const size_t bytes = static_cast<size_t>(split.parts * size) * sizeof(T);
+  T* sums = static_cast<T*>(output_allocate(bytes));
+  if (!sums) return Status::out_of_memory;
+  const double work = nanoseconds(job);
+  std::atomic<bool> failed{false};
+  Status status = parallel_for(split.parts * blocks, work, [&](int64_t task, int) {
+    const int64_t part = task % split.parts, c0 = task / split.parts * split.channels;
+    const int64_t channels = std::min(split.channels, job.G - c0);
+    const int64_t first = lines * part / split.parts, last = lines * (part + 1) / split.parts;
+    const int64_t table = std::max(input_lines(job, split.rows), plane_lines(job, split.rows));
+    Workspace scratch(static_cast<size_t>(table) * (sizeof(T*) + sizeof(int64_t)) +
+                      static_cast<size_t>(channels + job.in[2]) * sizeof(T) + 256);
+    if (!scratch) {
+      failed.store(true, std::memory_order_relaxed);
+      return;
+    }
+    Arena arena(scratch.data());
+    const T** rows = arena.take<const T*>(table);
+    int64_t* row_pitch = arena.take<int64_t>(table);
+    T* zeros = arena.take<T>(split.by_channels ? channels : job.in[2]);
+    std::fill_n(zeros, split.by_channels ? channels : job.in[2], T{0});
+    T* sum = sums + part * size;
+    FilterChannelsArgs<T> g{};
+    g.rows = rows, g.row_pitch = row_pitch;
+    g.filter_rows = job.filter[0] * job.filter[1];
+    g.row_stride = job.stride[1], g.row_dilation = job.filter[0] > 1 ? 1 : job.dilation[1];
+    g.taps = job.filter[2], g.stride = job.stride[2], g.dilation = job.dilation[2];
+    g.first_column = -job.pad[2], g.columns = job.in[2];
+    g.channels = channels, g.pixels = job.out[2];
+    g.dy_row_pitch = job.os.s[1], g.dy_pitch = job.os.s[2];
+    g.sum = sum + c0, g.sum_pitch = pitch;
+    FilterPlanesArgs<T> f{};
+    f.rows = rows, f.zero_row = zeros;
+    f.channel_pitch = job.is.c;
+    f.taps = job.filter[2], f.stride = job.stride[2];
+    f.first_column = -job.pad[2], f.columns = job.in[2];
+    f.channels = channels, f.pixels = job.out[2];
+    f.dy_channel_pitch = job.os.c, f.dy_row_pitch = job.os.s[1];
+    f.sum = sum + c0 * taps;
+    // Of a filter of several planes a row of output at a time, its rows of input in the order of the taps.
+    const int64_t most = job.filter[0] > 1 ? 1 : split.rows;
+    for (int64_t line = first, end; line < last; line = end) {
+      const int64_t plane = line / job.out[1], n = plane / job.out[0], d = plane % job.out[0], h = line % job.out[1];
+      // Pieces begin at multiples of their length in each plane, whatever the part.
+      end = std::min({last, (plane + 1) * job.out[1], line - h + (h / most + 1) * most});
+      const T* image = pixel<T>(job.input, job.is, n, c0, 0, 0, 0);
+      const T* dy = pixel<T>(job.output, job.os, n, c0, d, h, 0);
+      int64_t i = 0;
+      for (int64_t a = 0; a < job.filter[0]; ++a) {
+        const int64_t di = d * job.stride[0] - job.pad[0] + a * job.dilation[0];
+        const int64_t count = job.filter[0] > 1 ? job.filter[1] : input_lines(job, end - line);
+        for (int64_t b = 0; b < count; ++b, ++i) {
+          const int64_t hi = h * job.stride[1] - job.pad[1] + b * (job.filter[0] > 1 ? job.dilation[1] : 1);
+          const bool zero = di < 0 || di >= job.in[0] || hi < 0 || hi >= job.in[1];
+          rows[i] = zero ? zeros : image + di * job.is.s[0] + hi * job.is.s[1];
+          row_pitch[i] = zero ? 0 : job.is.s[2];
+        }
+      }
+      if (split.by_channels) {
+        g.out_rows = end - line, g.dy = dy, g.accumulate = line > first;
+        kernels.filter_channels(g);
+      } else {
+        f.out_rows = end - line, f.dy = dy, f.accumulate = line > first;
+        kernels.filter_planes(f);
+      }
+    }
+  });
+  if (failed) status = Status::out_of_memory;
+  if (status == Status::ok) {
+    // The parts in their order.
+    const int64_t step = 256;
+    status = parallel_for(ceil_div(job.G, step), static_cast<double>(split.parts * size), [&](int64_t i, int) {
+      for (int64_t c = i * step; c < std::min(job.G, (i + 1) * step); ++c)
+        for (int64_t t = 0; t < taps; ++t) {
+          const T* from = sums + (split.by_channels ? t * pitch + c : c * taps + t);
+          T total = *from;
+          for (int64_t part = 1; part < split.parts; ++part) total += from[part * size];
+          T& to = dw[c * taps + t];
+          to = accumulate ? to + total : total;
+        }
+    });
+  }
+  output_release(sums, bytes);
+  return status;
+}
+
+#define FASTCONV_INSTANTIATE(T)                                                                             \
+  template bool has_filter_gradient<T>(const DenseJob&, const Machine&);                                    \
+  template WeightForm filter_gradient_form<T>(const DenseJob&, const Machine&);                             \
+  template Status run_filter_gradient<T>(const DenseJob&, const Machine&, const KernelTable<T>&, T*, bool); \
+  template bool may_skip_rows<T>(const DenseJob&, const T*, int64_t, bool);                                 \
+  template void pack_filters<T>(const Run<T>&, const Machine&, const KernelTable<T>&, T*);                  \
+  template Status run_depthwise<T>(const std::vector<Run<T>>&, const Machine&, const KernelTable<T>&,       \
+                                   const Finish<T>&, const InputMap<T>&, int64_t, bool);                    \
   template int64_t depthwise_workspace<T>(const DenseJob&, const Choice&, const Machine&);
 FASTCONV_INSTANTIATE(float)
 FASTCONV_INSTANTIATE(double)

@@ -22,4 +22,13 @@ Status run_depthwise(const std::vector<Run<T>>& runs, const Machine& machine, co
 template <class T>
 int64_t depthwise_workspace(const DenseJob& job, const Choice& choice, const Machine& machine);
 
+// The gradient of the filters, for the layers that has_filter_gradient() names; as run_weight_gradient().
+template <class T>
+bool has_filter_gradient(const DenseJob& job, const Machine& machine);
+template <class T>
+Status run_filter_gradient(const DenseJob& job, const Machine& machine, const KernelTable<T>& kernels, T* dw,
+                           bool accumulate);
+template <class T>
+WeightForm filter_gradient_form(const DenseJob& job, const Machine& machine);
+
 }  // namespace fastconv::ops
