@@ -574,14 +574,15 @@ void depthwise_planes(const DepthwisePlanesArgs<T>& g) {
 
 // --- The gradient of the filters
 //
-// A block of RB filter rows and S taps is kept in registers, a sum for each, while all pixels pass: one load of dy and
-// one of the input for each FMA. Register map for 3x3: 9 sums, dy; the input is an operand in memory. With channels
-// innermost AVX-512 keeps 5 x 5 or 4 x 7 sums, AVX2 2 x 5 or 2 x 7.
+// A block of RB filter rows and S taps is kept in registers, a sum for each, while all pixels pass. With stride 1 a run
+// of B pixels of dy stays beside them, and each column of the input is loaded once for all taps of a filter row.
+// Register map, AVX-512, 3 x 3: 9 sums, B = 8 pixels of dy, a column: 18 of 32; 3 x 5: 24; 3 x 7: 30. AVX2, B = 4: 3 x
+// 3 14 of 16, 2 x 5 15, 1 x 7 12. Otherwise the input is an operand in memory.
 
 #if defined(__AVX512F__)
-inline constexpr int kFilterRows[8] = {0, 8, 8, 8, 6, 5, 4, 4};
+inline constexpr int kFilterRows[8] = {0, 0, 0, 3, 0, 3, 0, 3}, kRun = 8;
 #else
-inline constexpr int kFilterRows[8] = {0, 8, 6, 4, 3, 2, 2, 2};
+inline constexpr int kFilterRows[8] = {0, 0, 0, 3, 0, 2, 0, 1}, kRun = 4;
 #endif
 
 // Pixels [q0, q1) of all rows, with filter rows [r0, r0 + RB) and taps [s0, s0 + S).
@@ -602,8 +603,31 @@ inline __attribute__((always_inline)) void filter_block(const FilterChannelsArgs
       pitch[r] = g.row_pitch[line];
       from[r] = g.rows[line] + c + first * pitch[r];
     }
-    int64_t column = first;
-    for (int64_t q = q0; q < q1; ++q, dy += g.dy_pitch, column += g.stride) {
+    int64_t column = first, q = q0;
+    if constexpr (Inside && S > 1) {
+      for (; g.stride == 1 && g.dilation == 1 && q + kRun <= q1; q += kRun) {
+        V d[kRun];
+#pragma GCC unroll 16
+        for (int i = 0; i < kRun; ++i, dy += g.dy_pitch) d[i] = load(dy);
+#pragma GCC unroll 16
+        for (int j = 0; j < kRun + S - 1; ++j) {
+#pragma GCC unroll 16
+          for (int r = 0; r < RB; ++r) {
+            V x = load(from[r]);
+            x.pin();
+            from[r] += pitch[r];
+            asm("" : "+r"(from[r]));  // or the compiler keeps every multiple of the pitches, on the stack
+#pragma GCC unroll 16
+            for (int s = 0; s < S; ++s)
+              if (j >= s && j - s < kRun) acc[r][s] = fma(x, d[j - s], acc[r][s]);
+          }
+        }
+        // The next run's first columns are this one's last.
+#pragma GCC unroll 16
+        for (int r = 0; r < RB; ++r) from[r] -= (S - 1) * pitch[r];
+      }
+    }
+    for (; q < q1; ++q, dy += g.dy_pitch, column += g.stride) {
       const V d = load(dy);
 #pragma GCC unroll 16
       for (int r = 0; r < RB; ++r) {
@@ -663,8 +687,6 @@ template <class T, int S, int RB>
 inline void filter_taps(const FilterChannelsArgs<T>& g, int64_t s0) {
   int64_t r = 0;
   for (; r + RB <= g.filter_rows; r += RB) filter_rows<T, RB, S>(g, r, s0);
-  if constexpr (RB > 3 && S < 6)
-    for (; r + 3 <= g.filter_rows; r += 3) filter_rows<T, 3, S>(g, r, s0);
   for (; r < g.filter_rows; ++r) filter_rows<T, 1, S>(g, r, s0);
 }
 
@@ -677,7 +699,7 @@ void filter_channels(const FilterChannelsArgs<T>& g) {
     } else if (kOwnSizes && left >= 7) {
       filter_taps<T, 7, kFilterRows[7]>(g, s), s += 7;
     } else if (left >= 3) {
-      filter_taps<T, 3, 3>(g, s), s += 3;
+      filter_taps<T, 3, kFilterRows[3]>(g, s), s += 3;
     } else {
       filter_taps<T, 1, 3>(g, s), s += 1;
     }

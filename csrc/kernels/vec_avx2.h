@@ -19,6 +19,8 @@ struct Vec<float> {
   static constexpr int kLanes = 8;
   __m256 v;
 
+  // Keeps a vector in its register: the compiler would rather load it again for every use.
+  void pin() { asm("" : "+x"(v)); }
   static Vec zero() { return {_mm256_setzero_ps()}; }
   static Vec set1(T x) { return {_mm256_set1_ps(x)}; }
   static Vec load(const T* p) { return {_mm256_loadu_ps(p)}; }
@@ -106,6 +108,8 @@ struct Vec<double> {
   static constexpr int kLanes = 4;
   __m256d v;
 
+  // Keeps a vector in its register: the compiler would rather load it again for every use.
+  void pin() { asm("" : "+x"(v)); }
   static Vec zero() { return {_mm256_setzero_pd()}; }
   static Vec set1(T x) { return {_mm256_set1_pd(x)}; }
   static Vec load(const T* p) { return {_mm256_loadu_pd(p)}; }

@@ -17,6 +17,8 @@ struct Vec<float> {
   static constexpr int kLanes = 16;
   __m512 v;
 
+  // Keeps a vector in its register: the compiler would rather load it again for every use.
+  void pin() { asm("" : "+v"(v)); }
   static Vec zero() { return {_mm512_setzero_ps()}; }
   static Vec set1(T x) { return {_mm512_set1_ps(x)}; }
   static Vec load(const T* p) { return {_mm512_loadu_ps(p)}; }
@@ -110,6 +112,8 @@ struct Vec<double> {
   static constexpr int kLanes = 8;
   __m512d v;
 
+  // Keeps a vector in its register: the compiler would rather load it again for every use.
+  void pin() { asm("" : "+v"(v)); }
   static Vec zero() { return {_mm512_setzero_pd()}; }
   static Vec set1(T x) { return {_mm512_set1_pd(x)}; }
   static Vec load(const T* p) { return {_mm512_loadu_pd(p)}; }

@@ -31,6 +31,7 @@ struct Vec {
   static constexpr int kLanes = kPortableBytes / sizeof(T);
   V v;
 
+  void pin() {}
   static Vec zero() { return {V{}}; }
   static Vec set1(T x) { return {x - V{}}; }  // not V{} + x, which would lose the sign of -0
   static Vec load(const T* p) {
