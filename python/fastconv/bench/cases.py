@@ -37,10 +37,11 @@ FAMILIES = (
     "depthwise",
     "linear",
     "backward",
+    "depthwise backward",
     "float64",
     "tiny",
 )
-OPS = ("conv1d", "conv2d", "conv3d", "conv_transpose", "linear", "backward", "all")
+OPS = ("conv1d", "conv2d", "conv3d", "conv_transpose", "depthwise", "linear", "backward", "all")
 
 
 @dataclass(frozen=True)
@@ -150,16 +151,21 @@ class Layer:
         text += f" @{_by(self.size)}"
         return text + (f" n{self.n}" if self.n > 1 else "") + (" T" if self.transposed else "")
 
+    @property
+    def depthwise(self) -> bool:
+        """Whether every channel has a filter of its own."""
+        return self.groups == self.c > 1
+
     def family(self, memory_bound: bool) -> str:
         """The family that the layer is reported in."""
         if self.flops < TINY_FLOP:
             return "tiny"
         if self.direction == "backward":
-            return "backward"
+            return "depthwise backward" if self.depthwise else "backward"
         if self.dtype == "float64":
             return "float64"
         if self.groups > 1:
-            return "depthwise" if self.groups == self.c else "grouped"
+            return "depthwise" if self.depthwise else "grouped"
         if memory_bound:
             return "memory-bound"
         if self.op == "linear":
@@ -349,7 +355,22 @@ def quick() -> tuple[Layer, ...]:
             _find(r50, c=128, kernel=(3, 3), stride=(2, 2)),
         )
     ]
-    return tuple(_unique([*forward, *f64, *backward]))
+    depthwise = [
+        _find("mobilenet_v1", groups=32, size=(112, 112)),
+        _find("mobilenet_v2", groups=96, stride=(2, 2)),
+        _find("mobilenet_v2", groups=144, stride=(1, 1)),
+        _find("mobilenet_v2", groups=192, stride=(1, 1)),
+        _find("mobilenet_v1", groups=512, stride=(1, 1)),
+        _find("mobilenet_v2", groups=576, stride=(2, 2)),
+        _find("mobilenet_v2", groups=960),
+        _find("efficientnet_b0", groups=240, kernel=(5, 5)),
+        _find("efficientnet_b0", groups=672, kernel=(5, 5), stride=(2, 2)),
+        _find("convnext_t", groups=96),
+        _find("convnext_t", groups=384),
+        _find("convnext_t", groups=768),
+    ]
+    depthwise_backward = [replace(depthwise[i], direction="backward") for i in (0, 1, 3, 5, 7, 9)]
+    return tuple(_unique([*forward, *depthwise, *f64, *backward, *depthwise_backward]))
 
 
 # ------------------------------------------------------------------------------------------------------ seeded layers
@@ -550,6 +571,8 @@ def _narrowed(chosen: list[Layer], op: str | None, dtype: str | None, explicit: 
         narrowed = [v for v in chosen if v.direction == "backward"]
         # The tables hold forward layers alone.
         chosen = narrowed or [replace(v, direction="backward") for v in chosen if v.op != "linear"]
+    elif op == "depthwise":
+        chosen = [v for v in chosen if v.depthwise]
     elif op not in (None, "all"):
         # "conv_transpose" is 1-D and 2-D.
         kept = [v for v in chosen if v.op.startswith(str(op))]

@@ -30,7 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         const=200,
         help="N layers (default: %(const)s) that no table holds, the same in every run; with --net or --all besides",
     )
-    choice.add_argument("--op", choices=("conv1d", "conv2d", "conv3d", "conv_transpose", "linear", "backward", "all"))
+    choice.add_argument(
+        "--op", choices=("conv1d", "conv2d", "conv3d", "conv_transpose", "depthwise", "linear", "backward", "all")
+    )
     choice.add_argument("--filter", metavar="REGEX", help="only layers whose name matches")
     choice.add_argument("--family", metavar="NAME", help="only this family, such as 1x1 (memory-bound is found later)")
     choice.add_argument("--layout", choices=("NCHW", "NHWC", "both"), default="both")
