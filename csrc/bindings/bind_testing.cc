@@ -165,8 +165,7 @@ void gemm(const std::string& isa, const Array<T>& rows, const Indices& row_start
           int64_t next_width, int64_t panels, const Optional<T>& source, const Indices& source_offset,
           const Optional<T>& weights, int64_t weights_pitch) {
   const KernelTable<T>& kernels = table<T>(isa);
-  require(vectors >= 1 && vectors <= (weights ? kFewVectors : kernels.max_vectors),
-          "a panel has 1 to max_vectors vectors");
+  require(vectors >= 1 && vectors <= (weights ? 1 : kernels.max_vectors), "a panel has 1 to max_vectors vectors");
   require(tail >= 1 && tail <= kernels.lanes, "the tail has 1 to W lanes");
   require(panels == 1 || (panels > 1 && tail == kernels.lanes), "panels are whole or one");
   require(!weights || (m <= kFewRows && taps == 1 && row_step == 1 && panels == 1), "few rows of one tap");

@@ -8,8 +8,8 @@
 
 namespace fastconv {
 
-// Rows, and vectors of columns, that the kernel multiplies with weights as they lie.
-inline constexpr int64_t kFewRows = 4, kFewVectors = 4;
+// Rows that the kernel multiplies with weights as they lie, a vector of columns at a time.
+inline constexpr int64_t kFewRows = 4;
 
 // Panels of the product C[m][n] (+)= sum_k rows[m][k] * panel[k][n], every row of C reached through a pointer. Panel p
 // starts at panel + p * panel_pitch and gives the columns from p * vectors * W on; only a single one may have a tail.
@@ -30,8 +30,8 @@ struct GemmArgs {
   const T* source;
   const int64_t* source_offset;
   T* pack;
-  // At most kFewRows rows of one tap may do without a panel, kFewVectors at a time: the weights of column j lie at
-  // weights + j * weights_pitch.
+  // At most kFewRows rows of one tap may do without a panel, for one vector: the weights of column j lie at weights + j
+  // * weights_pitch.
   const T* weights;
   int64_t weights_pitch;
   int32_t vectors;          // width of each panel in vectors: 1 .. kMaxVectors of the ISA

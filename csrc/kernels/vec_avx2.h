@@ -64,6 +64,7 @@ struct Vec<float> {
     return {_mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(s), 0xD8))};
   }
   // Four elements of 8 runs: r[i] = elements i of row(0) .. row(7).
+  static constexpr int kColumnBlock = 4;
   template <class Row>
   static void load_columns(Row row, Vec (&r)[4]) {
     __m256 a[4], b[4];
@@ -140,6 +141,7 @@ struct Vec<double> {
   }
   static Vec even(Vec lo, Vec hi) { return {_mm256_permute4x64_pd(_mm256_shuffle_pd(lo.v, hi.v, 0x0), 0xD8)}; }
   static Vec odd(Vec lo, Vec hi) { return {_mm256_permute4x64_pd(_mm256_shuffle_pd(lo.v, hi.v, 0xF), 0xD8)}; }
+  static constexpr int kColumnBlock = 2;
   template <class Row>
   static void load_columns(Row row, Vec (&r)[2]) {
     __m256d a[2];

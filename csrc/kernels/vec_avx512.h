@@ -57,26 +57,14 @@ struct Vec<float> {
     const __m512i index = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
     return {_mm512_permutex2var_ps(lo.v, index, hi.v)};
   }
-  // Four elements of 16 runs: r[i] = elements i of row(0) .. row(15).
+  // 16 elements of 16 runs: r[i] = elements i of row(0) .. row(15). (Four elements at a time, put together of pieces of
+  // 128 bits, take four times as many loads.)
+  static constexpr int kColumnBlock = 16;
   template <class Row>
-  static void load_columns(Row row, Vec (&r)[4]) {
-    __m512 a[4], b[4];
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-      a[i] = _mm512_castps128_ps512(_mm_loadu_ps(row(i)));
-      a[i] = _mm512_insertf32x4(a[i], _mm_loadu_ps(row(i + 4)), 1);
-      a[i] = _mm512_insertf32x4(a[i], _mm_loadu_ps(row(i + 8)), 2);
-      a[i] = _mm512_insertf32x4(a[i], _mm_loadu_ps(row(i + 12)), 3);
-    }
-#pragma GCC unroll 2
-    for (int i = 0; i < 4; i += 2) {
-      b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]);
-      b[i + 1] = _mm512_unpackhi_ps(a[i], a[i + 1]);
-    }
-    r[0].v = _mm512_shuffle_ps(b[0], b[2], 0x44);
-    r[1].v = _mm512_shuffle_ps(b[0], b[2], 0xEE);
-    r[2].v = _mm512_shuffle_ps(b[1], b[3], 0x44);
-    r[3].v = _mm512_shuffle_ps(b[1], b[3], 0xEE);
+  static void load_columns(Row row, Vec (&r)[16]) {
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) r[i] = load(row(i));
+    transpose(r);
   }
   static void transpose(Vec (&r)[16]) {
     __m512 a[16], b[16];
@@ -151,18 +139,12 @@ struct Vec<double> {
     const __m512i index = _mm512_setr_epi64(1, 3, 5, 7, 9, 11, 13, 15);
     return {_mm512_permutex2var_pd(lo.v, index, hi.v)};
   }
+  static constexpr int kColumnBlock = 8;
   template <class Row>
-  static void load_columns(Row row, Vec (&r)[2]) {
-    __m512d a[2];
-#pragma GCC unroll 2
-    for (int i = 0; i < 2; ++i) {
-      a[i] = _mm512_castpd128_pd512(_mm_loadu_pd(row(i)));
-      a[i] = _mm512_insertf64x2(a[i], _mm_loadu_pd(row(i + 2)), 1);
-      a[i] = _mm512_insertf64x2(a[i], _mm_loadu_pd(row(i + 4)), 2);
-      a[i] = _mm512_insertf64x2(a[i], _mm_loadu_pd(row(i + 6)), 3);
-    }
-    r[0].v = _mm512_unpacklo_pd(a[0], a[1]);
-    r[1].v = _mm512_unpackhi_pd(a[0], a[1]);
+  static void load_columns(Row row, Vec (&r)[8]) {
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) r[i] = load(row(i));
+    transpose(r);
   }
   static void transpose(Vec (&r)[8]) {
     __m512d a[8], b[8];

@@ -89,6 +89,7 @@ struct Vec {
     return {r};
   }
   // W elements of W runs: r[i] = elements i of row(0) .. row(W - 1).
+  static constexpr int kColumnBlock = kLanes;
   template <class Row>
   static void load_columns(Row row, Vec (&r)[kLanes]) {
     for (int i = 0; i < kLanes; ++i) r[i] = load(row(i));

@@ -376,9 +376,9 @@ void run_rows(const Run<T>& run, const DenseJob& job, const Context<T>& ctx, con
   if (in_place) {
     // Every column's weights are read from end to end.
     for (int64_t k = task.k0; k < task.k1; k += g.vectors * W) {
-      const int64_t columns = std::min(task.k1 - k, kFewVectors * W);
-      g.vectors = static_cast<int32_t>(ceil_div(columns, W));
-      g.tail = static_cast<int32_t>(columns - (g.vectors - 1) * W);
+      const int64_t columns = std::min(task.k1 - k, W);
+      g.vectors = 1;
+      g.tail = static_cast<int32_t>(columns);
       g.weights_pitch = job.wk;
       g.c_offset = g.residual_offset = k;
       set_finish(ctx.finish, task.g * job.K + k, &g);
