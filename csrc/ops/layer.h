@@ -1,0 +1,198 @@
+// What the layers of conv.cc and separable.cc share: their operands in canonical form, weights and vectors made ready.
+#pragma once
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#include "fastconv/conv.h"
+#include "ops/dense.h"
+#include "ops/memory.h"
+#include "ops/parallel.h"
+
+namespace fastconv::ops {
+
+// A block from the output cache, for packed weights and other scratch that may be larger than a cache.
+class Block {
+ public:
+  Block() = default;
+  explicit Block(int64_t bytes)
+      : bytes_(static_cast<size_t>(bytes)), data_(bytes ? output_allocate(bytes_) : nullptr) {}
+  Block(Block&& other) noexcept : bytes_(other.bytes_), data_(other.data_) { other.data_ = nullptr; }
+  Block& operator=(Block&& other) noexcept {
+    std::swap(bytes_, other.bytes_);
+    std::swap(data_, other.data_);
+    return *this;
+  }
+  ~Block() {
+    if (data_) output_release(data_, bytes_);
+  }
+  void* data() const { return data_; }
+  bool failed() const { return bytes_ && !data_; }
+
+ private:
+  size_t bytes_ = 0;
+  void* data_ = nullptr;
+};
+
+inline bool absent(const TensorView& t) { return t.data == nullptr; }
+
+inline Status check_vector(const TensorView& v, DType dtype, int64_t n) {
+  if (absent(v)) return Status::ok;
+  if (v.dtype != dtype) return Status::bad_dtype;
+  return v.ndim == 1 && v.shape[0] == n ? Status::ok : Status::bad_shape;
+}
+
+template <class T>
+void clamp_bounds(const Activation& act, int32_t* kind, T* a, T* b) {
+  *kind = static_cast<int32_t>(act.kind);
+  *a = static_cast<T>(act.a);
+  *b = static_cast<T>(act.b);
+  // The tile applies every clamp as max and min against a and b.
+  if (act.kind == ActivationKind::relu) *a = 0, *b = std::numeric_limits<T>::infinity();
+  if (act.kind == ActivationKind::relu6) *a = 0, *b = 6;
+}
+
+// scale * (acc + bias) + shift as scale * acc + (scale * bias + shift), in vectors of `n` entries. `buffer` holds 2 n.
+template <class T>
+Finish<T> join_epilogue(const Epilogue& e, int64_t n, T* buffer) {
+  Finish<T> f;
+  clamp_bounds(e.act, &f.activation, &f.a, &f.b);
+  auto at = [](const TensorView& v, int64_t i) { return static_cast<const T*>(v.data)[i * v.strides[0]]; };
+  if (!absent(e.scale)) {
+    for (int64_t i = 0; i < n; ++i) buffer[i] = at(e.scale, i);
+    f.scale = buffer;
+  }
+  if (!absent(e.bias) || !absent(e.shift)) {
+    T* shift = buffer + n;
+    for (int64_t i = 0; i < n; ++i) {
+      T v = absent(e.bias) ? T{0} : at(e.bias, i);
+      if (!absent(e.scale)) v *= at(e.scale, i);
+      shift[i] = absent(e.shift) ? v : v + at(e.shift, i);
+    }
+    f.shift = shift;
+  }
+  return f;
+}
+
+template <class T>
+InputMap<T> join_prologue(const Prologue& p, int64_t n, T* buffer) {
+  InputMap<T> map{};
+  map.activation = static_cast<int32_t>(p.act.kind);
+  map.a = static_cast<T>(p.act.a), map.b = static_cast<T>(p.act.b);
+  auto copy = [n](const TensorView& v, T* to) {
+    for (int64_t i = 0; i < n; ++i) to[i] = static_cast<const T*>(v.data)[i * v.strides[0]];
+    return to;
+  };
+  if (!absent(p.scale)) map.scale = copy(p.scale, buffer);
+  if (!absent(p.shift)) map.shift = copy(p.shift, buffer + n);
+  if (!absent(p.gate)) map.gate = static_cast<const T*>(p.gate.data), map.gate_stride = p.gate.strides[1];
+  map.active = map.scale || map.shift || map.gate || map.activation;
+  return map;
+}
+
+inline bool has_prologue(const Prologue& p) {
+  return !absent(p.scale) || !absent(p.shift) || !absent(p.gate) || p.act.kind != ActivationKind::none;
+}
+
+struct Layer {
+  bool channels_last;  // memory order: that of the tensor the pass reads
+  Geometry geometry;
+  Strides x, y, r;
+  WeightStrides w;
+  int64_t in_channels, out_channels;
+};
+
+// Everything about a forward call that can be refused. y may be absent (for a decision or a plan).
+inline Status check_forward(const ConvDesc& desc, const ConvOperands& o, Layer* layer) {
+  Geometry& g = layer->geometry;
+  Status s = make_geometry(desc, o.x, o.w, &g);
+  if (s != Status::ok) return s;
+  layer->channels_last = output_is_channels_last(desc, o.x);
+  layer->in_channels = g.G * (desc.transposed ? g.K : g.C);
+  layer->out_channels = g.G * (desc.transposed ? g.C : g.K);
+  if ((s = lift(desc, g, !desc.transposed, o.x, &layer->x)) != Status::ok) return s;
+  if ((s = lift_weight(desc, g, o.w, &layer->w)) != Status::ok) return s;
+  if (!absent(o.y) && lift(desc, g, desc.transposed, o.y, &layer->y) != Status::ok) return Status::bad_output;
+  if (!absent(o.epilogue.residual) &&
+      (s = lift(desc, g, desc.transposed, o.epilogue.residual, &layer->r)) != Status::ok)
+    return s;
+  for (const TensorView* v : {&o.epilogue.bias, &o.epilogue.scale, &o.epilogue.shift})
+    if ((s = check_vector(*v, g.dtype, layer->out_channels)) != Status::ok) return s;
+  for (const TensorView* v : {&o.prologue.scale, &o.prologue.shift})
+    if ((s = check_vector(*v, g.dtype, layer->in_channels)) != Status::ok) return s;
+  const TensorView& gate = o.prologue.gate;
+  if (!absent(gate)) {
+    if (gate.dtype != g.dtype) return Status::bad_dtype;
+    if (gate.ndim != 2 || gate.shape[0] != g.N || gate.shape[1] != layer->in_channels) return Status::bad_shape;
+  }
+  return Status::ok;
+}
+
+// Strides of an output that does not exist yet: contiguous in the order that the caller is going to allocate.
+inline Strides dense_strides(bool channels_last, int64_t channels, const int64_t size[3]) {
+  Strides s{};
+  if (channels_last) {
+    s.c = 1;
+    s.s[2] = channels;
+    s.s[1] = s.s[2] * size[2];
+    s.s[0] = s.s[1] * size[1];
+    s.n = s.s[0] * size[0];
+  } else {
+    s.s[2] = 1;
+    s.s[1] = size[2];
+    s.s[0] = s.s[1] * size[1];
+    s.c = s.s[0] * size[0];
+    s.n = s.c * channels;
+  }
+  return s;
+}
+
+template <class T>
+void bind_runs(std::vector<Run<T>>& runs, const void* input, const void* weight, void* output, const void* residual) {
+  for (Run<T>& run : runs) run.bind(input, weight, output, residual);
+}
+
+// Looks at the weights of all runs and packs them into one block; runs that read the weights in place keep null.
+template <class T>
+Status prepare_weights(std::vector<Run<T>>& runs, const Machine& m, const KernelTable<T>& kernels, bool keep,
+                       Block* block) {
+  int64_t total = 0;
+  for (Run<T>& run : runs) run.skip_zeros = may_skip_zeros<T>(run.job, run.choice, keep);
+  for (const Run<T>& run : runs) total += packed_size(run.job, run.choice, m, keep);
+  if (total == 0) return Status::ok;
+  *block = Block(total * static_cast<int64_t>(sizeof(T)));
+  if (block->failed()) return Status::out_of_memory;
+  return pack_runs(runs, m, kernels, keep, static_cast<T*>(block->data()));
+}
+
+// A copy between two tensors of one shape. Each task copies some rows of one image, all channels: either side's
+// neighbours are then soon met again.
+template <class T>
+Status copy_tensor(const Geometry& g, bool in_side, const T* from, const Strides& f, T* to, const Strides& t) {
+  const int64_t channels = g.G * (in_side ? g.C : g.K);
+  const int64_t* size = in_side ? g.in : g.out;
+  const int64_t rows = size[0] * size[1];
+  const int64_t step = std::max<int64_t>(1, 65536 / std::max<int64_t>(1, channels * size[2]));
+  const int64_t parts = (rows + step - 1) / step;
+  const double work = static_cast<double>(g.N * channels) * static_cast<double>(rows * size[2]);
+  return parallel_for(g.N * parts, work, [&](int64_t i, int) {
+    const int64_t n = i / parts, first = i % parts * step, last = std::min(rows, first + step);
+    for (int64_t row = first; row < last; ++row) {
+      const int64_t d = row / size[1], h = row % size[1];
+      const T* source = from + n * f.n + d * f.s[0] + h * f.s[1];
+      T* target = to + n * t.n + d * t.s[0] + h * t.s[1];
+      for (int64_t c = 0; c < channels; ++c)
+        for (int64_t w = 0; w < size[2]; ++w) target[c * t.c + w * t.s[2]] = source[c * f.c + w * f.s[2]];
+    }
+  });
+}
+
+// Whether images of one shape lie alike. The stride of an axis of one element says nothing; NumPy keeps any.
+inline bool same_image(int64_t channels, const int64_t size[3], const Strides& a, const Strides& b) {
+  bool same = channels == 1 || a.c == b.c;
+  for (int i = 0; i < 3; ++i) same = same && (size[i] == 1 || a.s[i] == b.s[i]);
+  return same;
+}
+
+}  // namespace fastconv::ops
