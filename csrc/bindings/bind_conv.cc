@@ -2,22 +2,15 @@
 #include <utility>
 
 #include "bindings.h"
-#include "calls.h"
+#include "conv_calls.h"
 #include "fastconv/conv.h"
 
 namespace fastconv::bindings {
 namespace {
 
-PyTypeObject* spec_type = nullptr;
 PyTypeObject* plan_type = nullptr;
 
 // --- ConvSpec --------------------------------------------------------------------------------------------------
-
-// The options of a layer, checked and in canonical form (see _args): what the functions cache.
-struct ConvSpec {
-  ConvDesc desc;
-  Activation activation, input_activation;
-};
 
 void read_entries(const py::tuple& entries, int spatial, int64_t* values) {
   if (static_cast<int>(entries.size()) != spatial) throw py::value_error("expected one entry a spatial dimension");
@@ -59,55 +52,12 @@ py::tuple activation_tuple(const Activation& activation) {
 
 // --- operands --------------------------------------------------------------------------------------------------
 
-// An image-like operand (x, y, residual): given its batch axis where it has none. `batched` is what x (or dy, the
-// leading operand) was; the others must follow it.
-void complete_image(TensorView& view, const ConvDesc& desc, bool batched) {
-  if (view.ndim != desc.spatial + (batched ? 2 : 1)) throw Refusal{"bad_rank"};
-  if (!batched) insert_batch_axis(view);
-}
-
-TensorView leading_image(TensorView view, const ConvDesc& desc, bool& batched) {
-  batched = view.ndim == desc.spatial + 2;
-  complete_image(view, desc, batched);
-  return view;
-}
-
-TensorView following_image(PyObject* object, const ConvDesc& desc, bool batched) {
-  TensorView view = optional_view(object);
-  if (view.data) complete_image(view, desc, batched);
-  return view;
-}
-
 TensorView gate_view(PyObject* object, bool batched) {
   TensorView view = optional_view(object);
   if (!view.data) return view;
   if (view.ndim != (batched ? 2 : 1)) throw Refusal{"bad_rank"};
   if (!batched) insert_batch_axis(view);
   return view;
-}
-
-// As make_output, for an image-like output of `shape` (with its batch axis); the returned view has the batch axis.
-Result make_image(PyObject* out, const ConvDesc& desc, const TensorView& like, const int64_t* shape, bool batched,
-                  std::initializer_list<Read> reads) {
-  const int ndim = desc.spatial + (batched ? 2 : 1);
-  TensorView expected;
-  expected.dtype = like.dtype;
-  expected.ndim = ndim;
-  for (int i = 0; i < ndim; ++i) expected.shape[i] = shape[batched ? i : i + 1];
-  const int first = batched ? 1 : 0;  // the axes before the channels and the pixels
-  const int channels = desc.channels_last ? ndim - 1 : first;
-  const bool innermost = output_is_channels_last(desc, like);
-  int order[kMaxDims];
-  int n = 0;
-  if (batched) order[n++] = 0;
-  if (!innermost) order[n++] = channels;
-  for (int i = first; i < ndim; ++i) {
-    if (i != channels) order[n++] = i;
-  }
-  if (innermost) order[n++] = channels;
-  Result result = make_output(out, expected, order, reads);
-  if (!batched) insert_batch_axis(result.view);
-  return result;
 }
 
 // --- the passes ------------------------------------------------------------------------------------------------

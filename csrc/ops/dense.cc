@@ -324,6 +324,28 @@ struct RowsTask {
         moved(job, choice, m, k, machine.lanes, arena) {}
 };
 
+// The part of a produced input that a task needs: one block of pixels, one piece of the channels.
+template <class T>
+struct Produced {
+  T* data = nullptr;
+  void* scratch = nullptr;
+  int64_t pitch = 0;  // between channels, where pixels are neighbours
+
+  Produced(const Run<T>& run, const DenseJob& part, const Choice& choice, Arena& arena) {
+    if (!run.producer) return;
+    const int64_t n = part.pixels(), channels = choice.chunks[0].channels;
+    // Off multiples of 4 KB, which fall into the same sets of the first-level cache.
+    pitch = round_up(n, 16) + 16;
+    data = arena.take<T>(channels * pitch + 64);
+    scratch = arena.take<char>(run.producer->scratch(part.out, channels));
+  }
+  void fill(const Run<T>& run, const DenseJob& part, int64_t image, const Chunk& chunk, int64_t channel_step,
+            int64_t pixel_step) const {
+    const int64_t at[3] = {-part.pad[0], -part.pad[1], -part.pad[2]};
+    run.producer->fill(image, at, part.out, chunk.c0, chunk.channels, data, pixel_step, channel_step, scratch);
+  }
+};
+
 template <class T>
 void run_rows(const Run<T>& run, const DenseJob& job, const Context<T>& ctx, const Task& task, Arena& arena) {
   const Choice& choice = run.choice;
@@ -332,7 +354,11 @@ void run_rows(const Run<T>& run, const DenseJob& job, const Context<T>& ctx, con
   const T* image = static_cast<const T*>(job.input) + task.n * job.is.n + task.g * job.C * job.is.c;
   alignas(PixelSlab<T>) unsigned char storage[sizeof(PixelSlab<T>)];
   PixelSlab<T>* slab = nullptr;
-  if (choice.copy_pixels) {
+  const Producer<T>* producer = run.producer;
+  Produced<T> made(run, job, choice, arena);
+  if (producer) {
+    // Filled piece by piece below.
+  } else if (choice.copy_pixels) {
     slab = new (storage) PixelSlab<T>(job, 0, m, choice.chunks[0].channels, 0, arena);
     slab->prepare(job, 0, m);
   } else {
@@ -396,7 +422,13 @@ void run_rows(const Run<T>& run, const DenseJob& job, const Context<T>& ctx, con
   for (size_t i = 0; i < choice.chunks.size() && !in_place; ++i) {
     const Chunk& chunk = choice.chunks[i];
     const int64_t terms = terms_of(chunk);
-    if (slab) {
+    if (producer) {
+      made.fill(run, job, task.n, chunk, 1, chunk.channels);
+      for (int64_t j = 0; j < m; ++j) s.table[j] = made.data + j * chunk.channels;
+      g.rows = s.table, g.row_pitch = m, g.row_offset = 0;
+      g.taps = 1, g.length = chunk.channels;
+      g.zero_row = nullptr;
+    } else if (slab) {
       slab->fill(ctx.kernels, job, chunk, image + chunk.c0 * job.is.c,
                  map_at(ctx.map, task.n, ctx.gate_batch_stride, task.g * job.C + chunk.c0), m, s.table, &g.taps,
                  &g.length, &g.zero_row);
@@ -503,7 +535,11 @@ void run_columns(const Run<T>& run, const DenseJob& job, const Context<T>& ctx, 
   int64_t segment_count = 0;
   alignas(Slab<T>) unsigned char storage[sizeof(Slab<T>)];
   Slab<T>* slab = nullptr;
-  if (reads && choice.direct) {
+  Produced<T> made(run, job, choice, arena);
+  Segment whole{0, 0, n};
+  if (run.producer) {
+    segments = &whole, segment_count = 1;
+  } else if (reads && choice.direct) {
     segment_count = image_segments(job, 0, n, direct);
   } else if (reads) {
     slab = new (storage) Slab<T>(job, 0, n, channels, W, arena);
@@ -517,6 +553,7 @@ void run_columns(const Run<T>& run, const DenseJob& job, const Context<T>& ctx, 
     const Chunk& chunk = choice.chunks[i];
     const int64_t terms = terms_of(chunk);
     const T* source = image + chunk.c0 * job.is.c;
+    if (run.producer) made.fill(run, job, task.n, chunk, made.pitch, 1);
     if (slab && filled != chunk.c0) {
       slab->fill(ctx.kernels, source, chunk.channels,
                  map_at(ctx.map, task.n, ctx.gate_batch_stride, task.g * job.C + chunk.c0));
@@ -528,12 +565,12 @@ void run_columns(const Run<T>& run, const DenseJob& job, const Context<T>& ctx, 
     g.length = terms;
     g.accumulate = i > 0 || (ctx.accumulate && !moved.output);
     g.finish = i + 1 == choice.chunks.size();
-    const int64_t channel_pitch = slab ? slab->channel_pitch() : job.is.c;
+    const int64_t channel_pitch = slab ? slab->channel_pitch() : run.producer ? made.pitch : job.is.c;
     const int64_t* tap_offset = slab ? slab->tap_offset() + chunk.t0 : &zero_offset;
     if (reads)
       for (int64_t c0 = 0, t = 0; c0 < chunk.channels; ++c0)
         for (int64_t tap = 0; tap < chunk.taps; ++tap) source_offset[t++] = c0 * channel_pitch + tap_offset[tap];
-    const T* data = slab ? slab->data() : source;
+    const T* data = slab ? slab->data() : run.producer ? made.data : source;
     for (int64_t p = 0; p < panels.count; p += g.panels) {
       const int64_t j = panels.start(p) * W;
       g.vectors = static_cast<int32_t>(panels.width(p));
@@ -550,7 +587,7 @@ void run_columns(const Run<T>& run, const DenseJob& job, const Context<T>& ctx, 
       }
       g.tail = static_cast<int32_t>(columns - (g.panels * g.vectors - 1) * W);
       if (reads) {
-        if (runs == 1 && (slab || g.tail == W)) {
+        if (runs == 1 && (slab || run.producer || g.tail == W)) {
           g.source = data + clipped[0].offset;
           g.source_offset = source_offset;
           g.pack = panel;
@@ -647,7 +684,9 @@ struct Cut {
 
 // Scratch of the largest task, found by carving a block that is not there.
 template <class T>
-int64_t scratch_bytes(const DenseJob& job, const Choice& choice, const Machine& machine, const Cut& cut) {
+int64_t scratch_bytes(const Run<T>& run, const Machine& machine, const Cut& cut) {
+  const DenseJob& job = run.job;
+  const Choice& choice = run.choice;
   DenseJob part = job;
   for (int a = 0; a < 3; ++a) part.out[a] = cut.blocks.size[a];
   const int64_t n = part.pixels(), W = machine.lanes;
@@ -657,8 +696,9 @@ int64_t scratch_bytes(const DenseJob& job, const Choice& choice, const Machine& 
     rows = std::max(rows, task.k1 - task.k0);
   }
   Arena count(nullptr);
+  Produced<T>(run, part, choice, count);
   if (choice.role == Role::pixel_rows) {
-    if (choice.copy_pixels) PixelSlab<T>(part, 0, n, choice.chunks[0].channels, 0, count);
+    if (choice.copy_pixels && !run.producer) PixelSlab<T>(part, 0, n, choice.chunks[0].channels, 0, count);
     RowsTask<T>(part, choice, machine, n, rows, count);
     return count.size();
   }
@@ -667,7 +707,7 @@ int64_t scratch_bytes(const DenseJob& job, const Choice& choice, const Machine& 
   count.take<T*>(3 * rows + 24);
   Moved<T>(part, choice, rows, n, W, count);
   count.take<Segment>(2 * part.out[0] * part.out[1] + 4);
-  if (!choice.direct && job.taps() > 0) Slab<T>(part, 0, n, choice.chunks[0].channels, W, count);
+  if (!choice.direct && job.taps() > 0 && !run.producer) Slab<T>(part, 0, n, choice.chunks[0].channels, W, count);
   return count.size();
 }
 
@@ -883,7 +923,7 @@ Status run_dense(const std::vector<Run<T>>& runs, const Machine& machine, const 
     cuts.emplace_back(run.job, run.choice, machine, sizeof(T), want, !run.packed && packs_late(run.job, run.choice));
     const Cut& cut = cuts.back();
     tasks += cut.tasks;
-    if (cut.tasks) bytes = std::max(bytes, scratch_bytes<T>(run.job, run.choice, machine, cut));
+    if (cut.tasks) bytes = std::max(bytes, scratch_bytes<T>(run, machine, cut));
   }
   if (tasks == 0) return Status::ok;
   // Phases read the same input: one block of it after the other, in all of them.
@@ -912,7 +952,9 @@ template <class T>
 int64_t task_workspace(const DenseJob& job, const Choice& choice, const Machine& machine) {
   if (choice.depthwise) return depthwise_workspace<T>(job, choice, machine);
   const Cut cut(job, choice, machine, sizeof(T), 1, false);
-  return scratch_bytes<T>(job, choice, machine, cut);
+  Run<T> run;
+  run.job = job, run.choice = choice;
+  return scratch_bytes<T>(run, machine, cut);
 }
 
 // --- The gradient of the weights

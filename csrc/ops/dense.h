@@ -16,6 +16,20 @@ struct Finish {
   T a = 0, b = 0;
 };
 
+// What computes the input of a product, a block at a time, where that is no array in memory: a separable layer's
+// depthwise half.
+template <class T>
+class Producer {
+ public:
+  virtual ~Producer() = default;
+  // Scratch bytes for a box of pixels of this size and so many channels.
+  virtual int64_t scratch(const int64_t size[3], int64_t channels) const = 0;
+  // Channels [c0, c0 + channels) of the box of image n that begins at `at`: pixel i, counted through the box, and
+  // channel c0 + c go to to[i * pixel_step + c * channel_step].
+  virtual void fill(int64_t n, const int64_t at[3], const int64_t size[3], int64_t c0, int64_t channels, T* to,
+                    int64_t pixel_step, int64_t channel_step, void* scratch) const = 0;
+};
+
 // One product with its decision and, where there are any, its packed weights. The offsets place it within the layer's
 // output and weight tensors.
 template <class T>
@@ -25,6 +39,7 @@ struct Run {
   const T* packed = nullptr;
   int64_t output_offset = 0, residual_offset = 0, weight_offset = 0;
   bool skip_zeros = false;  // taps that meet only padding are passed over: the weights are finite
+  const Producer<T>* producer = nullptr;  // of the input of a 1x1 product; null: the job's input is an array
 
   void bind(const void* input, const void* weight, void* output, const void* residual) {
     job.input = input;

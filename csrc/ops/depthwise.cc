@@ -363,10 +363,11 @@ void run_planes(const Run<T>& run, const Context<T>& ctx, const Piece& task, Are
 
 // Scratch of the largest task, found by carving a block that is not there.
 template <class T>
-int64_t scratch_bytes(const DenseJob& job, const Choice& choice, const Machine& m, const Cut& cut) {
+int64_t scratch_bytes(const DenseJob& job, const Choice& choice, const Machine& m, int64_t most_columns,
+                      int64_t most_channels) {
   Arena count(nullptr);
-  const int64_t lines = job.filter[0] * job.filter[1], q = std::min(cut.columns, job.out[2]);
-  const int64_t channels = std::min(cut.channels, job.G);
+  const int64_t lines = job.filter[0] * job.filter[1], q = std::min(most_columns, job.out[2]);
+  const int64_t channels = std::min(most_channels, job.G);
   DenseJob part = job;
   part.out[2] = q;
   if (choice.role == Role::pixel_rows) {
@@ -455,7 +456,9 @@ Status run_depthwise(const std::vector<Run<T>>& runs, const Machine& machine, co
   for (const Run<T>& run : runs) {
     cuts.emplace_back(run.job, run.choice, machine, sizeof(T), want);
     tasks += cuts.back().tasks;
-    if (cuts.back().tasks) bytes = std::max(bytes, scratch_bytes<T>(run.job, run.choice, machine, cuts.back()));
+    if (cuts.back().tasks)
+      bytes =
+          std::max(bytes, scratch_bytes<T>(run.job, run.choice, machine, cuts.back().columns, cuts.back().channels));
   }
   if (tasks == 0) return Status::ok;
   std::atomic<bool> failed{false};
@@ -479,7 +482,51 @@ Status run_depthwise(const std::vector<Run<T>>& runs, const Machine& machine, co
 
 template <class T>
 int64_t depthwise_workspace(const DenseJob& job, const Choice& choice, const Machine& machine) {
-  return scratch_bytes<T>(job, choice, machine, Cut(job, choice, machine, sizeof(T), 1));
+  const Cut cut(job, choice, machine, sizeof(T), 1);
+  return scratch_bytes<T>(job, choice, machine, cut.columns, cut.channels);
+}
+
+// --- As what another product reads
+
+namespace {
+
+// The steps of the output suit the lanes, or it is moved.
+Choice choice_for(const Choice& choice, int64_t pixel_step, int64_t channel_step) {
+  Choice c = choice;
+  c.move_output = (c.role == Role::pixel_rows ? channel_step : pixel_step) != 1;
+  return c;
+}
+
+}  // namespace
+
+template <class T>
+int64_t DepthwiseProducer<T>::scratch(const int64_t size[3], int64_t channels) const {
+  Choice c = run_.choice;
+  c.move_output = true;
+  return scratch_bytes<T>(run_.job, c, machine_, size[2], channels);
+}
+
+template <class T>
+void DepthwiseProducer<T>::fill(int64_t n, const int64_t at[3], const int64_t size[3], int64_t c0, int64_t channels,
+                                T* to, int64_t pixel_step, int64_t channel_step, void* scratch) const {
+  const Context<T> ctx{machine_, kernels_, finish_, map_, gate_batch_stride_, false};
+  Run<T> run = run_;
+  run.choice = choice_for(run_.choice, pixel_step, channel_step);
+  run.job.has_residual = false;
+  run.job.os = {0, channel_step, {size[1] * size[2] * pixel_step, size[2] * pixel_step, pixel_step}};
+  int64_t corner = c0 * channel_step;
+  for (int a = 0; a < 3; ++a) corner += at[a] * run.job.os.s[a];
+  run.job.output = to - corner;
+  run.job.os.n = 0;
+  for (int64_t d = at[0]; d < at[0] + size[0]; ++d) {
+    Arena arena(scratch);
+    const int64_t row = d * run.job.out[1] + at[1];
+    const Piece piece{n, c0, c0 + channels, row, row + size[1], at[2], at[2] + size[2]};
+    if (run.choice.role == Role::pixel_rows)
+      run_channels(run, ctx, piece, arena);
+    else
+      run_planes(run, ctx, piece, arena);
+  }
 }
 
 // --- The gradient of the filters
@@ -632,6 +679,7 @@ Status run_filter_gradient(const DenseJob& job, const Machine& m, const KernelTa
 }
 
 #define FASTCONV_INSTANTIATE(T)                                                                             \
+  template class DepthwiseProducer<T>;                                                                      \
   template bool has_filter_gradient<T>(const DenseJob&, const Machine&);                                    \
   template WeightForm filter_gradient_form<T>(const DenseJob&, const Machine&);                             \
   template Status run_filter_gradient<T>(const DenseJob&, const Machine&, const KernelTable<T>&, T*, bool); \

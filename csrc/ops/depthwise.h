@@ -22,6 +22,32 @@ Status run_depthwise(const std::vector<Run<T>>& runs, const Machine& machine, co
 template <class T>
 int64_t depthwise_workspace(const DenseJob& job, const Choice& choice, const Machine& machine);
 
+// A depthwise product as what another one reads. The run's output is ignored; its packed filters, machine and vectors
+// are borrowed.
+template <class T>
+class DepthwiseProducer final : public Producer<T> {
+ public:
+  DepthwiseProducer(const Run<T>& run, const Machine& machine, const KernelTable<T>& kernels, const Finish<T>& finish,
+                    const InputMap<T>& map, int64_t gate_batch_stride)
+      : run_(run),
+        machine_(machine),
+        kernels_(kernels),
+        finish_(finish),
+        map_(map),
+        gate_batch_stride_(gate_batch_stride) {}
+  int64_t scratch(const int64_t size[3], int64_t channels) const override;
+  void fill(int64_t n, const int64_t at[3], const int64_t size[3], int64_t c0, int64_t channels, T* to,
+            int64_t pixel_step, int64_t channel_step, void* scratch) const override;
+
+ private:
+  const Run<T>& run_;
+  const Machine& machine_;
+  const KernelTable<T>& kernels_;
+  const Finish<T>& finish_;
+  const InputMap<T>& map_;
+  int64_t gate_batch_stride_;
+};
+
 // The gradient of the filters, for the layers that has_filter_gradient() names; as run_weight_gradient().
 template <class T>
 bool has_filter_gradient(const DenseJob& job, const Machine& machine);

@@ -1,0 +1,129 @@
+// Depthwise-separable layers for Python. A ConvSpec names the depthwise half; its input_activation is the one between
+// the halves, its activation the last one.
+#include <utility>
+
+#include "bindings.h"
+#include "conv_calls.h"
+#include "fastconv/separable.h"
+
+namespace fastconv::bindings {
+namespace {
+
+PyTypeObject* plan_type = nullptr;
+
+// (x, depthwise_weight, pointwise_weight, depthwise_bias, depthwise_scale, depthwise_shift, bias, scale, shift), from
+// args[1] on; x as an array or a shape.
+SeparableOperands operands(PyObject* const* args, const ConvSpec& spec, bool& batched) {
+  SeparableOperands op;
+  op.depthwise_weight = array_view(args[2]);
+  op.pointwise_weight = array_view(args[3]);
+  const TensorView x = is_shape(args[1]) ? shape_view(args[1], op.depthwise_weight.dtype) : array_view(args[1]);
+  op.x = leading_image(x, spec.desc, batched);
+  op.inner = {optional_view(args[4]), optional_view(args[5]), optional_view(args[6]), {}, spec.input_activation};
+  op.epilogue = {optional_view(args[7]), optional_view(args[8]), optional_view(args[9]), {}, spec.activation};
+  return op;
+}
+
+// (spec, x, depthwise_weight, pointwise_weight, depthwise_bias, depthwise_scale, depthwise_shift, bias, scale, shift,
+//  residual, out)
+py::object separable_forward(PyObject* const* args) {
+  const ConvSpec& spec = value_of<ConvSpec>(args[0], spec_type);
+  bool batched = false;
+  if (is_shape(args[1])) throw Refusal{"bad_type"};
+  SeparableOperands op = operands(args, spec, batched);
+  op.epilogue.residual = following_image(args[10], spec.desc, batched);
+  int64_t shape[kMaxDims];
+  check(separable_output_shape(spec.desc, op.x, op.depthwise_weight, op.pointwise_weight, shape));
+  Result y = make_image(args[11], spec.desc, op.x, shape, batched,
+                        {{args[1], op.x},
+                         {args[2], op.depthwise_weight},
+                         {args[3], op.pointwise_weight},
+                         {args[4], op.inner.bias},
+                         {args[5], op.inner.scale},
+                         {args[6], op.inner.shift},
+                         {args[7], op.epilogue.bias},
+                         {args[8], op.epilogue.scale},
+                         {args[9], op.epilogue.shift},
+                         {args[10], op.epilogue.residual}});
+  op.y = y.view;
+  Status status;
+  {
+    ReleaseGil gil;
+    status = separable_run(spec.desc, op);
+  }
+  check(status);
+  return std::move(y.array);
+}
+
+struct PlanHandle {
+  std::shared_ptr<const SeparablePlan> plan;
+  ConvDesc desc;
+  TensorView depthwise_weight, pointwise_weight;  // dtype and shape
+};
+
+// (spec, x_like, depthwise_weight, pointwise_weight, depthwise_bias, depthwise_scale, depthwise_shift, bias, scale,
+//  shift)
+py::object separable_plan_entry(PyObject* const* args) {
+  const ConvSpec& spec = value_of<ConvSpec>(args[0], spec_type);
+  bool batched = false;
+  const SeparableOperands op = operands(args, spec, batched);
+  PlanHandle handle{nullptr, spec.desc, op.depthwise_weight, op.pointwise_weight};
+  handle.depthwise_weight.data = handle.pointwise_weight.data = no_data;
+  Status status = Status::ok;
+  {
+    ReleaseGil gil;
+    handle.plan = separable_plan(spec.desc, op, &status);
+  }
+  check(status);
+  return py::cast(std::move(handle));
+}
+
+// SeparablePlan.run(x, residual, out)
+PyObject* plan_run(PyObject* self, PyObject* const* args, Py_ssize_t count) {
+  if (count != 3) {
+    PyErr_Format(PyExc_TypeError, "expected 3 positional arguments, got %zd", count);
+    return nullptr;
+  }
+  return guarded([&] {
+    const PlanHandle& handle = value_of<PlanHandle>(self, plan_type);
+    bool batched = false;
+    const TensorView x = leading_image(array_view(args[0]), handle.desc, batched);
+    const TensorView residual = following_image(args[1], handle.desc, batched);
+    int64_t shape[kMaxDims];
+    check(separable_output_shape(handle.desc, x, handle.depthwise_weight, handle.pointwise_weight, shape));
+    Result y = make_image(args[2], handle.desc, x, shape, batched, {{args[0], x}, {args[1], residual}});
+    Status status;
+    {
+      ReleaseGil gil;
+      status = separable_plan_run(*handle.plan, x, y.view, residual);
+    }
+    check(status);
+    return y.array.release().ptr();
+  });
+}
+
+PyMethodDef functions[] = {
+    method<separable_forward, 12>("separable_forward",
+                                  "(spec, x, depthwise_weight, pointwise_weight, depthwise_bias, depthwise_scale, "
+                                  "depthwise_shift, bias, scale, shift, residual, out) -> y"),
+    method<separable_plan_entry, 10>("separable_plan",
+                                     "(spec, x_like, depthwise_weight, pointwise_weight, depthwise_bias, "
+                                     "depthwise_scale, depthwise_shift, bias, scale, shift) -> SeparablePlan"),
+};
+
+PyMethodDef plan_run_method = {"run", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&plan_run)), METH_FASTCALL,
+                               "(x, residual, out) -> y"};
+
+}  // namespace
+
+void bind_separable(py::module_& m) {
+  py::class_<PlanHandle> plan(m, "SeparablePlan", py::is_final(),
+                              "A prepared separable layer; immutable, safe in several threads.");
+  plan.def_property_readonly("packed_bytes", [](const PlanHandle& h) { return separable_plan_bytes(*h.plan); })
+      .def_property_readonly("workspace_bytes", [](const PlanHandle& h) { return separable_plan_workspace(*h.plan); });
+  plan_type = reinterpret_cast<PyTypeObject*>(plan.ptr());
+  plan.attr("run") = py::reinterpret_steal<py::object>(PyDescr_NewMethod(plan_type, &plan_run_method));
+  add_functions(m, functions);
+}
+
+}  // namespace fastconv::bindings
