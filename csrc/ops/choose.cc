@@ -131,7 +131,7 @@ Choice choose_depthwise(const Problem& p, const Machine& m) {
 }
 
 Choice choose(const Problem& p, const Machine& m) {
-  if (p.C == 1 && p.K == 1) return choose_depthwise(p, m);
+  if (p.C == 1 && p.K == 1 && !p.produced) return choose_depthwise(p, m);
   Choice c{};
   const int64_t T = p.filter[0] * p.filter[1] * p.filter[2];
   const int64_t pixels = p.out[0] * p.out[1] * p.out[2];

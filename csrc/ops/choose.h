@@ -39,6 +39,7 @@ struct Problem {
   bool has_residual, residual_channels_unit, residual_columns_unit;
   bool padded;                               // any padding or cropping
   bool mapped;                               // a prologue is applied to the input
+  bool produced;                             // the input is computed block by block (Producer)
 };
 
 // One piece of the reduction: channels [c0, c0 + channels) of taps [t0, t0 + taps).

@@ -74,7 +74,9 @@ struct Separable {
     filters[0].job = fprop_job(g, filter.x, none, nullptr, filter.w);
     filters[0].choice = choose(describe(filters[0].job, sizeof(T), filter.channels_last, false), machine);
     products[0].job = fprop_job(product.geometry, none, product.y, has_residual ? &product.r : nullptr, product.w);
-    products[0].choice = choose(describe(products[0].job, sizeof(T), product.channels_last, true), machine);
+    Problem problem = describe(products[0].job, sizeof(T), product.channels_last, true);
+    problem.produced = true;
+    products[0].choice = choose(problem, machine);
     filters[0].bind(nullptr, o.depthwise_weight.data, nullptr, nullptr);
     products[0].bind(nullptr, o.pointwise_weight.data, nullptr, nullptr);
 

@@ -11,7 +11,8 @@ if (_reason := _core.isa_environment_error()) is not None:
 
 from . import functional
 from .functional.conv import *  # noqa: F403
-from .plan import Explanation, Plan, explain, plan
+from .functional.separable import *  # noqa: F403
+from .plan import Explanation, Plan, SeparablePlan, explain, plan
 from .runtime import (
     available_isas,
     cache_info,
@@ -33,6 +34,7 @@ __version__: str = _core.build_info()["version"]
 __all__ = [
     "Explanation",
     "Plan",
+    "SeparablePlan",
     "available_isas",
     "cache_info",
     "clear_cache",

@@ -131,3 +131,40 @@ def set_flush_denormals(on: bool) -> bool: ...
 def run_fma_loop(dtype: str, iterations: int) -> float: ...
 def run_copy(dst: _Array, src: _Array, mode: int) -> None: ...
 def build_info() -> dict[str, str]: ...
+
+@final
+class SeparablePlan:
+    @property
+    def packed_bytes(self) -> int: ...
+    @property
+    def workspace_bytes(self) -> int: ...
+    def run(self, x: _Array, residual: _Array | None, out: _Array | None, /) -> _Array: ...
+
+def separable_forward(
+    spec: ConvSpec,
+    x: _Array,
+    depthwise_weight: _Array,
+    pointwise_weight: _Array,
+    depthwise_bias: _Array | None,
+    depthwise_scale: _Array | None,
+    depthwise_shift: _Array | None,
+    bias: _Array | None,
+    scale: _Array | None,
+    shift: _Array | None,
+    residual: _Array | None,
+    out: _Array | None,
+    /,
+) -> _Array: ...
+def separable_plan(
+    spec: ConvSpec,
+    x_like: _Array | _Shape,
+    depthwise_weight: _Array,
+    pointwise_weight: _Array,
+    depthwise_bias: _Array | None,
+    depthwise_scale: _Array | None,
+    depthwise_shift: _Array | None,
+    bias: _Array | None,
+    scale: _Array | None,
+    shift: _Array | None,
+    /,
+) -> SeparablePlan: ...

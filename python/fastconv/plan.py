@@ -16,10 +16,12 @@ import numpy as np
 
 from . import _args, _core, _verbose, functional
 from ._args import Array, Shape
+from ._args import separable as _separable
 
-__all__ = ["Explanation", "Plan", "explain", "plan"]
+__all__ = ["Explanation", "Plan", "SeparablePlan", "explain", "plan"]
 
 _FORWARD_OPS = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear")
+_SEPARABLE_OPS = ("separable_conv1d", "separable_conv2d")
 # What a plan is given when it is called.
 _CALL_ARGUMENTS = ("residual", "out")
 # The operands of which a shape will do for explain(), and those that are arrays or absent.
@@ -209,14 +211,97 @@ class _LinearPlan(Plan):
         return out
 
 
-def plan(op: str, x: Array | Sequence[int], weight: Array, bias: Array | None = None, **options: Any) -> Plan:
+class SeparablePlan(Plan):
+    """A plan of a depthwise-separable layer."""
+
+    __slots__ = ()
+
+    def __call__(
+        self,
+        x: Array,
+        residual: Array | None = None,
+        input_gate: Array | None = None,
+        out: Array | None = None,
+    ) -> Array:
+        """Run the layer: see `fastconv.functional.separable_conv2d`; input_gate must be None."""
+        if input_gate is not None:
+            raise TypeError(f"input_gate must be None: {self.op} takes none")
+        try:
+            run: Any = self._run
+            y: Array = run(x, residual, out)
+            return y
+        except _core.Refused as refusal:
+            if isinstance(x, np.ndarray) and x.ndim and x.shape[-len(self.input_shape) + 1 :] != self.input_shape[1:]:
+                shape = self.input_shape
+                raise ValueError(f"x (shape {x.shape}) must have the shape of the plan, {shape}, but for N") from None
+            arrays = {"x": x, **self._vectors, "residual": residual, "out": out}
+            raise _separable.error(refusal, self._spec, arrays) from None
+
+    @property
+    def decision(self) -> dict[str, Any]:
+        """What the layer takes: "packed_weight_bytes" and "workspace_per_thread"."""
+        core: Any = self._plan
+        return {
+            "algorithm": "separable",
+            "packed_weight_bytes": core.packed_bytes,
+            "workspace_per_thread": core.workspace_bytes,
+        }
+
+    def __repr__(self) -> str:
+        return f"<fastconv plan of {self.op}: {self.input_shape} -> {self.output_shape}, {self.dtype}>"
+
+
+def _separable_plan(op: str, x: Array | Sequence[int], operands: tuple[Any, ...], options: dict[str, Any]) -> Plan:
+    arguments = _bind(op, (x, *operands), options)
+    dtype = operands[0].dtype if operands and isinstance(operands[0], np.ndarray) else np.dtype(np.float32)
+    like: Any = _like(x, "x", dtype)
+    spec = _separable.spec(
+        int(op[len("separable_conv")]),
+        like,
+        arguments["stride"],
+        arguments["padding"],
+        arguments["dilation"],
+        arguments["padding_mode"],
+        arguments["layout"],
+        arguments["depthwise_activation"],
+        arguments["activation"],
+    )
+    names = ("depthwise_weight", "pointwise_weight", "depthwise_bias", "depthwise_scale", "depthwise_shift")
+    vectors = {name: arguments[name] for name in (*names, "bias", "scale", "shift")}
+    output_shape = _separable.check(spec, {"x": like, **vectors})
+    try:
+        core = _core.separable_plan(spec, x if isinstance(x, np.ndarray) else tuple(x), *vectors.values())
+    except _core.Refused as refusal:
+        if refusal.args[0] == "unsupported":
+            raise ValueError(
+                f"depthwise_weight (shape {vectors['depthwise_weight'].shape}) must have one filter a channel: a plan "
+                "takes no channel multiplier"
+            ) from None
+        raise _separable.error(refusal, spec, {"x": like, **vectors}) from None
+    return SeparablePlan(
+        op=op,
+        input_shape=_shape(x),
+        output_shape=output_shape,
+        dtype=dtype,
+        _plan=core,
+        _run=core.run,
+        _spec=spec,
+        _vectors={
+            name: np.broadcast_to(np.zeros((), a.dtype), a.shape) for name, a in vectors.items() if a is not None
+        },
+    )
+
+
+def plan(op: str, x: Array | Sequence[int], weight: Array, *operands: Array | None, **options: Any) -> Plan:
     """Prepare a layer: pack its weights and choose its algorithm once.
 
     Args:
-        op: "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d" or "linear".
+        op: "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear",
+            "separable_conv1d" or "separable_conv2d".
         x: an array of the shape and memory order to come, or a shape (C-contiguous then, in the weight's dtype).
         weight: as the function takes it; copied, as are bias and the vectors among the options.
-        bias: likewise.
+        *operands: the function's further positional operands: the bias; of a separable layer the pointwise weight
+            before it.
         **options: the keyword arguments of the function, but for residual and out, which are given to the plan when it
             is called. So is input_gate; here input_gate=True says that calls bring one.
 
@@ -228,12 +313,15 @@ def plan(op: str, x: Array | Sequence[int], weight: Array, bias: Array | None = 
         TypeError: an operand is no array of float32 or float64, or an option is not one of the function's.
         MemoryError: there is no memory for the packed weights.
     """
-    if op not in _FORWARD_OPS:
-        raise ValueError(f"op (={op!r}) must be one of {', '.join(map(repr, _FORWARD_OPS))}")
+    known = (*_FORWARD_OPS, *_SEPARABLE_OPS)
+    if op not in known:
+        raise ValueError(f"op (={op!r}) must be one of {', '.join(map(repr, known))}")
     for name in _CALL_ARGUMENTS:
         if name in options:
             raise TypeError(f"{name} is given to the plan when it is called, not to plan()")
-    arguments = _bind(op, (x, weight, bias), options)
+    if op in _SEPARABLE_OPS:
+        return _separable_plan(op, x, (weight, *operands), options)
+    arguments = _bind(op, (x, weight, *operands), options)
     gated = arguments.get("input_gate")
     if gated is not None and not isinstance(gated, bool):
         raise TypeError(

@@ -1,4 +1,5 @@
-"""Pure functions on NumPy arrays, forward and backward: convolution and the dense layer (`conv`).
+"""Pure functions on NumPy arrays, forward and backward: convolution and the dense layer (`conv`),
+depthwise-separable layers (`separable`).
 
 **Arrays** are `numpy.ndarray` of float32 or float64, in native byte order, and all of one dtype in a call. Any strides
 are read in place; nothing is copied or converted. The result is a new array, channels-last in memory where the first
@@ -10,8 +11,10 @@ only one that is interrupted (KeyboardInterrupt) leaves it unspecified.
 each names the argument, its value and the rule.
 """
 
-from . import conv
+from . import conv, separable
 from .conv import *  # noqa: F403
+from .separable import *  # noqa: F403
 
 __all__: list[str] = []
 __all__ += conv.__all__
+__all__ += separable.__all__

@@ -3,8 +3,10 @@
 In float64 they are the oracle of the tests, in float32 the baseline of the benchmark.
 """
 
-from . import conv
+from . import conv, separable
 from .conv import *  # noqa: F403
+from .separable import *  # noqa: F403
 
 __all__: list[str] = []
 __all__ += conv.__all__
+__all__ += separable.__all__
