@@ -436,16 +436,26 @@ void gather_block(const MoveBlockArgs<T>& p) {
     for (int64_t n = 0; n < p.n; ++n) p.buffer[m * p.pitch + n] = p.tensor[p.row_offset[m] + p.column_offset[n]];
 }
 
+// The constant difference between offsets, 0 where there is none.
+inline int64_t uniform_step(const int64_t* offset, int64_t count) {
+  const int64_t step = count > 1 ? offset[1] - offset[0] : 1;
+  for (int64_t i = 2; i < count; ++i)
+    if (offset[i] - offset[i - 1] != step) return 0;
+  return step;
+}
+
 template <class T>
 void scatter_block(const MoveBlockArgs<T>& p) {
   using V = Vec<T>;
   constexpr int W = V::kLanes;
+  const int64_t column_step = uniform_step(p.column_offset, p.n);
   int64_t m = 0;
-  // Rows that follow each other in the tensor (offsets only grow): up to W x W elements at a time are transposed on the
-  // way.
+  // Rows that are closer to each other than columns (offsets only grow): up to W x W elements at a time are transposed
+  // on the way, so that those which share cache lines are written together.
   for (int64_t tall; m < p.m; m += tall) {
     tall = p.m - m < W ? p.m - m : W;
-    if (p.row_offset[m + tall - 1] != p.row_offset[m] + tall - 1 || tall == 1) break;
+    const int64_t step = uniform_step(p.row_offset + m, tall);
+    if (step == 0 || tall == 1 || (column_step != 0 && column_step <= step)) break;
     for (int64_t n = 0; n < p.n; n += W) {
       const int64_t wide = p.n - n < W ? p.n - n : W;
       V x[W];
@@ -456,20 +466,36 @@ void scatter_block(const MoveBlockArgs<T>& p) {
       for (int l = 0; l < W; ++l) {
         if (l >= wide) break;
         T* to = p.tensor + p.row_offset[m] + p.column_offset[n + l];
-        if (tall == W)
+        if (step != 1) {
+          // The phases of a strided gradient or transposed layer.
+          T lanes[W];
+          x[l].store(lanes);
+          if (p.accumulate)
+            for (int64_t i = 0; i < tall; ++i) to[i * step] += lanes[i];
+          else
+            for (int64_t i = 0; i < tall; ++i) to[i * step] = lanes[i];
+        } else if (tall == W) {
           (p.accumulate ? V::load(to) + x[l] : x[l]).store(to);
-        else
+        } else {
           (p.accumulate ? V::load_n(to, tall) + x[l] : x[l]).store_n(to, tall);
+        }
       }
     }
   }
   for (; m < p.m; ++m) {
     T* row = p.tensor + p.row_offset[m];
     const T* from = p.buffer + m * p.pitch;
-    if (p.accumulate)
+    if (column_step != 0) {
+      row += p.n > 0 ? p.column_offset[0] : 0;
+      if (p.accumulate)
+        for (int64_t n = 0; n < p.n; ++n) row[n * column_step] += from[n];
+      else
+        for (int64_t n = 0; n < p.n; ++n) row[n * column_step] = from[n];
+    } else if (p.accumulate) {
       for (int64_t n = 0; n < p.n; ++n) row[p.column_offset[n]] += from[n];
-    else
+    } else {
       for (int64_t n = 0; n < p.n; ++n) row[p.column_offset[n]] = from[n];
+    }
   }
 }
 

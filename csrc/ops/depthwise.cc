@@ -20,7 +20,8 @@ struct Cut {
   int64_t channels, rows, columns;  // of a task at most
   int64_t channel_parts, row_parts, column_parts, tasks;
 
-  Cut(const DenseJob& job, const Choice& choice, const Machine& m, int64_t item_size, int64_t want) {
+  // `phases`: one of several products that write between each other's pixels: a task's output stays in a quarter of L2.
+  Cut(const DenseJob& job, const Choice& choice, const Machine& m, int64_t item_size, int64_t want, bool phases) {
     const int64_t line = 64 / item_size, lines = job.out[0] * job.out[1];
     const bool lanes_are_channels = choice.role == Role::pixel_rows;
     channels = std::max<int64_t>(job.G, 1), rows = std::max<int64_t>(lines, 1),
@@ -36,6 +37,8 @@ struct Cut {
       columns = std::min<int64_t>(columns, 1024);
     } else {
       columns = std::min<int64_t>(columns, 4096);
+      const int64_t plane = std::max<int64_t>(1, job.pixels() * item_size);
+      if (phases) channels = std::clamp<int64_t>(m.l2 / 4 / plane, 1, channels);
     }
     auto count = [&] {
       channel_parts = ceil_div(job.G, channels), row_parts = ceil_div(lines, rows);
@@ -454,17 +457,25 @@ Status run_depthwise(const std::vector<Run<T>>& runs, const Machine& machine, co
   cuts.reserve(runs.size());
   int64_t tasks = 0, bytes = 0;
   for (const Run<T>& run : runs) {
-    cuts.emplace_back(run.job, run.choice, machine, sizeof(T), want);
+    cuts.emplace_back(run.job, run.choice, machine, sizeof(T), want, runs.size() > 1);
     tasks += cuts.back().tasks;
     if (cuts.back().tasks)
       bytes =
           std::max(bytes, scratch_bytes<T>(run.job, run.choice, machine, cuts.back().columns, cuts.back().channels));
   }
   if (tasks == 0) return Status::ok;
+  // Phases take turns: each cache line of the output is fetched once for all of them.
+  const bool interleaved =
+      std::all_of(cuts.begin(), cuts.end(), [&](const Cut& c) { return c.tasks == cuts[0].tasks; });
   std::atomic<bool> failed{false};
   const Status status = parallel_for(tasks, work, [&](int64_t i, int) {
     size_t r = 0;
-    while (i >= cuts[r].tasks) i -= cuts[r++].tasks;
+    if (interleaved) {
+      r = static_cast<size_t>(i) % runs.size();
+      i /= static_cast<int64_t>(runs.size());
+    } else {
+      while (i >= cuts[r].tasks) i -= cuts[r++].tasks;
+    }
     Workspace scratch(static_cast<size_t>(bytes));
     if (!scratch) {
       failed.store(true, std::memory_order_relaxed);
@@ -482,7 +493,7 @@ Status run_depthwise(const std::vector<Run<T>>& runs, const Machine& machine, co
 
 template <class T>
 int64_t depthwise_workspace(const DenseJob& job, const Choice& choice, const Machine& machine) {
-  const Cut cut(job, choice, machine, sizeof(T), 1);
+  const Cut cut(job, choice, machine, sizeof(T), 1, false);
   return scratch_bytes<T>(job, choice, machine, cut.columns, cut.channels);
 }
 
