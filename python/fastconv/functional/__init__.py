@@ -10,8 +10,10 @@ only one that is interrupted (KeyboardInterrupt) leaves it unspecified.
 each names the argument, its value and the rule.
 """
 
-from . import conv
+from . import conv, pool
 from .conv import *  # noqa: F403
+from .pool import *  # noqa: F403
 
 __all__: list[str] = []
 __all__ += conv.__all__
+__all__ += pool.__all__

@@ -3,8 +3,10 @@
 In float64 they are the oracle of the tests, in float32 the baseline of the benchmark.
 """
 
-from . import conv
+from . import conv, pool
 from .conv import *  # noqa: F403
+from .pool import *  # noqa: F403
 
 __all__: list[str] = []
 __all__ += conv.__all__
+__all__ += pool.__all__
