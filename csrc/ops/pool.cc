@@ -60,7 +60,12 @@ Status make_axis(const PoolDesc& desc, int i, int64_t n, Axis* axis) {
   if (desc.adaptive) {
     a.adaptive = true;
     a.out = desc.kernel[i] == 0 ? n : desc.kernel[i];
-    a.kernel = n / a.out + 2;  // an upper bound of the elements of a window
+    if (a.out > 0 && a.out <= n && n % a.out == 0) {  // windows of one size, side by side
+      a.adaptive = false;
+      a.kernel = a.stride = n / a.out;
+      return Status::ok;
+    }
+    a.kernel = a.out > 0 ? n / a.out + 2 : 1;  // an upper bound of the elements of a window
     return desc.kernel[i] < 0 ? Status::bad_shape : a.out > kMaxSize ? Status::overflow : Status::ok;
   }
   a.kernel = desc.kernel[i], a.stride = desc.stride[i], a.dilation = desc.dilation[i];
@@ -494,6 +499,10 @@ Status pool_forward(const PoolDesc& desc, const TensorView& x, const TensorView&
   if (p.N == 0 || p.out_pixels() == 0) return Status::ok;
   return for_dtype(p.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
+    bool served = false;
+    const Status done = pool_forward_fast<T>(p, static_cast<const T*>(x.data), xs, static_cast<T*>(y.data), ys,
+                                             static_cast<int64_t*>(indices.data), is, &served);
+    if (served) return done;
     return forward<T>(p, static_cast<const T*>(x.data), xs, static_cast<T*>(y.data), ys,
                       static_cast<int64_t*>(indices.data), is);
   });
@@ -528,6 +537,10 @@ Status pool_backward(const PoolDesc& desc, const TensorView& dy, const TensorVie
     using T = std::remove_pointer_t<decltype(type)>;
     const T* from = static_cast<const T*>(dy.data);
     if (positions) return scatter<T, true>(p.N, p.C, small, from, indexed, positions, large, static_cast<T*>(dx.data));
+    bool served = false;
+    const Status done =
+        pool_backward_fast<T>(p, from, ys, static_cast<const T*>(x.data), xs, static_cast<T*>(dx.data), ds, &served);
+    if (served) return done;
     return backward<T>(p, from, ys, static_cast<const T*>(x.data), xs, static_cast<T*>(dx.data), ds);
   });
 }

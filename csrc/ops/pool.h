@@ -38,4 +38,12 @@ struct Pool {
   int64_t divisor_of(int64_t od, int64_t oh, int64_t ow) const;
 };
 
+// The vector paths (pool_fast.cc); `served` says whether the call had one. What it refuses goes to the plain loops.
+template <class T>
+Status pool_forward_fast(const Pool& p, const T* x, const Strides& xs, T* y, const Strides& ys, int64_t* indices,
+                         const Strides& is, bool* served);
+template <class T>
+Status pool_backward_fast(const Pool& p, const T* dy, const Strides& ys, const T* x, const Strides& xs, T* dx,
+                          const Strides& ds, bool* served);
+
 }  // namespace fastconv::ops
