@@ -181,9 +181,9 @@ inline constexpr int64_t kPoolTaps = 64;  // pointers of one call
 //   argmax   dst[j] = codes[k] of the first maximum (or the first NaN) over k of src[k][j]
 //   route    dst[j] = sum over k, in order, of (marks[k][j] == codes[k] ? src[k][j] : 0); row i of the marks begins
 //            i * phase_pitch behind its pointer
-//   split    dst[f * phase_pitch + j] = src[0][j * stride + f], f < stride, j < n
+//   split    dst[j % stride * phase_pitch + j / stride] = src[0][j], j < n; the pitch may be negative
 //   merge    dst[j] = src[0][j % stride * phase_pitch + j / stride], j < n
-// slide, split and merge may read up to 2 W elements past what they use, and split writes whole vectors.
+// slide and merge may read up to 2 W elements past what they use.
 template <class T>
 struct PoolArgs {
   const T* const* src;

@@ -22,6 +22,7 @@ struct IntegerVec {
   static constexpr int kLanes = kIntegerBytes / sizeof(E);
   V v;
 
+  static constexpr bool kMayBeNan = false;
   static IntegerVec load(const T* p) {
     IntegerVec r;
     __builtin_memcpy(&r.v, p, sizeof(V));
@@ -87,62 +88,98 @@ struct NoFinish {
   }
 };
 
+// The loads of a block: whole vectors, or one masked.
+template <class V, bool kMasked>
+struct PoolLoad {
+  int64_t lanes;
+  template <class T>
+  V operator()(const T* x, int i) const {
+    return kMasked ? V::load_n(x, lanes) : V::load(x + i * V::kLanes);
+  }
+  template <class T>
+  void put(V v, T* to, int i) const {
+    if (kMasked) {
+      v.store_n(to, lanes);
+    } else {
+      v.store(to + i * V::kLanes);
+    }
+  }
+};
+
+// Registers: 4 accumulators, an operand, the finish's 2. A maximum of floats is first taken without regard to NaN,
+// which is looked for beside it, two vectors a comparison; where there is one the block is done again with care.
+template <int kOp, class V, int kCount, int kVectors, bool kMasked, class T, class F>
+__attribute__((always_inline)) inline void combine_block(const T* const* src, int64_t runtime_count, bool accumulate,
+                                                         int64_t at, T* dst, int64_t j, int64_t lanes,
+                                                         const F& finish) {
+  const int64_t count = kCount > 0 ? kCount : runtime_count;
+  const PoolLoad<V, kMasked> load{lanes};
+  V acc[kVectors];
+  int64_t k = 0;
+  const T* first = accumulate ? dst : src[0] + at;
+  if (!accumulate) k = 1;
+#pragma GCC unroll 4
+  for (int i = 0; i < kVectors; ++i) acc[i] = load(first, i);
+  if constexpr (kOp == kPoolMax && V::kMayBeNan) {
+    typename V::Mask odd = V::unordered(acc[0], acc[kVectors - 1]);
+    if constexpr (kVectors == 4) odd = V::either(odd, V::unordered(acc[1], acc[2]));
+#pragma GCC unroll 4
+    for (; k < count; ++k) {
+      const T* x = src[k] + at;
+      V v[kVectors];
+#pragma GCC unroll 4
+      for (int i = 0; i < kVectors; ++i) v[i] = load(x, i);
+      odd = V::either(odd, V::unordered(v[0], v[kVectors - 1]));
+      if constexpr (kVectors == 4) odd = V::either(odd, V::unordered(v[1], v[2]));
+#pragma GCC unroll 4
+      for (int i = 0; i < kVectors; ++i) acc[i] = max(acc[i], v[i]);
+    }
+    if (__builtin_expect(V::any(odd), 0)) {
+      // Unrolled: an index that is not a constant would keep the accumulators in memory.
+#pragma GCC unroll 4
+      for (int i = 0; i < kVectors; ++i) {
+        acc[i] = load(first, i);
+        for (int64_t l = accumulate ? 0 : 1; l < count; ++l) acc[i] = V::max_nan(acc[i], load(src[l] + at, i));
+      }
+    }
+  } else {
+    if (!accumulate) {
+#pragma GCC unroll 4
+      for (int i = 0; i < kVectors; ++i) acc[i] = pool_first<kOp>(acc[i]);
+    }
+#pragma GCC unroll 4
+    for (; k < count; ++k) {
+      const T* x = src[k] + at;
+#pragma GCC unroll 4
+      for (int i = 0; i < kVectors; ++i) acc[i] = pool_step<kOp>(acc[i], load(x, i));
+    }
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < kVectors; ++i) load.put(finish(acc[i], j + i * V::kLanes, lanes), dst, i);
+}
+
 // Four vectors at a time, so that each pointer is read once for all of them and their chains overlap; then one, and a
-// masked one. Registers: 4 accumulators, an operand, the finish's 2.
+// masked one.
 template <int kOp, class V, int kCount, class T, class F>
 inline void combine_rows(const PoolArgs<T>& p, const F& finish) {
   constexpr int W = V::kLanes;
-  const int64_t count = kCount > 0 ? kCount : p.count;
-  for (int64_t row = 0; row < p.rows; ++row) {
-    const int64_t at = row * p.src_pitch;
-    T* dst = p.dst + row * p.dst_pitch;
+  const int64_t count = p.count, n = p.n, rows = p.rows, src_pitch = p.src_pitch, dst_pitch = p.dst_pitch;
+  const bool accumulate = kCount == 0 && p.accumulate;
+  // Few pointers are kept in registers: for all the compiler knows, a store may change those of the caller.
+  const T* own[kCount > 0 ? kCount : 1];
+  for (int64_t k = 0; k < kCount; ++k) own[k] = p.src[k];
+  const T* const* src = kCount > 0 ? own : p.src;
+  T* dst = p.dst;
+  for (int64_t row = 0; row < rows; ++row, dst += dst_pitch) {
+    const int64_t at = row * src_pitch;
     int64_t j = 0;
-    for (; j + 4 * W <= p.n; j += 4 * W) {
-      V acc[4];
-      int64_t k = 0;
-      if (p.accumulate) {
-#pragma GCC unroll 4
-        for (int i = 0; i < 4; ++i) acc[i] = V::load(dst + j + i * W);
-      } else {
-        const T* x = p.src[0] + at + j;
-#pragma GCC unroll 4
-        for (int i = 0; i < 4; ++i) acc[i] = pool_first<kOp>(V::load(x + i * W));
-        k = 1;
-      }
-#pragma GCC unroll 4
-      for (; k < count; ++k) {
-        const T* x = p.src[k] + at + j;
-#pragma GCC unroll 4
-        for (int i = 0; i < 4; ++i) acc[i] = pool_step<kOp>(acc[i], V::load(x + i * W));
-      }
-#pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) finish(acc[i], j + i * W, W).store(dst + j + i * W);
-    }
-    for (; j + W <= p.n; j += W) {
-      V acc;
-      int64_t k = 0;
-      if (p.accumulate) {
-        acc = V::load(dst + j);
-      } else {
-        acc = pool_first<kOp>(V::load(p.src[0] + at + j));
-        k = 1;
-      }
-      for (; k < count; ++k) acc = pool_step<kOp>(acc, V::load(p.src[k] + at + j));
-      finish(acc, j, W).store(dst + j);
-    }
-    if (j < p.n) {
-      const int64_t lanes = p.n - j;
-      V acc;
-      int64_t k = 0;
-      if (p.accumulate) {
-        acc = V::load_n(dst + j, lanes);
-      } else {
-        acc = pool_first<kOp>(V::load_n(p.src[0] + at + j, lanes));
-        k = 1;
-      }
-      for (; k < count; ++k) acc = pool_step<kOp>(acc, V::load_n(p.src[k] + at + j, lanes));
-      finish(acc, j, lanes).store_n(dst + j, lanes);
-    }
+    for (; j + 4 * W <= n; j += 4 * W)
+      combine_block<kOp, V, kCount, 4, false>(src, count, accumulate, at + j, dst + j, j, W, finish);
+    for (; j + 2 * W <= n; j += 2 * W)
+      combine_block<kOp, V, kCount, 2, false>(src, count, accumulate, at + j, dst + j, j, W, finish);
+    for (; j + W <= n; j += W)
+      combine_block<kOp, V, kCount, 1, false>(src, count, accumulate, at + j, dst + j, j, W, finish);
+    if (j < n) combine_block<kOp, V, kCount, 1, true>(src, count, accumulate, at + j, dst + j, j, n - j, finish);
   }
 }
 
@@ -153,6 +190,8 @@ inline void combine_counts(const PoolArgs<T>& p, const F& finish) {
     case 2: return combine_rows<kOp, V, 2>(p, finish);
     case 3: return combine_rows<kOp, V, 3>(p, finish);
     case 4: return combine_rows<kOp, V, 4>(p, finish);
+    case 6: return combine_rows<kOp, V, 6>(p, finish);
+    case 9: return combine_rows<kOp, V, 9>(p, finish);
     default: return combine_rows<kOp, V, 0>(p, finish);
   }
 }
@@ -178,38 +217,57 @@ template <int kOp, class T, class F>
 inline void slide_rows(const PoolArgs<T>& p, const F& finish) {
   using V = Vec<T>;
   constexpr int W = V::kLanes;
-  for (int64_t row = 0; row < p.rows; ++row) {
-    const T* src = p.src[0] + row * p.src_pitch;
-    T* dst = p.dst + row * p.dst_pitch;
-    for (int64_t j = 0; j < p.n; j += W) {
-      const int64_t lanes = p.n - j < W ? p.n - j : W;
+  const T* from = p.src[0];
+  T* to = p.dst;
+  const int64_t n = p.n, count = p.count, step = p.step, stride = p.stride;
+  const int64_t rows = p.rows, src_pitch = p.src_pitch, dst_pitch = p.dst_pitch;
+  for (int64_t row = 0; row < rows; ++row) {
+    const T* src = from + row * src_pitch;
+    T* dst = to + row * dst_pitch;
+    if (stride == 2 && step == 1 && count == 3) {
+      for (int64_t j = 0; j < n; j += W) {
+        const T* x = src + 2 * j;
+        const V low = V::load(x), high = V::load(x + W);
+        const V pair = pool_step<kOp>(V::even(low, high), V::odd(low, high));
+        const V sum = pool_step<kOp>(pair, V::even(V::load(x + 2), V::load(x + 2 + W)));
+        const int64_t lanes = n - j < W ? n - j : W;
+        const V result = finish(sum, j, lanes);
+        if (lanes == W) {
+          result.store(dst + j);
+        } else {
+          result.store_n(dst + j, lanes);
+        }
+      }
+      continue;
+    }
+    for (int64_t j = 0; j < n; j += W) {
+      const int64_t lanes = n - j < W ? n - j : W;
       V acc;
-      if (p.stride == 1) {
+      if (stride == 1) {
         acc = V::load(src + j);
-        for (int64_t k = 1; k < p.count; ++k) acc = pool_step<kOp>(acc, V::load(src + j + k * p.step));
-      } else if (p.stride == 2) {
+        for (int64_t k = 1; k < count; ++k) acc = pool_step<kOp>(acc, V::load(src + j + k * step));
+      } else if (stride == 2) {
         const T* x = src + 2 * j;
         V low = V::load(x), high = V::load(x + W);
         acc = V::even(low, high);
         int64_t k = 1;
-        if (p.step == 1) {
-          for (; k + 1 < p.count; k += 2) {
+        if (step == 1) {
+          for (; k + 1 < count; k += 2) {
             acc = pool_step<kOp>(acc, V::odd(low, high));
             low = V::load(x + k + 1), high = V::load(x + k + 1 + W);
             acc = pool_step<kOp>(acc, V::even(low, high));
           }
-          if (k < p.count) acc = pool_step<kOp>(acc, V::odd(low, high)), ++k;
+          if (k < count) acc = pool_step<kOp>(acc, V::odd(low, high)), ++k;
         }
-        for (; k < p.count; ++k)
-          acc = pool_step<kOp>(acc, V::even(V::load(x + k * p.step), V::load(x + k * p.step + W)));
+        for (; k < count; ++k) acc = pool_step<kOp>(acc, V::even(V::load(x + k * step), V::load(x + k * step + W)));
       } else {
         T part[W];
         auto tap = [&](int64_t k) {
-          for (int64_t i = 0; i < W; ++i) part[i] = i < lanes ? src[(j + i) * p.stride + k * p.step] : (T)0;
+          for (int64_t i = 0; i < W; ++i) part[i] = i < lanes ? src[(j + i) * stride + k * p.step] : (T)0;
           return V::load(part);
         };
         acc = tap(0);
-        for (int64_t k = 1; k < p.count; ++k) acc = pool_step<kOp>(acc, tap(k));
+        for (int64_t k = 1; k < count; ++k) acc = pool_step<kOp>(acc, tap(k));
       }
       acc = finish(acc, j, lanes);
       if (lanes == W) {
@@ -227,61 +285,104 @@ void pool_slide(const PoolArgs<T>& p) {
   slide_rows<kPoolSum>(p, PoolFinish<T>(p));
 }
 
-// The codes are numbers of the dtype: small integers are exact, and one kind of register serves.
+// The codes are numbers of the dtype: small integers are exact, and one kind of register serves. A NaN is looked for as
+// the taps are read; only where there is one are they read again, backwards, so that the first one is the last taken.
+template <class V, int kVectors, bool kMasked, class T>
+__attribute__((always_inline)) inline void argmax_block(const T* const* src, const T* codes, int64_t count, int64_t at,
+                                                        T* dst, int64_t lanes) {
+  const PoolLoad<V, kMasked> load{lanes};
+  V best[kVectors], code[kVectors];
+  typename V::Mask odd[kVectors];
+  const V first = V::set1(codes[0]);
+#pragma GCC unroll 4
+  for (int i = 0; i < kVectors; ++i) {
+    best[i] = load(src[0] + at, i);
+    code[i] = first;
+    odd[i] = V::unordered(best[i], best[i]);
+  }
+  for (int64_t k = 1; k < count; ++k) {
+    const T* x = src[k] + at;
+    const V name = V::set1(codes[k]);
+#pragma GCC unroll 4
+    for (int i = 0; i < kVectors; ++i) {
+      const V v = load(x, i);
+      odd[i] = V::either(odd[i], V::unordered(v, v));
+      code[i] = V::select(V::greater(v, best[i]), name, code[i]);
+      best[i] = max(best[i], v);
+    }
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < kVectors; ++i) {
+    if (V::any(odd[i])) {
+      code[i] = first;
+      best[i] = load(src[0] + at, i);
+      typename V::Mask found = V::unordered(best[i], best[i]);
+      for (int64_t k = 1; k < count; ++k) {
+        const V v = load(src[k] + at, i);
+        code[i] = V::select(V::greater(v, best[i]), V::set1(codes[k]), code[i]);
+        best[i] = V::select(V::greater(v, best[i]), v, best[i]);
+        found = V::either(found, V::unordered(v, v));
+      }
+      for (int64_t k = count - 1; k >= 0; --k) {
+        const V v = load(src[k] + at, i);
+        code[i] = V::select(V::unordered(v, v), V::set1(codes[k]), code[i]);
+      }
+    }
+    load.put(code[i], dst, i);
+  }
+}
+
 template <class T>
 void pool_argmax(const PoolArgs<T>& p) {
   using V = Vec<T>;
   constexpr int W = V::kLanes;
-  for (int64_t row = 0; row < p.rows; ++row) {
-    const int64_t at = row * p.src_pitch;
-    for (int64_t j = 0; j < p.n; j += W) {
-      const int64_t lanes = p.n - j < W ? p.n - j : W;
-      auto load = [&](int64_t k) {
-        const T* x = p.src[k] + at + j;
-        return lanes == W ? V::load(x) : V::load_n(x, lanes);
-      };
-      V best = load(0), code = V::set1(p.codes[0]);
-      typename V::Mask odd = V::unordered(best, best);
-      for (int64_t k = 1; k < p.count; ++k) {
-        const V x = load(k);
-        odd = V::either(odd, V::unordered(x, x));
-        const typename V::Mask m = V::greater(x, best);
-        code = V::select(m, V::set1(p.codes[k]), code);
-        best = V::select(m, x, best);
-      }
-      if (V::any(odd)) {  // the first NaN wins: backwards, so that the first one is the last to be taken
-        for (int64_t k = p.count - 1; k >= 0; --k) {
-          const V x = load(k);
-          code = V::select(V::unordered(x, x), V::set1(p.codes[k]), code);
-        }
-      }
-      code.store_n(p.dst + row * p.dst_pitch + j, lanes);
-    }
+  const T* const* src = p.src;
+  const T* codes = p.codes;
+  const int64_t count = p.count, n = p.n, rows = p.rows, src_pitch = p.src_pitch, dst_pitch = p.dst_pitch;
+  T* dst = p.dst;
+  for (int64_t row = 0; row < rows; ++row, dst += dst_pitch) {
+    const int64_t at = row * src_pitch;
+    int64_t j = 0;
+    for (; j + 4 * W <= n; j += 4 * W) argmax_block<V, 4, false>(src, codes, count, at + j, dst + j, W);
+    for (; j + W <= n; j += W) argmax_block<V, 1, false>(src, codes, count, at + j, dst + j, W);
+    if (j < n) argmax_block<V, 1, true>(src, codes, count, at + j, dst + j, n - j);
   }
+}
+
+template <class V, int kVectors, bool kMasked, class T>
+__attribute__((always_inline)) inline void route_block(const T* const* src, const T* const* marks, const T* codes,
+                                                       int64_t count, int64_t at, int64_t mark_at, T* dst,
+                                                       int64_t lanes) {
+  const PoolLoad<V, kMasked> load{lanes};
+  V acc[kVectors];
+#pragma GCC unroll 4
+  for (int i = 0; i < kVectors; ++i) acc[i] = V::zero();
+  for (int64_t k = 0; k < count; ++k) {
+    const T *x = src[k] + at, *mark = marks[k] + mark_at;
+    const V name = V::set1(codes[k]);
+#pragma GCC unroll 4
+    for (int i = 0; i < kVectors; ++i)
+      acc[i] = acc[i] + V::select(V::equal(load(mark, i), name), load(x, i), V::zero());
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < kVectors; ++i) load.put(acc[i], dst, i);
 }
 
 template <class T>
 void pool_route(const PoolArgs<T>& p) {
   using V = Vec<T>;
   constexpr int W = V::kLanes;
-  for (int64_t row = 0; row < p.rows; ++row) {
-    const int64_t at = row * p.src_pitch;
-    for (int64_t j = 0; j < p.n; j += W) {
-      const int64_t lanes = p.n - j < W ? p.n - j : W;
-      V acc = V::zero();
-      for (int64_t k = 0; k < p.count; ++k) {
-        const T *x = p.src[k] + at + j, *mark = p.marks[k] + row * p.phase_pitch + j;
-        const V value = lanes == W ? V::load(x) : V::load_n(x, lanes);
-        const V code = lanes == W ? V::load(mark) : V::load_n(mark, lanes);
-        acc = acc + V::select(V::equal(code, V::set1(p.codes[k])), value, V::zero());
-      }
-      T* dst = p.dst + row * p.dst_pitch + j;
-      if (lanes == W) {
-        acc.store(dst);
-      } else {
-        acc.store_n(dst, lanes);
-      }
-    }
+  const T *const *src = p.src, *const *marks = p.marks;
+  const T* codes = p.codes;
+  const int64_t count = p.count, n = p.n, rows = p.rows, src_pitch = p.src_pitch, dst_pitch = p.dst_pitch,
+                mark_pitch = p.phase_pitch;
+  T* dst = p.dst;
+  for (int64_t row = 0; row < rows; ++row, dst += dst_pitch) {
+    const int64_t at = row * src_pitch, mark = row * mark_pitch;
+    int64_t j = 0;
+    for (; j + 4 * W <= n; j += 4 * W) route_block<V, 4, false>(src, marks, codes, count, at + j, mark + j, dst + j, W);
+    for (; j + W <= n; j += W) route_block<V, 1, false>(src, marks, codes, count, at + j, mark + j, dst + j, W);
+    if (j < n) route_block<V, 1, true>(src, marks, codes, count, at + j, mark + j, dst + j, n - j);
   }
 }
 
@@ -289,19 +390,28 @@ template <class T>
 void pool_split(const PoolArgs<T>& p) {
   using V = Vec<T>;
   constexpr int W = V::kLanes;
-  for (int64_t row = 0; row < p.rows; ++row) {
+  const int64_t n = p.n, stride = p.stride, rows = p.rows, phase_pitch = p.phase_pitch;
+  for (int64_t row = 0; row < rows; ++row) {
     const T* src = p.src[0] + row * p.src_pitch;
     T* dst = p.dst + row * p.dst_pitch;
-    if (p.stride == 2) {
-      for (int64_t j = 0; j < p.n; j += W) {
-        const V low = V::load(src + 2 * j), high = V::load(src + 2 * j + W);
-        V::even(low, high).store(dst + j);
-        V::odd(low, high).store(dst + p.phase_pitch + j);
+    if (stride == 2) {
+      int64_t j = 0;
+      for (; j + 2 * W <= n; j += 2 * W) {
+        const V low = V::load(src + j), high = V::load(src + j + W);
+        V::even(low, high).store(dst + j / 2);
+        V::odd(low, high).store(dst + phase_pitch + j / 2);
+      }
+      if (j < n) {
+        const int64_t left = n - j, second = left > W ? left - W : 0;
+        const V low = V::load_n(src + j, left < W ? left : W);
+        const V high = second > 0 ? V::load_n(src + j + W, second) : V::zero();
+        V::even(low, high).store_n(dst + j / 2, (left + 1) / 2);
+        if (left > 1) V::odd(low, high).store_n(dst + phase_pitch + j / 2, left / 2);
       }
       continue;
     }
-    for (int64_t f = 0; f < p.stride; ++f)
-      for (int64_t j = 0; j < p.n; ++j) dst[f * p.phase_pitch + j] = src[j * p.stride + f];
+    for (int64_t f = 0; f < stride; ++f)
+      for (int64_t j = f, i = 0; j < n; j += stride, ++i) dst[f * phase_pitch + i] = src[j];
   }
 }
 

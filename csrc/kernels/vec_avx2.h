@@ -54,6 +54,7 @@ struct Vec<float> {
     return {_mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(s), 0xD8))};
   }
   // Comparisons, lane by lane.
+  static constexpr bool kMayBeNan = true;
   using Mask = __m256;
   static Mask greater(Vec a, Vec b) { return _mm256_cmp_ps(a.v, b.v, _CMP_GT_OQ); }
   static Mask equal(Vec a, Vec b) { return _mm256_cmp_ps(a.v, b.v, _CMP_EQ_OQ); }
@@ -151,6 +152,7 @@ struct Vec<double> {
   }
   static Vec even(Vec lo, Vec hi) { return {_mm256_permute4x64_pd(_mm256_shuffle_pd(lo.v, hi.v, 0x0), 0xD8)}; }
   // Comparisons, lane by lane.
+  static constexpr bool kMayBeNan = true;
   using Mask = __m256d;
   static Mask greater(Vec a, Vec b) { return _mm256_cmp_pd(a.v, b.v, _CMP_GT_OQ); }
   static Mask equal(Vec a, Vec b) { return _mm256_cmp_pd(a.v, b.v, _CMP_EQ_OQ); }

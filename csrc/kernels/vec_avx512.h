@@ -48,12 +48,13 @@ struct Vec<float> {
     return {_mm512_permutex2var_ps(lo.v, index, hi.v)};
   }
   // Comparisons, lane by lane.
+  static constexpr bool kMayBeNan = true;
   using Mask = __mmask16;
   static Mask greater(Vec a, Vec b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ); }
   static Mask equal(Vec a, Vec b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ); }
   static Mask unordered(Vec a, Vec b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_UNORD_Q); }
   static bool any(Mask m) { return m != 0; }
-  static Mask either(Mask a, Mask b) { return (Mask)(a | b); }
+  static Mask either(Mask a, Mask b) { return _kor_mask16(a, b); }
   // m ? a : b
   static Vec select(Mask m, Vec a, Vec b) { return {_mm512_mask_blend_ps(m, b.v, a.v)}; }
   // The larger one; a NaN in either comes through.
@@ -160,12 +161,13 @@ struct Vec<double> {
     return {_mm512_permutex2var_pd(lo.v, index, hi.v)};
   }
   // Comparisons, lane by lane.
+  static constexpr bool kMayBeNan = true;
   using Mask = __mmask8;
   static Mask greater(Vec a, Vec b) { return _mm512_cmp_pd_mask(a.v, b.v, _CMP_GT_OQ); }
   static Mask equal(Vec a, Vec b) { return _mm512_cmp_pd_mask(a.v, b.v, _CMP_EQ_OQ); }
   static Mask unordered(Vec a, Vec b) { return _mm512_cmp_pd_mask(a.v, b.v, _CMP_UNORD_Q); }
   static bool any(Mask m) { return m != 0; }
-  static Mask either(Mask a, Mask b) { return (Mask)(a | b); }
+  static Mask either(Mask a, Mask b) { return _kor_mask8(a, b); }
   // m ? a : b
   static Vec select(Mask m, Vec a, Vec b) { return {_mm512_mask_blend_pd(m, b.v, a.v)}; }
   // The larger one; a NaN in either comes through.

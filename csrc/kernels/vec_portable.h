@@ -75,6 +75,7 @@ struct Vec {
     return {r};
   }
   // Comparisons, lane by lane.
+  static constexpr bool kMayBeNan = true;
   using Mask = I;
   static Mask greater(Vec a, Vec b) { return (I)(a.v > b.v); }
   static Mask equal(Vec a, Vec b) { return (I)(a.v == b.v); }

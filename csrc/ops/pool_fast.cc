@@ -38,7 +38,7 @@ Status for_tasks(int64_t tasks, double work, int64_t scratch_bytes, F f) {
 }
 
 constexpr int64_t kTaskTerms = 1 << 20;  // of a task: about a millisecond
-constexpr int64_t kLine = 4096;  // elements of the planar buffer, in the first-level cache
+constexpr int64_t kLine = 2048;  // elements of the planar buffer, in the first-level cache
 constexpr int64_t kStage = 1 << 15;  // elements of a staged tile
 constexpr int64_t kSlack = 64;  // what kernels may read past a line
 constexpr int64_t kChain = 256;  // terms of a sum in the dtype; longer ones are joined in double
@@ -842,22 +842,29 @@ class PlanarBackward {
     const int64_t first = t.pw.begin * w.stride - w.pad;
     const int64_t last = first + (wide - 1) * w.stride + (w.kernel - 1) * w.dilation + 1;
     const int64_t begin = std::max<int64_t>(0, first), end = std::max(begin, std::min(w.in, last));
-    T* padded = source + (zr.end - zr.begin) * rows * x_row;  // one line
-    const int64_t per_phase = (last - first + w.stride - 1) / w.stride;
-    for (int64_t z = zr.begin; z < zr.end; ++z)
-      for (int64_t r = 0; r < rows; ++r) {
-        T* to = source + ((z - zr.begin) * rows + r) * x_row;
-        T* flat = w.stride == 1 ? to : padded;
-        const T* from = x + z * xs_.s[0] + (hr.begin + r) * xs_.s[1];
-        std::fill_n(flat, begin - first, identity<T>(p_));
-        std::copy(from + begin, from + end, flat + begin - first);
-        std::fill_n(flat + end - first, per_phase * w.stride - (end - first), identity<T>(p_));
-        if (w.stride == 1) continue;
-        PoolArgs<T> s{};
-        const T* line_of = padded;
-        s.src = &line_of, s.n = per_phase, s.rows = 1, s.stride = w.stride, s.phase_pitch = phase_, s.dst = to;
+    // Padded column `lead` is the image's first one here; the padding before and after it is written by itself.
+    const int64_t lead = begin - first, total = last - first, inside = end - begin;
+    for (int64_t z = zr.begin; z < zr.end; ++z) {
+      T* to = source + (z - zr.begin) * rows * x_row;
+      const T* from = x + z * xs_.s[0] + hr.begin * xs_.s[1] + begin;
+      PoolArgs<T> s{};
+      s.src = &from, s.rows = rows, s.src_pitch = xs_.s[1], s.dst_pitch = x_row;
+      auto place = [&](int64_t column) { return to + column % w.stride * phase_ + column / w.stride; };
+      if (w.stride == 1) {
+        s.dst = place(lead), s.n = inside, s.count = 1, s.op = kPoolSum, s.divisor = T{1};
+        kernels_.pool_combine(s);
+      } else if (w.stride == 2) {
+        s.dst = place(lead), s.phase_pitch = place(lead + 1) - place(lead), s.n = inside, s.stride = 2;
         kernels_.pool_split(s);
+      } else {
+        for (int64_t r = 0; r < rows; ++r)
+          for (int64_t i = 0; i < inside; ++i) place(lead + i)[r * x_row] = from[r * xs_.s[1] + i];
       }
+      for (int64_t r = 0; r < rows; ++r) {
+        for (int64_t i = 0; i < lead; ++i) place(i)[r * x_row] = identity<T>(p_);
+        for (int64_t i = lead + inside; i < total; ++i) place(i)[r * x_row] = identity<T>(p_);
+      }
+    }
     const T* pointers[kPoolTaps];
     T codes[kPoolTaps];
     for (int64_t od = t.pd.begin; od < t.pd.end; ++od)
