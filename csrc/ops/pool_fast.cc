@@ -908,11 +908,27 @@ class PlanarBackward {
   int64_t columns_ = 0, frame_ = 0, pitch_ = 0, phase_ = 0;
 };
 
+// Whether one window is the whole image.
+bool is_global(const Pool& p) {
+  for (const Axis& a : p.axis)
+    if (a.out != 1 || a.adaptive || a.pad || a.kernel != a.in || a.dilation != 1) return false;
+  return true;
+}
+
+bool dense_planes(const Pool& p, const Strides& s) {
+  int64_t expect = 1;
+  for (int i = 2; i >= 0; --i) {
+    if (p.axis[i].in > 1 && s.s[i] != expect) return false;
+    expect *= p.axis[i].in;
+  }
+  return true;
+}
+
 // The mean of a whole image back to its elements: one number a channel.
 template <class T>
 Status spread_mean(const Pool& p, const T* dy, const Strides& ys, T* dx, const Strides& ds) {
-  const int64_t rows = p.axis[0].in * p.axis[1].in, columns = p.axis[2].in;
-  const bool innermost = channels_innermost(p, ds);
+  const bool innermost = channels_innermost(p, ds), dense = !innermost && dense_planes(p, ds);
+  const int64_t rows = dense ? 1 : p.axis[0].in * p.axis[1].in, columns = dense ? p.in_pixels() : p.axis[2].in;
   const T divisor = static_cast<T>(p.divisor_of(0, 0, 0));
   const int64_t step = std::max<int64_t>(1, kTaskTerms / 4 / (columns * p.C)), parts = (rows + step - 1) / step;
   const KernelTable<T>& kernels = kernel_table<T>(current_isa());
@@ -937,22 +953,6 @@ Status spread_mean(const Pool& p, const T* dy, const Strides& ys, T* dx, const S
       kernels.pool_combine(a);
     }
   });
-}
-
-// Whether one window is the whole image.
-bool is_global(const Pool& p) {
-  for (const Axis& a : p.axis)
-    if (a.out != 1 || a.adaptive || a.pad || a.kernel != a.in || a.dilation != 1) return false;
-  return true;
-}
-
-bool dense_planes(const Pool& p, const Strides& s) {
-  int64_t expect = 1;
-  for (int i = 2; i >= 0; --i) {
-    if (p.axis[i].in > 1 && s.s[i] != expect) return false;
-    expect *= p.axis[i].in;
-  }
-  return true;
 }
 
 }  // namespace

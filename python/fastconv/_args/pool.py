@@ -81,8 +81,7 @@ def spec(
         dilation = _integers("dilation", dilation)
     if type(ceil_mode) is not bool and type(ceil_mode) is not str:
         _check_ceil_mode(ceil_mode)
-    if type(count_include_pad) is not bool:
-        _check_flag("count_include_pad", count_include_pad)
+    _check_flag("count_include_pad", count_include_pad)
     if divisor_override is not None and type(divisor_override) is not int:
         divisor_override = integer("divisor_override", divisor_override)
     if type(norm_type) is not float:

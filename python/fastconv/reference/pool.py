@@ -290,7 +290,8 @@ def _average_backward(
 def _lp(rank: int, x: Array, norm_type: float, windows: _Windows, layout: str) -> Array:
     with np.errstate(invalid="ignore"):
         mean = _average(rank, x ** x.dtype.type(norm_type), windows, _divisor(windows, True, None), layout)
-        return (mean * x.dtype.type(windows.kernel)) ** x.dtype.type(1 / norm_type)
+        y: Array = (mean * x.dtype.type(windows.kernel)) ** x.dtype.type(1 / norm_type)
+    return y
 
 
 def _lp_backward(rank: int, dy: Array, x: Array, norm_type: float, windows: _Windows, layout: str) -> Array:
