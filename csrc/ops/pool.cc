@@ -198,19 +198,17 @@ T window_max(const Pool& p, const Box& b, const T* image, const Strides& s, int6
   return best;
 }
 
-// The sum of f(x) over a window, in double, row by row.
+// The sum of f(x) over a window.
 template <class T, class F>
 double window_sum(const Pool& p, const Box& b, const T* image, const Strides& s, F f) {
-  double total = 0;
+  Sum total;
   for (int64_t i = 0; i < b.d.count; ++i)
     for (int64_t j = 0; j < b.h.count; ++j) {
       const T* row = image + (b.d.first + i * p.axis[0].dilation) * s.s[0] +
                      (b.h.first + j * p.axis[1].dilation) * s.s[1] + b.w.first * s.s[2];
-      double sum = 0;
-      for (int64_t k = 0; k < b.w.count; ++k) sum += f(static_cast<double>(row[k * s.s[2]]));
-      total += sum;
+      for (int64_t k = 0; k < b.w.count; ++k) total.add(f(static_cast<double>(row[k * s.s[2]])));
     }
-  return total;
+  return total.value();
 }
 
 double power(double x, double p) { return p == 1 ? x : p == 2 ? x * x : std::pow(x, p); }

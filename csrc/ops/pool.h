@@ -1,5 +1,6 @@
 // The geometry of a pooling layer, lifted to three axes, that its plain and its vector paths share.
 #pragma once
+#include <cmath>
 #include <cstdint>
 
 #include "fastconv/pool.h"
@@ -10,6 +11,18 @@ namespace fastconv::ops {
 // The elements of an axis that a window covers: first, first + dilation, ...; the first of them is tap `tap`.
 struct Window { int64_t first, count, tap; };
 struct Range { int64_t begin, end; };
+
+// A sum that carries what its roundings lose (Neumaier), for windows of any size.
+struct Sum {
+  double total = 0, lost = 0;
+  void add(double x) {
+    const double next = total + x;
+    lost += std::abs(total) >= std::abs(x) ? (total - next) + x : (x - next) + total;
+    total = next;
+  }
+  // An infinity leaves a NaN among the losses.
+  double value() const { return std::isfinite(lost) ? total + lost : total; }
+};
 
 struct Axis {
   int64_t in = 1, out = 1, kernel = 1, stride = 1, dilation = 1, pad = 0, pad_after = 0;

@@ -190,19 +190,20 @@ void large_window(const Pool& p, Isa isa, const T* image, const Strides& s, cons
   }
   if constexpr (kFloat<T>) {
     constexpr int64_t kBlock = 64;
+    constexpr int64_t kRun = 16;  // terms of a chain: like numbers round to one side, and more would show
     const KernelTable<T>& kernels = kernel_table<T>(isa);
     for (int64_t c = 0; c < p.C; c += kBlock) {
       const int64_t channels = std::min(kBlock, p.C - c);
-      double total[kBlock] = {};
+      Sum total[kBlock];
       T part[kBlock];
       for (int64_t i = 0; i < d.count; ++i)
         for (int64_t j = 0; j < h.count; ++j)
-          for (int64_t k = 0; k < w.count; k += kChain) {
+          for (int64_t k = 0; k < w.count; k += kRun) {
             const T* row = image + (d.first + i) * s.s[0] + (h.first + j) * s.s[1] + (w.first + k) * s.s[2] + c;
-            kernels.sum_columns(part, row, std::min(kChain, w.count - k), s.s[2], channels);
-            for (int64_t l = 0; l < channels; ++l) total[l] += static_cast<double>(part[l]);
+            kernels.sum_columns(part, row, std::min(kRun, w.count - k), s.s[2], channels);
+            for (int64_t l = 0; l < channels; ++l) total[l].add(static_cast<double>(part[l]));
           }
-      for (int64_t l = 0; l < channels; ++l) y[c + l] = static_cast<T>(total[l]) / static_cast<T>(divisor);
+      for (int64_t l = 0; l < channels; ++l) y[c + l] = static_cast<T>(total[l].value()) / static_cast<T>(divisor);
     }
   }
 }
@@ -675,7 +676,7 @@ Status whole_planes(const Pool& p, const T* x, const Strides& xs, T* y, const St
   const int64_t pixels = p.in_pixels();
   const int64_t step = std::max<int64_t>(1, kTaskTerms / pixels), parts = (p.C + step - 1) / step;
   const KernelTable<T>& kernels = kernel_table<T>(current_isa());
-  constexpr int64_t kRun = 4096;  // terms of a sum by vectors; runs are joined in double
+  constexpr int64_t kRun = 256;  // terms of a sum by vectors, few to a lane; runs are joined in double
   const double work = static_cast<double>(p.N * p.C) * static_cast<double>(pixels) * 0.1;
   return parallel_for(p.N * parts, work, [&](int64_t task, int) {
     const int64_t n = task / parts, c0 = task % parts * step, c1 = std::min(p.C, c0 + step);
@@ -686,10 +687,10 @@ Status whole_planes(const Pool& p, const T* x, const Strides& xs, T* y, const St
         to = kernels.max_run(plane, pixels);
         continue;
       }
-      double total = 0;
+      Sum total;
       for (int64_t i = 0; i < pixels; i += kRun)
-        total += static_cast<double>(kernels.sum_run(plane + i, std::min(kRun, pixels - i), 1));
-      to = static_cast<T>(total) / static_cast<T>(p.divisor_of(0, 0, 0));
+        total.add(static_cast<double>(kernels.sum_run(plane + i, std::min(kRun, pixels - i), 1)));
+      to = static_cast<T>(total.value()) / static_cast<T>(p.divisor_of(0, 0, 0));
     }
   });
 }
