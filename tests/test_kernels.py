@@ -873,6 +873,198 @@ def test_activate_run_of_every_length(rng, isa, dtype, shape):
         np.testing.assert_array_equal(x, expected)
 
 
+# ---------------------------------------------------------------------------------------------------------- pooling
+
+
+def pool_runs(rng, dtype, taps, rows, n, *, values=integers):
+    """(array, starts, pitch, runs): `taps` scattered sources of `rows` runs of n elements; what is between is NaN."""
+    pitch = n + 3
+    starts, size = scattered(rng, taps, rows * pitch)
+    x = np.full(size, np.nan, dtype)
+    runs = np.array([values(rng, rows * n, dtype).reshape(rows, n) for _ in range(taps)])
+    for start, run in zip(starts, runs, strict=True):
+        for i in range(rows):
+            x[start + i * pitch :][:n] = run[i]
+    return x, starts, pitch, runs
+
+
+def pool_target(block, pitch, dtype, before=None):
+    """The target that is expected to hold a block (rows, n), and what it held before."""
+    rows, n = block.shape
+    want = marked(rows * pitch, dtype)
+    start = want.copy()
+    for i in range(rows):
+        want[i * pitch :][:n] = block[i]
+        if before is not None:
+            start[i * pitch :][:n] = before[i]
+    return start, want
+
+
+def pool_lengths(lanes):
+    return (*range(1, lanes + 2), 3 * lanes + 1, 4 * lanes, 5 * lanes - 1, 9 * lanes + 2)
+
+
+@covers("pool_combine")
+def test_pool_combine(rng, isa, dtype, shape):
+    for n, taps in itertools.product(pool_lengths(shape["lanes"]), (1, 2, 3, 4, 5, 6, 9, 11)):
+        x, starts, pitch, runs = pool_runs(rng, dtype, taps, 3, n)
+        before = integers(rng, 3 * n, dtype).reshape(3, n)
+        squares = (runs.astype(np.float64) ** 2).sum(0)
+        columns = rng.integers(1, 9, n).astype(dtype)
+        for op, options, want in (
+            (0, {}, runs.max(0)),
+            (1, {}, runs.sum(0)),
+            (2, {}, squares),
+            (0, {"accumulate": True}, np.maximum(before, runs.max(0))),
+            (1, {"accumulate": True}, before + runs.sum(0)),
+            (1, {"finish": 1, "divisor": 8}, runs.sum(0) / dtype(8)),
+            (1, {"finish": 1, "divisor": 9}, runs.sum(0) / dtype(9)),
+            (1, {"finish": 1, "divisors": columns}, runs.sum(0) / columns),
+            (2, {"finish": 2, "divisor": 4}, np.sqrt((4 * squares).astype(dtype))),
+        ):
+            dst, expected = pool_target(want, n + 2, dtype, before)
+            _testing.pool_combine(
+                isa, x=x, starts=starts, dst=dst, n=n, rows=3, src_pitch=pitch, dst_pitch=n + 2, op=op, **options
+            )
+            np.testing.assert_array_equal(dst, expected, err_msg=f"{n} {taps} {op} {options}")
+    dst, expected = pool_target(np.zeros((2, 5)), 7, dtype)
+    none = np.zeros(1, dtype)
+    _testing.pool_combine(isa, x=none, starts=[], dst=dst, n=5, rows=2, src_pitch=0, dst_pitch=7, op=1)
+    np.testing.assert_array_equal(dst, expected)
+
+
+def test_pool_combine_of_nan(rng, isa, dtype, shape):
+    for n, taps in itertools.product(pool_lengths(shape["lanes"]), (1, 2, 3, 4, 5, 9)):
+        for _ in range(4):
+            x, starts, pitch, runs = pool_runs(rng, dtype, taps, 2, n)
+            tap, row, at = rng.integers(taps), rng.integers(2), rng.integers(n)
+            runs[tap, row, at] = x[starts[tap] + row * pitch + at] = np.nan
+            dst, expected = pool_target(runs.max(0), n, dtype)
+            _testing.pool_combine(isa, x=x, starts=starts, dst=dst, n=n, rows=2, src_pitch=pitch, dst_pitch=n, op=0)
+            np.testing.assert_array_equal(dst, expected)
+            assert np.isnan(_testing.max_run(isa, x=np.ascontiguousarray(runs[tap, row]), n=n))
+
+
+@covers("pool_slide")
+def test_pool_slide(rng, isa, dtype, shape):
+    lanes = shape["lanes"]
+    for n, (stride, step), taps in itertools.product(
+        (1, 2, lanes - 1, lanes, lanes + 1, 3 * lanes + 1),
+        ((1, 1), (2, 1), (2, 2), (2, 3), (3, 1), (4, 2)),
+        range(1, 7),
+    ):
+        pitch = (n + lanes) * stride + taps * step + 2 * lanes
+        x = integers(rng, 2 * pitch, dtype)
+        at = np.arange(n)[:, None] * stride + np.arange(taps) * step
+        windows = x.reshape(2, pitch)[:, at]
+        if rng.random() < 0.3:
+            row, place = rng.integers(2), rng.integers(n)
+            x[row * pitch + at[place, rng.integers(taps)]] = np.nan
+            windows = x.reshape(2, pitch)[:, at]
+        columns = rng.integers(1, 9, n).astype(dtype)
+        for op, options, want in (
+            (0, {}, windows.max(2)),
+            (1, {}, windows.sum(2)),
+            (1, {"finish": 1, "divisor": 3}, windows.sum(2) / dtype(3)),
+            (1, {"finish": 1, "divisors": columns}, windows.sum(2) / columns),
+        ):
+            dst, expected = pool_target(want, n + 1, dtype)
+            _testing.pool_slide(
+                isa, x=x, dst=dst, n=n, rows=2, src_pitch=pitch, dst_pitch=n + 1, taps=taps, stride=stride, step=step,
+                op=op, **options
+            )  # fmt: skip
+            np.testing.assert_array_equal(dst, expected, err_msg=f"{n} {stride} {step} {taps} {op}")
+
+
+@covers("pool_argmax")
+def test_pool_argmax(rng, isa, dtype, shape):
+    for n, taps in itertools.product(pool_lengths(shape["lanes"]), (1, 2, 3, 9)):
+        for share in (0, 0.05, 0.6):
+            x, starts, pitch, runs = pool_runs(rng, dtype, taps, 2, n)
+            spoiled = rng.random(runs.shape) < share
+            runs[spoiled] = rng.choice([np.nan, np.inf, -np.inf], int(spoiled.sum()))
+            for start, run in zip(starts, runs, strict=True):
+                for i in range(2):
+                    x[start + i * pitch :][:n] = run[i]
+            codes = rng.permutation(50)[:taps].astype(dtype)
+            dst, expected = pool_target(codes[np.argmax(runs, 0)], n, dtype)
+            _testing.pool_argmax(
+                isa, x=x, starts=starts, dst=dst, n=n, rows=2, src_pitch=pitch, dst_pitch=n, codes=codes.tolist()
+            )
+            np.testing.assert_array_equal(dst, expected)
+
+
+@covers("pool_route")
+def test_pool_route(rng, isa, dtype, shape):
+    for n, taps in itertools.product(pool_lengths(shape["lanes"]), (0, 1, 2, 4, 9)):
+        x, starts, pitch, runs = pool_runs(rng, dtype, max(taps, 1), 2, n)
+        marks, marks_starts, marks_pitch, names = pool_runs(
+            rng, dtype, max(taps, 1), 2, n, values=lambda r, size, d: r.integers(0, 3, size).astype(d)
+        )
+        codes = rng.integers(0, 3, taps).astype(dtype)
+        hit = names[:taps] == codes[:, None, None]
+        dst, expected = pool_target(np.where(hit, runs[:taps], 0).sum(0), n, dtype)
+        _testing.pool_route(
+            isa, x=x, starts=starts[:taps], marks=marks, marks_starts=marks_starts[:taps], dst=dst, n=n, rows=2,
+            src_pitch=pitch, marks_pitch=marks_pitch, dst_pitch=n, codes=codes.tolist()
+        )  # fmt: skip
+        np.testing.assert_array_equal(dst, expected)
+
+
+@covers("pool_split", "pool_merge")
+def test_pool_split_and_merge(rng, isa, dtype, shape):
+    for n, stride in itertools.product((*pool_lengths(shape["lanes"]), 6 * shape["lanes"] + 1), (1, 2, 3, 5)):
+        x, room = integers(rng, 3 * n, dtype), -(-n // stride) + 2
+        split = marked(3 * stride * room, dtype)
+        expected = split.copy().reshape(3, stride, room)
+        for f in range(min(stride, n)):
+            expected[:, f, : len(range(f, n, stride))] = x.reshape(3, n)[:, f::stride]
+        _testing.pool_split(
+            isa, x=x, dst=split, n=n, rows=3, src_pitch=n, dst_pitch=stride * room, phase_pitch=room, stride=stride
+        )
+        np.testing.assert_array_equal(split, expected.reshape(-1))
+        padded = np.concatenate([split, np.full(2 * shape["lanes"], np.nan, dtype)])
+        merged, want = pool_target(x.reshape(3, n), n + 1, dtype)
+        _testing.pool_merge(
+            isa, x=padded, dst=merged, n=n, rows=3, src_pitch=stride * room, dst_pitch=n + 1, phase_pitch=room,
+            stride=stride
+        )  # fmt: skip
+        np.testing.assert_array_equal(merged, want)
+
+
+@covers("pool_integers")
+def test_pool_integers(rng, isa, dtype):
+    # The dtype of the fixture does not matter here: the row is in both tables.
+    for kind in (np.int8, np.uint8, np.int16, np.int32, np.int64):
+        info = np.iinfo(kind)
+
+        def draw(rng, size, d, info=info):
+            return rng.integers(info.min, info.max, size, d, endpoint=True)
+
+        for n, taps in itertools.product((1, 3, 15, 16, 31, 33, 64, 65, 257, 300), (1, 2, 3, 9)):
+            pitch = n + 3
+            x = draw(rng, taps * 2 * pitch, kind)
+            starts = [k * 2 * pitch for k in range(taps)]
+            runs = x.reshape(taps, 2, pitch)[:, :, :n]
+            dst = np.zeros(2 * n, kind)
+            _testing.pool_integers(isa, x=x, starts=starts, dst=dst, n=n, rows=2, src_pitch=pitch, dst_pitch=n)
+            np.testing.assert_array_equal(dst.reshape(2, n), runs.max(0))
+            wide = draw(rng, 3 * n + 2 * taps, kind)
+            dst = np.zeros(n, kind)
+            _testing.pool_integers(
+                isa, x=wide, starts=[0], dst=dst, n=n, rows=1, src_pitch=0, dst_pitch=0, taps=taps, stride=3, step=2
+            )
+            np.testing.assert_array_equal(dst, wide[np.arange(n)[:, None] * 3 + np.arange(taps) * 2].max(1))
+
+
+@covers("max_run")
+def test_max_run_of_every_length(rng, isa, dtype, shape):
+    for n in (*range(1, 5 * shape["lanes"] + 2), 301):
+        x = np.append(rng.standard_normal(n), 99).astype(dtype)
+        assert _testing.max_run(isa, x=x, n=n) == x[:n].max()
+        assert _testing.max_run(isa, x=np.full(n, -np.inf, dtype), n=n) == -np.inf
+
+
 # ------------------------------------------------------------------------------------------------------ the binding
 
 

@@ -486,6 +486,127 @@ void activate_run(const std::string& isa, Array<T> x, int64_t n, int32_t kind, T
   table<T>(isa).activate_run(x.mutable_data(), n, known_activation(kind), a, b);
 }
 
+// The pooling kernels share their arguments; each uses some. Runs begin at starts[k] of `x`, marks at marks_starts[k].
+template <class T>
+struct PoolCall {
+  PoolArgs<T> args{};
+  std::vector<const T*> src, marks;
+};
+
+template <class T>
+PoolCall<T> pool_call(const Array<T>& x, const Indices& starts, Array<T>& dst, int64_t n, int64_t rows,
+                      int64_t src_pitch, int64_t dst_pitch, int64_t phase_pitch, int64_t reach, int64_t phases) {
+  PoolCall<T> call;
+  PoolArgs<T>& a = call.args;
+  require(starts.size() <= static_cast<size_t>(kPoolTaps), "a window has at most kPoolTaps runs");
+  if (rows > 0) {
+    Reach().any_of(starts).steps(rows, src_pitch).steps(reach, 1).within(x, "the runs lie within their array");
+    Reach().steps(rows, dst_pitch).steps(phases, phase_pitch).steps(n, 1).within(dst, "the target holds the rows");
+  }
+  for (const int64_t start : starts) call.src.push_back(x.data() + start);
+  a.src = call.src.data(), a.count = static_cast<int64_t>(starts.size());
+  a.n = natural(n), a.rows = natural(rows), a.src_pitch = src_pitch, a.dst_pitch = dst_pitch;
+  a.phase_pitch = phase_pitch, a.dst = dst.mutable_data(), a.divisor = T{1};
+  return call;
+}
+
+template <class T>
+void pool_combine(const std::string& isa, const Array<T>& x, const Indices& starts, Array<T> dst, int64_t n,
+                  int64_t rows, int64_t src_pitch, int64_t dst_pitch, int32_t op, int32_t finish, bool accumulate,
+                  T divisor, const Optional<T>& divisors) {
+  require(op >= 0 && op <= 2 && finish >= 0 && finish <= 2, "op and finish are 0 to 2");
+  require(!starts.empty() || !accumulate, "an accumulation adds something");
+  PoolCall<T> call = pool_call(x, starts, dst, n, rows, src_pitch, dst_pitch, 0, n, 1);
+  if (divisors) Reach().steps(n, 1).within(*divisors, "there is a divisor a column");
+  call.args.op = op, call.args.finish = finish, call.args.accumulate = accumulate, call.args.divisor = divisor;
+  call.args.divisors = data_or_null<T>(divisors);
+  table<T>(isa).pool_combine(call.args);
+}
+
+template <class T>
+void pool_slide(const std::string& isa, const Array<T>& x, Array<T> dst, int64_t n, int64_t rows, int64_t src_pitch,
+                int64_t dst_pitch, int64_t taps, int64_t stride, int64_t step, int32_t op, int32_t finish, T divisor,
+                const Optional<T>& divisors) {
+  const KernelTable<T>& kernels = table<T>(isa);
+  require((op == 0 || op == 1) && finish >= 0 && finish <= 2, "op is 0 or 1, finish 0 to 2");
+  require(n >= 1 && taps >= 1 && stride >= 1 && step >= 1, "sizes are positive");
+  const int64_t whole = up_to_multiple(n, kernels.lanes);
+  const int64_t reach = (whole - 1) * small(stride) + (taps - 1) * small(step) + 2 + kernels.lanes;
+  PoolCall<T> call = pool_call(x, {0}, dst, n, rows, src_pitch, dst_pitch, 0, reach, 1);
+  if (divisors) Reach().steps(n, 1).within(*divisors, "there is a divisor a column");
+  PoolArgs<T>& a = call.args;
+  a.count = taps, a.stride = stride, a.step = step, a.op = op, a.finish = finish, a.divisor = divisor;
+  a.divisors = data_or_null<T>(divisors);
+  kernels.pool_slide(a);
+}
+
+template <class T>
+void pool_argmax(const std::string& isa, const Array<T>& x, const Indices& starts, Array<T> dst, int64_t n,
+                 int64_t rows, int64_t src_pitch, int64_t dst_pitch, const std::vector<T>& codes) {
+  require(!starts.empty() && codes.size() == starts.size(), "each run has a code");
+  PoolCall<T> call = pool_call(x, starts, dst, n, rows, src_pitch, dst_pitch, 0, n, 1);
+  call.args.codes = codes.data();
+  table<T>(isa).pool_argmax(call.args);
+}
+
+template <class T>
+void pool_route(const std::string& isa, const Array<T>& x, const Indices& starts, const Array<T>& marks,
+                const Indices& marks_starts, Array<T> dst, int64_t n, int64_t rows, int64_t src_pitch,
+                int64_t marks_pitch, int64_t dst_pitch, const std::vector<T>& codes) {
+  require(codes.size() == starts.size() && marks_starts.size() == starts.size(), "each run has marks and a code");
+  PoolCall<T> call = pool_call(x, starts, dst, n, rows, src_pitch, dst_pitch, 0, n, 1);
+  Reach().any_of(marks_starts).steps(rows, marks_pitch).steps(n, 1).within(marks, "the marks lie within their array");
+  for (const int64_t start : marks_starts) call.marks.push_back(marks.data() + start);
+  call.args.marks = call.marks.data(), call.args.codes = codes.data(), call.args.phase_pitch = marks_pitch;
+  table<T>(isa).pool_route(call.args);
+}
+
+template <class T>
+void pool_split(const std::string& isa, const Array<T>& x, Array<T> dst, int64_t n, int64_t rows, int64_t src_pitch,
+                int64_t dst_pitch, int64_t phase_pitch, int64_t stride) {
+  require(stride >= 1 && n >= 1 && phase_pitch >= 0, "sizes are positive");
+  PoolCall<T> call =
+      pool_call(x, {0}, dst, (n + stride - 1) / stride, rows, src_pitch, dst_pitch, phase_pitch, n, stride);
+  call.args.n = n, call.args.stride = stride;
+  table<T>(isa).pool_split(call.args);
+}
+
+template <class T>
+void pool_merge(const std::string& isa, const Array<T>& x, Array<T> dst, int64_t n, int64_t rows, int64_t src_pitch,
+                int64_t dst_pitch, int64_t phase_pitch, int64_t stride) {
+  const KernelTable<T>& kernels = table<T>(isa);
+  require(stride >= 1 && n >= 1 && phase_pitch >= 0, "sizes are positive");
+  const int64_t reach = (stride - 1) * phase_pitch + up_to_multiple((n + stride - 1) / stride, kernels.lanes);
+  PoolCall<T> call = pool_call(x, {0}, dst, n, rows, src_pitch, dst_pitch, 0, reach, 1);
+  call.args.phase_pitch = phase_pitch, call.args.stride = stride;
+  kernels.pool_merge(call.args);
+}
+
+// Maxima of integers: `step` 0 combines the runs, else one run slides.
+template <class E>
+void pool_integers(const std::string& isa, const Array<E>& x, const Indices& starts, Array<E> dst, int64_t n,
+                   int64_t rows, int64_t src_pitch, int64_t dst_pitch, int64_t taps, int64_t stride, int64_t step,
+                   int32_t dtype) {
+  require(!starts.empty() && n >= 1, "there is something to combine");
+  const int64_t reach = step == 0 ? n : (n - 1) * small(stride) + (taps - 1) * small(step) + 1;
+  PoolCall<E> call = pool_call(x, starts, dst, n, rows, src_pitch, dst_pitch, 0, reach, 1);
+  if (step != 0) call.args.count = taps;
+  call.args.stride = stride, call.args.step = step;
+  table<float>(isa).pool_integers(&call.args, dtype);
+  Array<E> again(dst.size());  // the row of the other table does the same
+  call.args.dst = again.mutable_data();
+  std::copy_n(dst.data(), dst.size(), again.mutable_data());
+  table<double>(isa).pool_integers(&call.args, dtype);
+  require(std::equal(dst.data(), dst.data() + dst.size(), again.data()), "both tables have the same kernel");
+}
+
+template <class T>
+T max_run(const std::string& isa, const Array<T>& x, int64_t n) {
+  require(n >= 1, "a maximum has an element");
+  Reach().steps(n, 1).within(x, "the run lies within its array");
+  return table<T>(isa).max_run(x.data(), n);
+}
+
 // --- the module --------------------------------------------------------------------------------------------------
 
 bool is_float(const std::string& dtype) {
@@ -547,8 +668,38 @@ void bind_kernels(py::module_& m) {
         py::arg("columns"));
   m.def("copy_run", &copy_run<T>, isa, options, array("dst"), array("src"), py::arg("offset"), py::arg("n"),
         py::arg("streaming"));
+  m.def("pool_combine", &pool_combine<T>, isa, options, array("x"), py::arg("starts"), array("dst"), py::arg("n"),
+        py::arg("rows"), py::arg("src_pitch"), py::arg("dst_pitch"), py::arg("op"), py::arg("finish") = 0,
+        py::arg("accumulate") = false, py::arg("divisor") = T{1}, absent("divisors"));
+  m.def("pool_slide", &pool_slide<T>, isa, options, array("x"), array("dst"), py::arg("n"), py::arg("rows"),
+        py::arg("src_pitch"), py::arg("dst_pitch"), py::arg("taps"), py::arg("stride"), py::arg("step"), py::arg("op"),
+        py::arg("finish") = 0, py::arg("divisor") = T{1}, absent("divisors"));
+  m.def("pool_argmax", &pool_argmax<T>, isa, options, array("x"), py::arg("starts"), array("dst"), py::arg("n"),
+        py::arg("rows"), py::arg("src_pitch"), py::arg("dst_pitch"), py::arg("codes"));
+  m.def("pool_route", &pool_route<T>, isa, options, array("x"), py::arg("starts"), array("marks"),
+        py::arg("marks_starts"), array("dst"), py::arg("n"), py::arg("rows"), py::arg("src_pitch"),
+        py::arg("marks_pitch"), py::arg("dst_pitch"), py::arg("codes"));
+  m.def("pool_split", &pool_split<T>, isa, options, array("x"), array("dst"), py::arg("n"), py::arg("rows"),
+        py::arg("src_pitch"), py::arg("dst_pitch"), py::arg("phase_pitch"), py::arg("stride"));
+  m.def("pool_merge", &pool_merge<T>, isa, options, array("x"), array("dst"), py::arg("n"), py::arg("rows"),
+        py::arg("src_pitch"), py::arg("dst_pitch"), py::arg("phase_pitch"), py::arg("stride"));
+  m.def("max_run", &max_run<T>, isa, options, array("x"), py::arg("n"));
   m.def("activate_run", &activate_run<T>, isa, options, array("x"), py::arg("n"), py::arg("kind"), py::arg("a") = T{0},
         py::arg("b") = T{0});
+}
+
+template <class E>
+void bind_integers(py::module_& m, DType dtype) {
+  m.def(
+      "pool_integers",
+      [dtype](const std::string& isa, const Array<E>& x, const Indices& starts, Array<E> dst, int64_t n, int64_t rows,
+              int64_t src_pitch, int64_t dst_pitch, int64_t taps, int64_t stride, int64_t step) {
+        pool_integers<E>(isa, x, starts, std::move(dst), n, rows, src_pitch, dst_pitch, taps, stride, step,
+                         static_cast<int32_t>(dtype));
+      },
+      py::arg("isa"), py::kw_only(), py::arg("x").noconvert(), py::arg("starts"), py::arg("dst").noconvert(),
+      py::arg("n"), py::arg("rows"), py::arg("src_pitch"), py::arg("dst_pitch"), py::arg("taps") = 0,
+      py::arg("stride") = 1, py::arg("step") = 0);
 }
 
 }  // namespace
@@ -584,6 +735,11 @@ PYBIND11_MODULE(_testing, m, py::mod_gil_not_used()) {
       py::arg("isa"), py::kw_only(), py::arg("dtype"), py::arg("rounds"));
   bind_kernels<float>(m);
   bind_kernels<double>(m);
+  bind_integers<int8_t>(m, DType::i8);
+  bind_integers<uint8_t>(m, DType::u8);
+  bind_integers<int16_t>(m, DType::i16);
+  bind_integers<int32_t>(m, DType::i32);
+  bind_integers<int64_t>(m, DType::i64);
 }
 
 }  // namespace fastconv::bindings

@@ -32,6 +32,7 @@ inline const char* status_name(Status status) {
     case Status::bad_output: return "bad_output";
     case Status::empty_output: return "empty_output";
     case Status::overflow: return "overflow";
+    case Status::bad_index: return "bad_index";
     case Status::unsupported: return "unsupported";
     case Status::out_of_memory: return "out_of_memory";
     case Status::cancelled: return "cancelled";
@@ -86,7 +87,18 @@ inline void load_numpy_types() {
   numpy_types.f64 = api.PyArray_DescrFromType_(py::detail::npy_api::NPY_DOUBLE_);
 }
 
-inline int64_t item_size(DType dtype) { return dtype == DType::f32 ? 4 : 8; }
+inline int64_t item_size(DType dtype) {
+  switch (dtype) {
+    case DType::i8:
+    case DType::u8: return 1;
+    case DType::i16: return 2;
+    case DType::f32:
+    case DType::i32: return 4;
+    case DType::f64:
+    case DType::i64: break;
+  }
+  return 8;
+}
 
 // Stands for the data of operands that have a shape only, and of empty arrays: a null pointer means "absent".
 alignas(64) inline unsigned char no_data[64];
@@ -104,6 +116,39 @@ inline DType dtype_of(PyObject* descr) {
   throw Refusal{"bad_dtype"};
 }
 
+// As dtype_of, for the operands that may also hold integers.
+inline DType any_dtype_of(PyObject* descr) {
+  using npy = py::detail::npy_api;
+  const auto* proxy = py::detail::array_descriptor_proxy(descr);
+  if (proxy->byteorder == '=' || proxy->byteorder == '|') {
+    switch (proxy->type_num) {
+      case npy::NPY_BYTE_: return DType::i8;
+      case npy::NPY_UBYTE_: return DType::u8;
+      case npy::NPY_SHORT_: return DType::i16;
+      case npy::NPY_INT_: return DType::i32;
+      case npy::NPY_LONG_: return sizeof(long) == 8 ? DType::i64 : DType::i32;
+      case npy::NPY_LONGLONG_: return DType::i64;
+      default: break;
+    }
+  }
+  return dtype_of(descr);
+}
+
+// The type number of NumPy's own array of a dtype.
+inline int type_number(DType dtype) {
+  using npy = py::detail::npy_api;
+  switch (dtype) {
+    case DType::f32: return npy::NPY_FLOAT_;
+    case DType::f64: return npy::NPY_DOUBLE_;
+    case DType::i8: return npy::NPY_BYTE_;
+    case DType::u8: return npy::NPY_UBYTE_;
+    case DType::i16: return npy::NPY_SHORT_;
+    case DType::i32: return npy::NPY_INT_;
+    case DType::i64: break;
+  }
+  return sizeof(long) == 8 ? npy::NPY_LONG_ : npy::NPY_LONGLONG_;
+}
+
 inline void check_array_type(PyObject* object) {
   if (Py_TYPE(object) == numpy_types.array) [[likely]]
     return;
@@ -112,13 +157,14 @@ inline void check_array_type(PyObject* object) {
   if (PyObject_HasAttrString(object, "mask")) throw Refusal{"bad_type"};
 }
 
-inline TensorView array_view(PyObject* object) {
+// `any`: integers are taken too. Every other entry refuses them here.
+inline TensorView array_view(PyObject* object, bool any = false) {
   check_array_type(object);
   const auto* array = py::detail::array_proxy(object);
   if (array->nd > kMaxDims) throw Refusal{"bad_rank"};
   if (!(array->flags & py::detail::npy_api::NPY_ARRAY_ALIGNED_)) throw Refusal{"bad_alignment"};
   TensorView view;
-  view.dtype = dtype_of(array->descr);
+  view.dtype = any ? any_dtype_of(array->descr) : dtype_of(array->descr);
   view.data = array->data ? array->data : reinterpret_cast<char*>(no_data);
   view.ndim = array->nd;
   const int64_t size = item_size(view.dtype);
@@ -213,8 +259,11 @@ inline py::object new_array(TensorView& view, int64_t bytes) {
     strides[i] = view.strides[i] * item_size(view.dtype);
   }
   const auto& api = py::detail::npy_api::get();
-  PyObject* descr = view.dtype == DType::f32 ? numpy_types.f32 : numpy_types.f64;
-  Py_INCREF(descr);  // NewFromDescr takes it over
+  // NewFromDescr takes the reference over.
+  PyObject* descr = view.dtype == DType::f32   ? numpy_types.f32
+                    : view.dtype == DType::f64 ? numpy_types.f64
+                                               : api.PyArray_DescrFromType_(type_number(view.dtype));
+  if (view.dtype == DType::f32 || view.dtype == DType::f64) Py_INCREF(descr);
   auto array = py::reinterpret_steal<py::object>(api.PyArray_NewFromDescr_(
       numpy_types.array, descr, view.ndim, shape, strides, block, py::detail::npy_api::NPY_ARRAY_WRITEABLE_, nullptr));
   if (!array) throw py::error_already_set();

@@ -264,4 +264,34 @@ struct MoveBlockArgs {
   int32_t accumulate;  // scatter: add to the tensor
 };
 
+// Pooling: what runs of elements become, run beside run. The values of `op` and `finish` below.
+inline constexpr int32_t kPoolMax = 0, kPoolSum = 1, kPoolSquares = 2;
+inline constexpr int32_t kPoolPlain = 0, kPoolDivide = 1, kPoolRoot = 2;  // acc, acc / divisor, sqrt(acc * divisor)
+inline constexpr int64_t kPoolTaps = 64;  // pointers of one call
+
+// Row i of a source begins i * src_pitch behind its pointer, that of the target at dst + i * dst_pitch.
+//   combine  dst[j] = finish(op over k of src[k][j]), j < n; no source: zeros. accumulate: dst is one more operand, the
+//            first
+//   slide    dst[j] = finish(op over k < count of src[0][j * stride + k * step]), j < n
+//   argmax   dst[j] = codes[k] of the first maximum (or the first NaN) over k of src[k][j]
+//   route    dst[j] = sum over k, in order, of (marks[k][j] == codes[k] ? src[k][j] : 0); row i of the marks begins
+//            i * phase_pitch behind its pointer
+//   split    dst[j % stride * phase_pitch + j / stride] = src[0][j], j < n; the pitch may be negative
+//   merge    dst[j] = src[0][j % stride * phase_pitch + j / stride], j < n
+// slide and merge may read up to 2 W elements past what they use.
+template <class T>
+struct PoolArgs {
+  const T* const* src;
+  const T* const* marks;
+  const T* codes;
+  int64_t count;
+  int64_t n, rows;
+  int64_t src_pitch, dst_pitch, phase_pitch;
+  T* dst;
+  int64_t stride, step;
+  int32_t op, finish, accumulate;
+  T divisor;
+  const T* divisors;  // slide and combine: one an element in place of `divisor`; null: none
+};
+
 }  // namespace fastconv

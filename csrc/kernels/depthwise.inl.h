@@ -410,7 +410,7 @@ inline constexpr int kRowLoads = ST == 1 ? S : S + 1;
 template <class T, int S, int ST, int PR, int V, bool Inside>
 inline __attribute__((always_inline)) void planes_block(const DepthwisePlanesArgs<T>& g, int64_t c, int64_t p,
                                                         int64_t q, int64_t tail,
-                                                        const typename Vec<T>::Mask (&masks)[kRowLoads<S, ST>][V]) {
+                                                        const typename Vec<T>::Range (&masks)[kRowLoads<S, ST>][V]) {
   using Vt = Vec<T>;
   constexpr int W = Vt::kLanes;
   Vt acc[PR][V];
@@ -427,7 +427,7 @@ inline __attribute__((always_inline)) void planes_block(const DepthwisePlanesArg
     if (row == g.zero_row && g.skip_zeros) continue;
     row += row == g.zero_row ? first : offset;
     auto raw = [&](int at, int k, int v) __attribute__((always_inline)) {
-      return Inside ? Vt::load(row + at) : Vt::load_mask(row + at, masks[k][v]);
+      return Inside ? Vt::load(row + at) : Vt::load_range(row + at, masks[k][v]);
     };
     auto add = [&](int s, const Vt(&x)[V]) __attribute__((always_inline)) {
 #pragma GCC unroll 16
@@ -478,7 +478,7 @@ template <class T, int S, int ST, int V, bool Inside>
 __attribute__((noinline)) void planes_columns(const DepthwisePlanesArgs<T>& g, int64_t q, int64_t tail) {
   using Vt = Vec<T>;
   constexpr int64_t W = Vt::kLanes;
-  typename Vt::Mask masks[kRowLoads<S, ST>][V];
+  typename Vt::Range masks[kRowLoads<S, ST>][V];
   if constexpr (!Inside) {
     for (int k = 0; k < kRowLoads<S, ST>; ++k)
       for (int v = 0; v < V; ++v) {
@@ -719,7 +719,7 @@ __attribute__((noinline)) void filter_plane(const FilterPlanesArgs<T>& g, int64_
   for (int64_t q = 0; q < g.pixels; q += W) {
     const int64_t first = g.first_column + q * ST, offset = c * g.channel_pitch + first;
     const int64_t live = g.pixels - q < W ? g.pixels - q : W;
-    typename V::Mask masks[kRowLoads<S, ST>];
+    typename V::Range masks[kRowLoads<S, ST>];
     for (int k = 0; k < kRowLoads<S, ST>; ++k) {
       const int64_t begin = first + (ST == 1 ? k : k / 2 * 2 + k % 2 * W), left = g.columns - begin;
       const int64_t lo = begin >= 0 ? 0 : -begin < W ? -begin : W;
@@ -734,11 +734,11 @@ __attribute__((noinline)) void filter_plane(const FilterPlanesArgs<T>& g, int64_
         row += row == g.zero_row ? first : offset;
         if constexpr (ST == 1) {
 #pragma GCC unroll 16
-          for (int s = 0; s < S; ++s) acc[r][s] = fma(V::load_mask(row + s, masks[s]), d, acc[r][s]);
+          for (int s = 0; s < S; ++s) acc[r][s] = fma(V::load_range(row + s, masks[s]), d, acc[r][s]);
         } else {
 #pragma GCC unroll 16
           for (int s = 0; s < S; s += 2) {
-            const V lo = V::load_mask(row + s, masks[s]), hi = V::load_mask(row + s + W, masks[s + 1]);
+            const V lo = V::load_range(row + s, masks[s]), hi = V::load_range(row + s + W, masks[s + 1]);
             acc[r][s] = fma(V::even(lo, hi), d, acc[r][s]);
             if (s + 1 < S) acc[r][s + 1] = fma(V::odd(lo, hi), d, acc[r][s + 1]);
           }

@@ -29,9 +29,9 @@ struct Vec<float> {
   static __m256i mask(int64_t n) { return _mm256_loadu_si256((const __m256i*)(kLaneWindow + 8 - n)); }
   static Vec load_n(const T* p, int64_t n) { return {_mm256_maskload_ps(p, mask(n))}; }
   // Lanes [lo, hi), 0 <= lo <= hi <= W; the others are zeros.
-  using Mask = __m256i;
-  static Mask range(int64_t lo, int64_t hi) { return _mm256_andnot_si256(mask(lo), mask(hi)); }
-  static Vec load_mask(const T* p, Mask m) { return {_mm256_maskload_ps(p, m)}; }
+  using Range = __m256i;
+  static Range range(int64_t lo, int64_t hi) { return _mm256_andnot_si256(mask(lo), mask(hi)); }
+  static Vec load_range(const T* p, Range m) { return {_mm256_maskload_ps(p, m)}; }
   void store_n(T* p, int64_t n) const { _mm256_maskstore_ps(p, mask(n), v); }
 
   friend Vec operator+(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
@@ -59,9 +59,32 @@ struct Vec<float> {
     __m256 s = _mm256_shuffle_ps(lo.v, hi.v, 0x88);
     return {_mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(s), 0xD8))};
   }
+  // Comparisons, lane by lane.
+  static constexpr bool kMayBeNan = true;
+  using Mask = __m256;
+  static Mask greater(Vec a, Vec b) { return _mm256_cmp_ps(a.v, b.v, _CMP_GT_OQ); }
+  static Mask equal(Vec a, Vec b) { return _mm256_cmp_ps(a.v, b.v, _CMP_EQ_OQ); }
+  static Mask unordered(Vec a, Vec b) { return _mm256_cmp_ps(a.v, b.v, _CMP_UNORD_Q); }
+  static bool any(Mask m) { return _mm256_movemask_ps(m) != 0; }
+  static Mask either(Mask a, Mask b) { return _mm256_or_ps(a, b); }
+  // m ? a : b
+  static Vec select(Mask m, Vec a, Vec b) { return {_mm256_blendv_ps(b.v, a.v, m)}; }
+  // The larger one; a NaN in either comes through.
+  static Vec max_nan(Vec a, Vec x) {
+    return {_mm256_blendv_ps(_mm256_max_ps(a.v, x.v), a.v, _mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q))};
+  }
+  static Vec sqrt(Vec x) { return {_mm256_sqrt_ps(x.v)}; }
+  // Elements 1, 3, 5, ... of the 2 W in lo, hi.
   static Vec odd(Vec lo, Vec hi) {
     __m256 s = _mm256_shuffle_ps(lo.v, hi.v, 0xDD);
     return {_mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(s), 0xD8))};
+  }
+  // The first and the last W of a[0], b[0], a[1], b[1], ...
+  static Vec zip_low(Vec a, Vec b) {
+    return {_mm256_permute2f128_ps(_mm256_unpacklo_ps(a.v, b.v), _mm256_unpackhi_ps(a.v, b.v), 0x20)};
+  }
+  static Vec zip_high(Vec a, Vec b) {
+    return {_mm256_permute2f128_ps(_mm256_unpacklo_ps(a.v, b.v), _mm256_unpackhi_ps(a.v, b.v), 0x31)};
   }
   // Four elements of 8 runs: r[i] = elements i of row(0) .. row(7).
   static constexpr int kColumnBlock = 4;
@@ -118,9 +141,9 @@ struct Vec<double> {
   void stream(T* p) const { _mm256_stream_pd(p, v); }
   static __m256i mask(int64_t n) { return _mm256_loadu_si256((const __m256i*)(kLaneWindow + 8 - 2 * n)); }
   static Vec load_n(const T* p, int64_t n) { return {_mm256_maskload_pd(p, mask(n))}; }
-  using Mask = __m256i;
-  static Mask range(int64_t lo, int64_t hi) { return _mm256_andnot_si256(mask(lo), mask(hi)); }
-  static Vec load_mask(const T* p, Mask m) { return {_mm256_maskload_pd(p, m)}; }
+  using Range = __m256i;
+  static Range range(int64_t lo, int64_t hi) { return _mm256_andnot_si256(mask(lo), mask(hi)); }
+  static Vec load_range(const T* p, Range m) { return {_mm256_maskload_pd(p, m)}; }
   void store_n(T* p, int64_t n) const { _mm256_maskstore_pd(p, mask(n), v); }
 
   friend Vec operator+(Vec a, Vec b) { return {_mm256_add_pd(a.v, b.v)}; }
@@ -140,7 +163,28 @@ struct Vec<double> {
     return {_mm256_castsi256_pd(_mm256_slli_epi64(e, 52))};
   }
   static Vec even(Vec lo, Vec hi) { return {_mm256_permute4x64_pd(_mm256_shuffle_pd(lo.v, hi.v, 0x0), 0xD8)}; }
+  // Comparisons, lane by lane.
+  static constexpr bool kMayBeNan = true;
+  using Mask = __m256d;
+  static Mask greater(Vec a, Vec b) { return _mm256_cmp_pd(a.v, b.v, _CMP_GT_OQ); }
+  static Mask equal(Vec a, Vec b) { return _mm256_cmp_pd(a.v, b.v, _CMP_EQ_OQ); }
+  static Mask unordered(Vec a, Vec b) { return _mm256_cmp_pd(a.v, b.v, _CMP_UNORD_Q); }
+  static bool any(Mask m) { return _mm256_movemask_pd(m) != 0; }
+  static Mask either(Mask a, Mask b) { return _mm256_or_pd(a, b); }
+  // m ? a : b
+  static Vec select(Mask m, Vec a, Vec b) { return {_mm256_blendv_pd(b.v, a.v, m)}; }
+  // The larger one; a NaN in either comes through.
+  static Vec max_nan(Vec a, Vec x) {
+    return {_mm256_blendv_pd(_mm256_max_pd(a.v, x.v), a.v, _mm256_cmp_pd(a.v, a.v, _CMP_UNORD_Q))};
+  }
+  static Vec sqrt(Vec x) { return {_mm256_sqrt_pd(x.v)}; }
   static Vec odd(Vec lo, Vec hi) { return {_mm256_permute4x64_pd(_mm256_shuffle_pd(lo.v, hi.v, 0xF), 0xD8)}; }
+  static Vec zip_low(Vec a, Vec b) {
+    return {_mm256_permute2f128_pd(_mm256_unpacklo_pd(a.v, b.v), _mm256_unpackhi_pd(a.v, b.v), 0x20)};
+  }
+  static Vec zip_high(Vec a, Vec b) {
+    return {_mm256_permute2f128_pd(_mm256_unpacklo_pd(a.v, b.v), _mm256_unpackhi_pd(a.v, b.v), 0x31)};
+  }
   static constexpr int kColumnBlock = 2;
   template <class Row>
   static void load_columns(Row row, Vec (&r)[2]) {

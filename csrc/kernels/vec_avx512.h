@@ -27,9 +27,9 @@ struct Vec<float> {
   static __mmask16 mask(int64_t n) { return (__mmask16)((1u << n) - 1); }
   static Vec load_n(const T* p, int64_t n) { return {_mm512_maskz_loadu_ps(mask(n), p)}; }
   // Lanes [lo, hi), 0 <= lo <= hi <= W; the others are zeros.
-  using Mask = __mmask16;
-  static Mask range(int64_t lo, int64_t hi) { return (Mask)(mask(hi) & ~mask(lo)); }
-  static Vec load_mask(const T* p, Mask m) { return {_mm512_maskz_loadu_ps(m, p)}; }
+  using Range = __mmask16;
+  static Range range(int64_t lo, int64_t hi) { return (Range)(mask(hi) & ~mask(lo)); }
+  static Vec load_range(const T* p, Range m) { return {_mm512_maskz_loadu_ps(m, p)}; }
   void store_n(T* p, int64_t n) const { _mm512_mask_storeu_ps(p, mask(n), v); }
 
   friend Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
@@ -53,9 +53,34 @@ struct Vec<float> {
     const __m512i index = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
     return {_mm512_permutex2var_ps(lo.v, index, hi.v)};
   }
+  // Comparisons, lane by lane.
+  static constexpr bool kMayBeNan = true;
+  using Mask = __mmask16;
+  static Mask greater(Vec a, Vec b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ); }
+  static Mask equal(Vec a, Vec b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ); }
+  static Mask unordered(Vec a, Vec b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_UNORD_Q); }
+  static bool any(Mask m) { return m != 0; }
+  static Mask either(Mask a, Mask b) { return _kor_mask16(a, b); }
+  // m ? a : b
+  static Vec select(Mask m, Vec a, Vec b) { return {_mm512_mask_blend_ps(m, b.v, a.v)}; }
+  // The larger one; a NaN in either comes through.
+  static Vec max_nan(Vec a, Vec x) {
+    return {_mm512_mask_max_ps(a.v, _mm512_cmp_ps_mask(a.v, a.v, _CMP_ORD_Q), a.v, x.v)};
+  }
+  static Vec sqrt(Vec x) { return {_mm512_sqrt_ps(x.v)}; }
+  // Elements 1, 3, 5, ... of the 2 W in lo, hi.
   static Vec odd(Vec lo, Vec hi) {
     const __m512i index = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
     return {_mm512_permutex2var_ps(lo.v, index, hi.v)};
+  }
+  // The first and the last W of a[0], b[0], a[1], b[1], ...
+  static Vec zip_low(Vec a, Vec b) {
+    const __m512i index = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    return {_mm512_permutex2var_ps(a.v, index, b.v)};
+  }
+  static Vec zip_high(Vec a, Vec b) {
+    const __m512i index = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+    return {_mm512_permutex2var_ps(a.v, index, b.v)};
   }
   // 16 elements of 16 runs: r[i] = elements i of row(0) .. row(15). (Four elements at a time, put together of pieces of
   // 128 bits, take four times as many loads.)
@@ -110,9 +135,9 @@ struct Vec<double> {
   static __mmask8 mask(int64_t n) { return (__mmask8)((1u << n) - 1); }
   static Vec load_n(const T* p, int64_t n) { return {_mm512_maskz_loadu_pd(mask(n), p)}; }
   // Lanes [lo, hi), 0 <= lo <= hi <= W; the others are zeros.
-  using Mask = __mmask8;
-  static Mask range(int64_t lo, int64_t hi) { return (Mask)(mask(hi) & ~mask(lo)); }
-  static Vec load_mask(const T* p, Mask m) { return {_mm512_maskz_loadu_pd(m, p)}; }
+  using Range = __mmask8;
+  static Range range(int64_t lo, int64_t hi) { return (Range)(mask(hi) & ~mask(lo)); }
+  static Vec load_range(const T* p, Range m) { return {_mm512_maskz_loadu_pd(m, p)}; }
   void store_n(T* p, int64_t n) const { _mm512_mask_storeu_pd(p, mask(n), v); }
 
   friend Vec operator+(Vec a, Vec b) { return {_mm512_add_pd(a.v, b.v)}; }
@@ -135,9 +160,32 @@ struct Vec<double> {
     const __m512i index = _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14);
     return {_mm512_permutex2var_pd(lo.v, index, hi.v)};
   }
+  // Comparisons, lane by lane.
+  static constexpr bool kMayBeNan = true;
+  using Mask = __mmask8;
+  static Mask greater(Vec a, Vec b) { return _mm512_cmp_pd_mask(a.v, b.v, _CMP_GT_OQ); }
+  static Mask equal(Vec a, Vec b) { return _mm512_cmp_pd_mask(a.v, b.v, _CMP_EQ_OQ); }
+  static Mask unordered(Vec a, Vec b) { return _mm512_cmp_pd_mask(a.v, b.v, _CMP_UNORD_Q); }
+  static bool any(Mask m) { return m != 0; }
+  static Mask either(Mask a, Mask b) { return _kor_mask8(a, b); }
+  // m ? a : b
+  static Vec select(Mask m, Vec a, Vec b) { return {_mm512_mask_blend_pd(m, b.v, a.v)}; }
+  // The larger one; a NaN in either comes through.
+  static Vec max_nan(Vec a, Vec x) {
+    return {_mm512_mask_max_pd(a.v, _mm512_cmp_pd_mask(a.v, a.v, _CMP_ORD_Q), a.v, x.v)};
+  }
+  static Vec sqrt(Vec x) { return {_mm512_sqrt_pd(x.v)}; }
   static Vec odd(Vec lo, Vec hi) {
     const __m512i index = _mm512_setr_epi64(1, 3, 5, 7, 9, 11, 13, 15);
     return {_mm512_permutex2var_pd(lo.v, index, hi.v)};
+  }
+  static Vec zip_low(Vec a, Vec b) {
+    const __m512i index = _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11);
+    return {_mm512_permutex2var_pd(a.v, index, b.v)};
+  }
+  static Vec zip_high(Vec a, Vec b) {
+    const __m512i index = _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15);
+    return {_mm512_permutex2var_pd(a.v, index, b.v)};
   }
   static constexpr int kColumnBlock = 8;
   template <class Row>

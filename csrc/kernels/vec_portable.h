@@ -47,9 +47,9 @@ struct Vec {
     return {r};
   }
   // Lanes [lo, hi), 0 <= lo <= hi <= W; the others are zeros.
-  struct Mask { int64_t lo, hi; };
-  static Mask range(int64_t lo, int64_t hi) { return {lo, hi}; }
-  static Vec load_mask(const T* p, Mask m) {
+  struct Range { int64_t lo, hi; };
+  static Range range(int64_t lo, int64_t hi) { return {lo, hi}; }
+  static Vec load_range(const T* p, Range m) {
     V r{};
     for (int64_t i = m.lo; i < m.hi; ++i) r[i] = p[i];
     return {r};
@@ -83,9 +83,43 @@ struct Vec {
     for (int i = 0; i < kLanes / 2; ++i) r[i] = lo.v[2 * i], r[i + kLanes / 2] = hi.v[2 * i];
     return {r};
   }
+  // Comparisons, lane by lane.
+  static constexpr bool kMayBeNan = true;
+  using Mask = I;
+  static Mask greater(Vec a, Vec b) { return (I)(a.v > b.v); }
+  static Mask equal(Vec a, Vec b) { return (I)(a.v == b.v); }
+  static Mask unordered(Vec a, Vec b) { return (I)(a.v != a.v) | (I)(b.v != b.v); }
+  static bool any(Mask m) {
+    bool found = false;
+    for (int i = 0; i < kLanes; ++i) found = found || m[i] != 0;
+    return found;
+  }
+  static Mask either(Mask a, Mask b) { return a | b; }
+  // m ? a : b
+  static Vec select(Mask m, Vec a, Vec b) { return {m ? a.v : b.v}; }
+  // The larger one; a NaN in either comes through.
+  static Vec max_nan(Vec a, Vec x) { return select(unordered(a, a), a, max(a, x)); }
+  static Vec sqrt(Vec x) {
+    V r;
+    for (int i = 0; i < kLanes; ++i)
+      r[i] = sizeof(T) == 4 ? (T)__builtin_sqrtf((float)x.v[i]) : (T)__builtin_sqrt(x.v[i]);
+    return {r};
+  }
+  // Elements 1, 3, 5, ... of the 2 W in lo, hi.
   static Vec odd(Vec lo, Vec hi) {
     V r;
     for (int i = 0; i < kLanes / 2; ++i) r[i] = lo.v[2 * i + 1], r[i + kLanes / 2] = hi.v[2 * i + 1];
+    return {r};
+  }
+  // The first and the last W of a[0], b[0], a[1], b[1], ...
+  static Vec zip_low(Vec a, Vec b) {
+    V r;
+    for (int i = 0; i < kLanes / 2; ++i) r[2 * i] = a.v[i], r[2 * i + 1] = b.v[i];
+    return {r};
+  }
+  static Vec zip_high(Vec a, Vec b) {
+    V r;
+    for (int i = 0; i < kLanes / 2; ++i) r[2 * i] = a.v[i + kLanes / 2], r[2 * i + 1] = b.v[i + kLanes / 2];
     return {r};
   }
   // W elements of W runs: r[i] = elements i of row(0) .. row(W - 1).

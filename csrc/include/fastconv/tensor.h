@@ -4,7 +4,8 @@
 
 namespace fastconv {
 
-enum class DType : int32_t { f32 = 0, f64 = 1 };
+// The integers are for max pooling and its indices alone.
+enum class DType : int32_t { f32 = 0, f64 = 1, i8 = 2, u8 = 3, i16 = 4, i32 = 5, i64 = 6 };
 enum class Device : int32_t { cpu = 0 };
 
 inline constexpr int kMaxDims = 5;
@@ -30,6 +31,7 @@ enum class Status : int32_t {
   bad_output,      // out has the wrong shape or overlaps an input
   empty_output,    // the (dilated) kernel is larger than the padded input
   overflow,        // a size does not fit in 63 bits
+  bad_index,       // an index that points outside its image
   unsupported,     // a combination that this build does not serve
   out_of_memory,
   cancelled,       // the poll hook asked to stop; the output is unspecified

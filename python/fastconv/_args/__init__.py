@@ -358,13 +358,13 @@ def _check_flag(name: str, value: object) -> None:
         raise TypeError(f"{name} (={value!r}) must be True or False, not {_type_name(value)}")
 
 
-def _axes(spec: _core.ConvSpec, batched: bool = True) -> str:
+def _axes(spec: _core.ConvSpec | _core.PoolSpec, batched: bool = True) -> str:
     pixels = _AXES[spec.spatial]
     axes = f"N{pixels}C" if spec.channels_last else f"NC{pixels}"
     return ", ".join(axes if batched else axes[1:])
 
 
-def _check_image_rank(name: str, shape: Shape, spec: _core.ConvSpec) -> None:
+def _check_image_rank(name: str, shape: Shape, spec: _core.ConvSpec | _core.PoolSpec) -> None:
     full = spec.spatial + 2
     if len(shape) not in (full - 1, full):
         raise ValueError(
@@ -425,13 +425,13 @@ def _check_out(out: Array, expected: Shape, reads: Mapping[str, Array]) -> None:
 # ------------------------------------------------------------------------------------------------ the geometry
 
 
-def _split(shape: Shape, spec: _core.ConvSpec) -> tuple[Shape, int, Shape]:
+def _split(shape: Shape, spec: _core.ConvSpec | _core.PoolSpec) -> tuple[Shape, int, Shape]:
     """(batch, channels, pixels): the batch is empty for an unbatched shape."""
     batch, rest = (shape[:1], shape[1:]) if len(shape) == spec.spatial + 2 else ((), shape)
     return (batch, rest[-1], rest[:-1]) if spec.channels_last else (batch, rest[0], rest[1:])
 
 
-def _join(batch: Shape, channels: int, pixels: Shape, spec: _core.ConvSpec) -> Shape:
+def _join(batch: Shape, channels: int, pixels: Shape, spec: _core.ConvSpec | _core.PoolSpec) -> Shape:
     return (*batch, *pixels, channels) if spec.channels_last else (*batch, channels, *pixels)
 
 

@@ -11,10 +11,12 @@ only one that is interrupted (KeyboardInterrupt) leaves it unspecified.
 each names the argument, its value and the rule.
 """
 
-from . import conv, separable
+from . import conv, pool, separable
 from .conv import *  # noqa: F403
+from .pool import *  # noqa: F403
 from .separable import *  # noqa: F403
 
 __all__: list[str] = []
 __all__ += conv.__all__
+__all__ += pool.__all__
 __all__ += separable.__all__

@@ -3,10 +3,12 @@
 In float64 they are the oracle of the tests, in float32 the baseline of the benchmark.
 """
 
-from . import conv, separable
+from . import conv, pool, separable
 from .conv import *  # noqa: F403
+from .pool import *  # noqa: F403
 from .separable import *  # noqa: F403
 
 __all__: list[str] = []
 __all__ += conv.__all__
+__all__ += pool.__all__
 __all__ += separable.__all__

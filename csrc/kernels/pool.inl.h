@@ -1,0 +1,491 @@
+// Pooling: windows as lists of runs that are combined element by element. PoolArgs in kernel_args.h says what each
+// kernel computes.
+#pragma once
+#include "dispatch/kernel_args.h"
+#include "kernels/vec.h"
+
+namespace fastconv::FASTCONV_ISA_NS {
+
+// Maxima of integers need no more than the compiler's own vectors.
+#if defined(__AVX512F__)
+inline constexpr int kIntegerBytes = 64;
+#elif defined(__AVX2__)
+inline constexpr int kIntegerBytes = 32;
+#else
+inline constexpr int kIntegerBytes = 16;
+#endif
+
+template <class E>
+struct IntegerVec {
+  using T = E;
+  typedef E V __attribute__((vector_size(kIntegerBytes)));
+  static constexpr int kLanes = kIntegerBytes / sizeof(E);
+  V v;
+
+  static constexpr bool kMayBeNan = false;
+  static IntegerVec load(const T* p) {
+    IntegerVec r;
+    __builtin_memcpy(&r.v, p, sizeof(V));
+    return r;
+  }
+  void store(T* p) const { __builtin_memcpy(p, &v, sizeof(V)); }
+  static IntegerVec load_n(const T* p, int64_t n) {
+    V r{};
+    for (int64_t i = 0; i < n; ++i) r[i] = p[i];
+    return {r};
+  }
+  void store_n(T* p, int64_t n) const {
+    for (int64_t i = 0; i < n; ++i) p[i] = v[i];
+  }
+  static IntegerVec max_nan(IntegerVec a, IntegerVec x) { return {a.v > x.v ? a.v : x.v}; }
+};
+
+template <int kOp, class V>
+inline V pool_first(V x) {
+  if constexpr (kOp == kPoolSquares) return x * x;
+  return x;
+}
+
+template <int kOp, class V>
+inline V pool_step(V acc, V x) {
+  if constexpr (kOp == kPoolMax) return V::max_nan(acc, x);
+  if constexpr (kOp == kPoolSum) return acc + x;
+  if constexpr (kOp == kPoolSquares) return fma(x, x, acc);
+}
+
+// The last step of an average or a norm. Division, not a product with the reciprocal: a quotient of exact sums is then
+// the correctly rounded one.
+template <class T>
+struct PoolFinish {
+  using V = Vec<T>;
+  V divisor, inverse;
+  const T* divisors;
+  int32_t kind;
+  int32_t exact;  // the divisor is a power of two: its reciprocal is exact
+
+  explicit PoolFinish(const PoolArgs<T>& p)
+      : divisor(V::set1(p.divisor)),
+        inverse(V::set1((T)1 / p.divisor)),
+        divisors(p.divisors),
+        kind(p.finish),
+        exact(0) {
+    T d = p.divisor;
+    if (kind == kPoolDivide && d >= 1 && d < 4294967296.0) exact = ((uint64_t)d & ((uint64_t)d - 1)) == 0;
+  }
+  V operator()(V acc, int64_t at, int64_t lanes) const {
+    if (kind == kPoolPlain) return acc;
+    if (kind == kPoolRoot) return V::sqrt(acc * divisor);
+    if (divisors) return acc / (lanes == V::kLanes ? V::load(divisors + at) : V::load_n(divisors + at, lanes));
+    return exact ? acc * inverse : acc / divisor;
+  }
+};
+
+template <class T>
+struct NoFinish {
+  template <class V>
+  V operator()(V acc, int64_t, int64_t) const {
+    return acc;
+  }
+};
+
+// The loads of a block: whole vectors, or one masked.
+template <class V, bool kMasked>
+struct PoolLoad {
+  int64_t lanes;
+  template <class T>
+  V operator()(const T* x, int i) const {
+    return kMasked ? V::load_n(x, lanes) : V::load(x + i * V::kLanes);
+  }
+  template <class T>
+  void put(V v, T* to, int i) const {
+    if (kMasked) {
+      v.store_n(to, lanes);
+    } else {
+      v.store(to + i * V::kLanes);
+    }
+  }
+};
+
+// Registers: 4 accumulators, an operand, the finish's 2. A maximum of floats is first taken without regard to NaN,
+// which is looked for beside it, two vectors a comparison; where there is one the block is done again with care.
+template <int kOp, class V, int kCount, int kVectors, bool kMasked, class T, class F>
+__attribute__((always_inline)) inline void combine_block(const T* const* src, int64_t runtime_count, bool accumulate,
+                                                         int64_t at, T* dst, int64_t j, int64_t lanes,
+                                                         const F& finish) {
+  const int64_t count = kCount > 0 ? kCount : runtime_count;
+  const PoolLoad<V, kMasked> load{lanes};
+  V acc[kVectors];
+  int64_t k = 0;
+  const T* first = accumulate ? dst : src[0] + at;
+  if (!accumulate) k = 1;
+#pragma GCC unroll 4
+  for (int i = 0; i < kVectors; ++i) acc[i] = load(first, i);
+  if constexpr (kOp == kPoolMax && V::kMayBeNan) {
+    typename V::Mask odd = V::unordered(acc[0], acc[kVectors - 1]);
+    if constexpr (kVectors == 4) odd = V::either(odd, V::unordered(acc[1], acc[2]));
+#pragma GCC unroll 4
+    for (; k < count; ++k) {
+      const T* x = src[k] + at;
+      V v[kVectors];
+#pragma GCC unroll 4
+      for (int i = 0; i < kVectors; ++i) v[i] = load(x, i);
+      odd = V::either(odd, V::unordered(v[0], v[kVectors - 1]));
+      if constexpr (kVectors == 4) odd = V::either(odd, V::unordered(v[1], v[2]));
+#pragma GCC unroll 4
+      for (int i = 0; i < kVectors; ++i) acc[i] = max(acc[i], v[i]);
+    }
+    if (__builtin_expect(V::any(odd), 0)) {
+      // Unrolled: an index that is not a constant would keep the accumulators in memory.
+#pragma GCC unroll 4
+      for (int i = 0; i < kVectors; ++i) {
+        acc[i] = load(first, i);
+        for (int64_t l = accumulate ? 0 : 1; l < count; ++l) acc[i] = V::max_nan(acc[i], load(src[l] + at, i));
+      }
+    }
+  } else {
+    if (!accumulate) {
+#pragma GCC unroll 4
+      for (int i = 0; i < kVectors; ++i) acc[i] = pool_first<kOp>(acc[i]);
+    }
+#pragma GCC unroll 4
+    for (; k < count; ++k) {
+      const T* x = src[k] + at;
+#pragma GCC unroll 4
+      for (int i = 0; i < kVectors; ++i) acc[i] = pool_step<kOp>(acc[i], load(x, i));
+    }
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < kVectors; ++i) load.put(finish(acc[i], j + i * V::kLanes, lanes), dst, i);
+}
+
+// Four vectors at a time, so that each pointer is read once for all of them and their chains overlap; then one, and a
+// masked one.
+template <int kOp, class V, int kCount, class T, class F>
+inline void combine_rows(const PoolArgs<T>& p, const F& finish) {
+  constexpr int W = V::kLanes;
+  const int64_t count = p.count, n = p.n, rows = p.rows, src_pitch = p.src_pitch, dst_pitch = p.dst_pitch;
+  const bool accumulate = kCount == 0 && p.accumulate;
+  // Few pointers are kept in registers: for all the compiler knows, a store may change those of the caller.
+  const T* own[kCount > 0 ? kCount : 1];
+  for (int64_t k = 0; k < kCount; ++k) own[k] = p.src[k];
+  const T* const* src = kCount > 0 ? own : p.src;
+  T* dst = p.dst;
+  for (int64_t row = 0; row < rows; ++row, dst += dst_pitch) {
+    const int64_t at = row * src_pitch;
+    int64_t j = 0;
+    for (; j + 4 * W <= n; j += 4 * W)
+      combine_block<kOp, V, kCount, 4, false>(src, count, accumulate, at + j, dst + j, j, W, finish);
+    for (; j + 2 * W <= n; j += 2 * W)
+      combine_block<kOp, V, kCount, 2, false>(src, count, accumulate, at + j, dst + j, j, W, finish);
+    for (; j + W <= n; j += W)
+      combine_block<kOp, V, kCount, 1, false>(src, count, accumulate, at + j, dst + j, j, W, finish);
+    if (j < n) combine_block<kOp, V, kCount, 1, true>(src, count, accumulate, at + j, dst + j, j, n - j, finish);
+  }
+}
+
+template <int kOp, class V, class T, class F>
+inline void combine_counts(const PoolArgs<T>& p, const F& finish) {
+  switch (p.accumulate ? 0 : p.count) {
+    case 1: return combine_rows<kOp, V, 1>(p, finish);
+    case 2: return combine_rows<kOp, V, 2>(p, finish);
+    case 3: return combine_rows<kOp, V, 3>(p, finish);
+    case 4: return combine_rows<kOp, V, 4>(p, finish);
+    case 6: return combine_rows<kOp, V, 6>(p, finish);
+    case 9: return combine_rows<kOp, V, 9>(p, finish);
+    default: return combine_rows<kOp, V, 0>(p, finish);
+  }
+}
+
+template <class T>
+void pool_combine(const PoolArgs<T>& p) {
+  using V = Vec<T>;
+  if (p.count == 0 && !p.accumulate) {
+    for (int64_t row = 0; row < p.rows; ++row)
+      for (int64_t j = 0; j < p.n; j += V::kLanes)
+        V::zero().store_n(p.dst + row * p.dst_pitch + j, p.n - j < V::kLanes ? p.n - j : V::kLanes);
+    return;
+  }
+  if (p.op == kPoolMax) return combine_counts<kPoolMax, V>(p, NoFinish<T>{});
+  if (p.op == kPoolSquares) return combine_counts<kPoolSquares, V>(p, PoolFinish<T>(p));
+  if (p.finish == kPoolPlain) return combine_counts<kPoolSum, V>(p, NoFinish<T>{});
+  combine_counts<kPoolSum, V>(p, PoolFinish<T>(p));
+}
+
+// Windows along the columns. With a stride of two, two loads give the even and the odd elements: taps that are
+// neighbours share them.
+template <int kOp, class T, class F>
+inline void slide_rows(const PoolArgs<T>& p, const F& finish) {
+  using V = Vec<T>;
+  constexpr int W = V::kLanes;
+  const T* from = p.src[0];
+  T* to = p.dst;
+  const int64_t n = p.n, count = p.count, step = p.step, stride = p.stride;
+  const int64_t rows = p.rows, src_pitch = p.src_pitch, dst_pitch = p.dst_pitch;
+  for (int64_t row = 0; row < rows; ++row) {
+    const T* src = from + row * src_pitch;
+    T* dst = to + row * dst_pitch;
+    if (stride == 2 && step == 1 && count == 3) {
+      for (int64_t j = 0; j < n; j += W) {
+        const T* x = src + 2 * j;
+        const V low = V::load(x), high = V::load(x + W);
+        const V pair = pool_step<kOp>(V::even(low, high), V::odd(low, high));
+        const V sum = pool_step<kOp>(pair, V::even(V::load(x + 2), V::load(x + 2 + W)));
+        const int64_t lanes = n - j < W ? n - j : W;
+        const V result = finish(sum, j, lanes);
+        if (lanes == W) {
+          result.store(dst + j);
+        } else {
+          result.store_n(dst + j, lanes);
+        }
+      }
+      continue;
+    }
+    for (int64_t j = 0; j < n; j += W) {
+      const int64_t lanes = n - j < W ? n - j : W;
+      V acc;
+      if (stride == 1) {
+        acc = V::load(src + j);
+        for (int64_t k = 1; k < count; ++k) acc = pool_step<kOp>(acc, V::load(src + j + k * step));
+      } else if (stride == 2) {
+        const T* x = src + 2 * j;
+        V low = V::load(x), high = V::load(x + W);
+        acc = V::even(low, high);
+        int64_t k = 1;
+        if (step == 1) {
+          for (; k + 1 < count; k += 2) {
+            acc = pool_step<kOp>(acc, V::odd(low, high));
+            low = V::load(x + k + 1), high = V::load(x + k + 1 + W);
+            acc = pool_step<kOp>(acc, V::even(low, high));
+          }
+          if (k < count) acc = pool_step<kOp>(acc, V::odd(low, high)), ++k;
+        }
+        for (; k < count; ++k) acc = pool_step<kOp>(acc, V::even(V::load(x + k * step), V::load(x + k * step + W)));
+      } else {
+        T part[W];
+        auto tap = [&](int64_t k) {
+          for (int64_t i = 0; i < W; ++i) part[i] = i < lanes ? src[(j + i) * stride + k * p.step] : (T)0;
+          return V::load(part);
+        };
+        acc = tap(0);
+        for (int64_t k = 1; k < count; ++k) acc = pool_step<kOp>(acc, tap(k));
+      }
+      acc = finish(acc, j, lanes);
+      if (lanes == W) {
+        acc.store(dst + j);
+      } else {
+        acc.store_n(dst + j, lanes);
+      }
+    }
+  }
+}
+
+template <class T>
+void pool_slide(const PoolArgs<T>& p) {
+  if (p.op == kPoolMax) return slide_rows<kPoolMax>(p, NoFinish<T>{});
+  slide_rows<kPoolSum>(p, PoolFinish<T>(p));
+}
+
+// The codes are numbers of the dtype: small integers are exact, and one kind of register serves. A NaN is looked for as
+// the taps are read; only where there is one are they read again, backwards, so that the first one is the last taken.
+template <class V, int kVectors, bool kMasked, class T>
+__attribute__((always_inline)) inline void argmax_block(const T* const* src, const T* codes, int64_t count, int64_t at,
+                                                        T* dst, int64_t lanes) {
+  const PoolLoad<V, kMasked> load{lanes};
+  V best[kVectors], code[kVectors];
+  typename V::Mask odd[kVectors];
+  const V first = V::set1(codes[0]);
+#pragma GCC unroll 4
+  for (int i = 0; i < kVectors; ++i) {
+    best[i] = load(src[0] + at, i);
+    code[i] = first;
+    odd[i] = V::unordered(best[i], best[i]);
+  }
+  for (int64_t k = 1; k < count; ++k) {
+    const T* x = src[k] + at;
+    const V name = V::set1(codes[k]);
+#pragma GCC unroll 4
+    for (int i = 0; i < kVectors; ++i) {
+      const V v = load(x, i);
+      odd[i] = V::either(odd[i], V::unordered(v, v));
+      code[i] = V::select(V::greater(v, best[i]), name, code[i]);
+      best[i] = max(best[i], v);
+    }
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < kVectors; ++i) {
+    if (V::any(odd[i])) {
+      code[i] = first;
+      best[i] = load(src[0] + at, i);
+      typename V::Mask found = V::unordered(best[i], best[i]);
+      for (int64_t k = 1; k < count; ++k) {
+        const V v = load(src[k] + at, i);
+        code[i] = V::select(V::greater(v, best[i]), V::set1(codes[k]), code[i]);
+        best[i] = V::select(V::greater(v, best[i]), v, best[i]);
+        found = V::either(found, V::unordered(v, v));
+      }
+      for (int64_t k = count - 1; k >= 0; --k) {
+        const V v = load(src[k] + at, i);
+        code[i] = V::select(V::unordered(v, v), V::set1(codes[k]), code[i]);
+      }
+    }
+    load.put(code[i], dst, i);
+  }
+}
+
+template <class T>
+void pool_argmax(const PoolArgs<T>& p) {
+  using V = Vec<T>;
+  constexpr int W = V::kLanes;
+  const T* const* src = p.src;
+  const T* codes = p.codes;
+  const int64_t count = p.count, n = p.n, rows = p.rows, src_pitch = p.src_pitch, dst_pitch = p.dst_pitch;
+  T* dst = p.dst;
+  for (int64_t row = 0; row < rows; ++row, dst += dst_pitch) {
+    const int64_t at = row * src_pitch;
+    int64_t j = 0;
+    for (; j + 4 * W <= n; j += 4 * W) argmax_block<V, 4, false>(src, codes, count, at + j, dst + j, W);
+    for (; j + W <= n; j += W) argmax_block<V, 1, false>(src, codes, count, at + j, dst + j, W);
+    if (j < n) argmax_block<V, 1, true>(src, codes, count, at + j, dst + j, n - j);
+  }
+}
+
+template <class V, int kVectors, bool kMasked, class T>
+__attribute__((always_inline)) inline void route_block(const T* const* src, const T* const* marks, const T* codes,
+                                                       int64_t count, int64_t at, int64_t mark_at, T* dst,
+                                                       int64_t lanes) {
+  const PoolLoad<V, kMasked> load{lanes};
+  V acc[kVectors];
+#pragma GCC unroll 4
+  for (int i = 0; i < kVectors; ++i) acc[i] = V::zero();
+  for (int64_t k = 0; k < count; ++k) {
+    const T *x = src[k] + at, *mark = marks[k] + mark_at;
+    const V name = V::set1(codes[k]);
+#pragma GCC unroll 4
+    for (int i = 0; i < kVectors; ++i)
+      acc[i] = acc[i] + V::select(V::equal(load(mark, i), name), load(x, i), V::zero());
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < kVectors; ++i) load.put(acc[i], dst, i);
+}
+
+template <class T>
+void pool_route(const PoolArgs<T>& p) {
+  using V = Vec<T>;
+  constexpr int W = V::kLanes;
+  const T *const *src = p.src, *const *marks = p.marks;
+  const T* codes = p.codes;
+  const int64_t count = p.count, n = p.n, rows = p.rows, src_pitch = p.src_pitch, dst_pitch = p.dst_pitch,
+                mark_pitch = p.phase_pitch;
+  T* dst = p.dst;
+  for (int64_t row = 0; row < rows; ++row, dst += dst_pitch) {
+    const int64_t at = row * src_pitch, mark = row * mark_pitch;
+    int64_t j = 0;
+    for (; j + 4 * W <= n; j += 4 * W) route_block<V, 4, false>(src, marks, codes, count, at + j, mark + j, dst + j, W);
+    for (; j + W <= n; j += W) route_block<V, 1, false>(src, marks, codes, count, at + j, mark + j, dst + j, W);
+    if (j < n) route_block<V, 1, true>(src, marks, codes, count, at + j, mark + j, dst + j, n - j);
+  }
+}
+
+template <class T>
+void pool_split(const PoolArgs<T>& p) {
+  using V = Vec<T>;
+  constexpr int W = V::kLanes;
+  const int64_t n = p.n, stride = p.stride, rows = p.rows, phase_pitch = p.phase_pitch;
+  for (int64_t row = 0; row < rows; ++row) {
+    const T* src = p.src[0] + row * p.src_pitch;
+    T* dst = p.dst + row * p.dst_pitch;
+    if (stride == 2) {
+      int64_t j = 0;
+      for (; j + 2 * W <= n; j += 2 * W) {
+        const V low = V::load(src + j), high = V::load(src + j + W);
+        V::even(low, high).store(dst + j / 2);
+        V::odd(low, high).store(dst + phase_pitch + j / 2);
+      }
+      if (j < n) {
+        const int64_t left = n - j, second = left > W ? left - W : 0;
+        const V low = V::load_n(src + j, left < W ? left : W);
+        const V high = second > 0 ? V::load_n(src + j + W, second) : V::zero();
+        V::even(low, high).store_n(dst + j / 2, (left + 1) / 2);
+        if (left > 1) V::odd(low, high).store_n(dst + phase_pitch + j / 2, left / 2);
+      }
+      continue;
+    }
+    for (int64_t f = 0; f < stride; ++f)
+      for (int64_t j = f, i = 0; j < n; j += stride, ++i) dst[f * phase_pitch + i] = src[j];
+  }
+}
+
+template <class T>
+void pool_merge(const PoolArgs<T>& p) {
+  using V = Vec<T>;
+  constexpr int W = V::kLanes;
+  for (int64_t row = 0; row < p.rows; ++row) {
+    const T* src = p.src[0] + row * p.src_pitch;
+    T* dst = p.dst + row * p.dst_pitch;
+    if (p.stride == 2) {
+      for (int64_t j = 0; j < p.n; j += 2 * W) {
+        const V a = V::load(src + j / 2), b = V::load(src + p.phase_pitch + j / 2);
+        const V low = V::zip_low(a, b), high = V::zip_high(a, b);
+        if (j + 2 * W <= p.n) {
+          low.store(dst + j);
+          high.store(dst + j + W);
+        } else {
+          low.store_n(dst + j, p.n - j < W ? p.n - j : W);
+          if (p.n - j > W) high.store_n(dst + j + W, p.n - j - W);
+        }
+      }
+      continue;
+    }
+    for (int64_t f = 0; f < p.stride; ++f)
+      for (int64_t j = f, i = 0; j < p.n; j += p.stride, ++i) dst[j] = src[f * p.phase_pitch + i];
+  }
+}
+
+// combine and (`step` is not 0) slide of maxima. `dtype` is fastconv::DType.
+template <class E>
+inline void integers(const PoolArgs<E>& p) {
+  if (p.step == 0) return combine_counts<kPoolMax, IntegerVec<E>>(p, NoFinish<E>{});
+  for (int64_t row = 0; row < p.rows; ++row) {
+    const E* src = p.src[0] + row * p.src_pitch;
+    E* dst = p.dst + row * p.dst_pitch;
+    for (int64_t j = 0; j < p.n; ++j) dst[j] = src[j * p.stride];
+    for (int64_t k = 1; k < p.count; ++k)
+      for (int64_t j = 0; j < p.n; ++j) {
+        const E x = src[j * p.stride + k * p.step];
+        dst[j] = x > dst[j] ? x : dst[j];
+      }
+  }
+}
+
+// One translation unit instantiates the work; both tables have the row.
+void pool_integers_any(const void* args, int32_t dtype);
+
+template <class T>
+void pool_integers(const void* args, int32_t dtype) {
+  pool_integers_any(args, dtype);
+}
+
+// The maximum of n elements, at least one; a NaN wins.
+template <class T>
+T max_run(const T* x, int64_t n) {
+  using V = Vec<T>;
+  constexpr int W = V::kLanes;
+  T best = x[0];
+  int64_t i = 0;
+  if (n >= W) {
+    V acc[4];
+    acc[0] = acc[1] = acc[2] = acc[3] = V::load(x);
+    for (; i + 4 * W <= n; i += 4 * W)
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) acc[j] = V::max_nan(acc[j], V::load(x + i + j * W));
+    for (; i + W <= n; i += W) acc[0] = V::max_nan(acc[0], V::load(x + i));
+    T lane[W];
+    V::max_nan(V::max_nan(acc[0], acc[1]), V::max_nan(acc[2], acc[3])).store(lane);
+    best = lane[0];
+    for (int l = 1; l < W; ++l) best = best != best ? best : lane[l] <= best ? best : lane[l];
+  }
+  for (; i < n; ++i) best = best != best ? best : x[i] <= best ? best : x[i];
+  return best;
+}
+
+}  // namespace fastconv::FASTCONV_ISA_NS

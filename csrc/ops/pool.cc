@@ -1,0 +1,601 @@
+// Pooling: sizes and checks here, and the plain loops that serve every dtype, stride and window; pool_fast.cc has the
+// vector paths for the two usual memory orders.
+#include "fastconv/pool.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+
+#include "ops/parallel.h"
+#include "ops/pool.h"
+
+namespace fastconv {
+namespace ops {
+
+int64_t Axis::pool_size(int64_t o) const {
+  const int64_t begin = o * stride - pad;
+  return std::max<int64_t>(1, std::min(begin + kernel, in + pad_after) - begin);
+}
+
+Window Axis::window(int64_t o) const {
+  if (adaptive) {
+    const auto first = static_cast<int64_t>(static_cast<__int128>(o) * in / out);
+    const auto end = static_cast<int64_t>((static_cast<__int128>(o + 1) * in + out - 1) / out);
+    return {first, end - first, 0};
+  }
+  const int64_t begin = o * stride - pad;
+  const int64_t tap = begin < 0 ? (-begin + dilation - 1) / dilation : 0;
+  const int64_t first = begin + tap * dilation;
+  const int64_t inside = first < in ? (in - first + dilation - 1) / dilation : 0;
+  return {first, std::max<int64_t>(0, std::min(kernel - tap, inside)), tap};
+}
+
+Range Axis::touching(int64_t i0, int64_t i1) const {
+  if (i0 >= i1) return {0, 0};
+  if (adaptive) {
+    return {static_cast<int64_t>(static_cast<__int128>(i0) * out / in),
+            static_cast<int64_t>((static_cast<__int128>(i1) * out + in - 1) / in)};
+  }
+  const int64_t below = i0 + pad - (kernel - 1) * dilation;  // the least beginning (padded) of a window that reaches i0
+  const int64_t first = below <= 0 ? 0 : (below + stride - 1) / stride;
+  return {std::min(first, out), std::min((i1 - 1 + pad) / stride + 1, out)};
+}
+
+namespace {
+
+constexpr int64_t kMaxSize = int64_t{1} << 60;
+
+bool is_float(DType dtype) { return dtype == DType::f32 || dtype == DType::f64; }
+
+// One axis of the descriptor over n elements.
+Status make_axis(const PoolDesc& desc, int i, int64_t n, Axis* axis) {
+  Axis& a = *axis;
+  a = {};
+  a.in = n;
+  if (n < 1) return Status::bad_shape;
+  if (n > kMaxSize) return Status::overflow;
+  if (desc.adaptive) {
+    a.adaptive = true;
+    a.out = desc.kernel[i] == 0 ? n : desc.kernel[i];
+    if (a.out > 0 && a.out <= n && n % a.out == 0) {  // windows of one size, side by side
+      a.adaptive = false;
+      a.kernel = a.stride = n / a.out;
+      return Status::ok;
+    }
+    a.kernel = a.out > 0 ? n / a.out + 2 : 1;  // an upper bound of the elements of a window
+    return desc.kernel[i] < 0 ? Status::bad_shape : a.out > kMaxSize ? Status::overflow : Status::ok;
+  }
+  a.kernel = desc.kernel[i], a.stride = desc.stride[i], a.dilation = desc.dilation[i];
+  a.pad = desc.pad_before[i], a.pad_after = desc.pad_after[i];
+  if (a.kernel < 1 || a.stride < 1 || a.dilation < 1) return Status::bad_stride;
+  if (a.pad < 0 || a.pad_after < 0) return Status::bad_padding;
+  int64_t reach = 0;
+  if (__builtin_mul_overflow(a.kernel - 1, a.dilation, &reach) || reach >= kMaxSize || a.stride > kMaxSize ||
+      a.pad > kMaxSize || a.pad_after > kMaxSize)
+    return Status::overflow;
+  ++reach;
+  if (desc.auto_padding != AutoPadding::none) {
+    const int64_t total = std::max<int64_t>(0, ((n + a.stride - 1) / a.stride - 1) * a.stride + reach - n);
+    a.pad = desc.auto_padding == AutoPadding::same ? total / 2 : total - total / 2;
+    a.pad_after = total - a.pad;
+  }
+  const int64_t free = n + a.pad + a.pad_after - reach;
+  if (free < 0) return Status::empty_output;
+  const bool up = desc.ceil_mode != CeilMode::floor;
+  a.out = (up ? (free + a.stride - 1) / a.stride : free / a.stride) + 1;
+  if (desc.ceil_mode == CeilMode::clipped && (a.out - 1) * a.stride >= n + a.pad) --a.out;
+  // Every window needs an element of the image, but for those that `unclipped` asks for beyond its end. Windows that
+  // begin inside have one; those before the image are looked at one by one, as few as fit into the padding.
+  if (a.pad > reach - 1) return Status::bad_padding;
+  for (int64_t o = 0; o < a.out && o * a.stride < a.pad; ++o)
+    if (a.window(o).count == 0) return Status::bad_padding;
+  if (desc.ceil_mode != CeilMode::unclipped && (a.out - 1) * a.stride - a.pad >= n) return Status::bad_padding;
+  return Status::ok;
+}
+
+struct Axes { int channel, first; };  // of a batched tensor
+Axes axes_of(int32_t spatial, bool channels_last) { return channels_last ? Axes{spatial + 1, 1} : Axes{1, 2}; }
+
+// The number of elements, counting empty axes as one; false where it is too large.
+bool countable(const int64_t* sizes, int n) {
+  int64_t total = 1;
+  for (int i = 0; i < n; ++i)
+    if (__builtin_mul_overflow(total, std::max<int64_t>(1, sizes[i]), &total) || total > kMaxSize) return false;
+  return true;
+}
+
+Status make_pool(const PoolDesc& desc, const TensorView& x, Pool* pool) {
+  Pool& p = *pool;
+  if (x.ndim != desc.spatial + 2) return Status::bad_rank;
+  if (!is_float(x.dtype) && desc.kind != PoolKind::max) return Status::bad_dtype;
+  const Axes axes = axes_of(desc.spatial, desc.channels_last);
+  p = {};
+  p.dtype = x.dtype, p.kind = desc.kind;
+  p.N = x.shape[0], p.C = x.shape[axes.channel];
+  if (p.C < 1 || p.N < 0) return Status::bad_shape;
+  const int lift = 3 - desc.spatial;
+  for (int i = 0; i < lift; ++i) p.axis[i] = Axis{};
+  for (int i = 0; i < desc.spatial; ++i) {
+    const Status s = make_axis(desc, i, x.shape[axes.first + i], &p.axis[lift + i]);
+    if (s != Status::ok) return s;
+  }
+  const int64_t in[] = {p.N, p.C, p.axis[0].in, p.axis[1].in, p.axis[2].in};
+  const int64_t out[] = {p.N, p.C, p.axis[0].out, p.axis[1].out, p.axis[2].out};
+  const int64_t taps[] = {p.axis[0].kernel, p.axis[1].kernel, p.axis[2].kernel};
+  if (!countable(in, 5) || !countable(out, 5) || !countable(taps, 3)) return Status::overflow;
+  p.count_include_pad = desc.count_include_pad, p.divisor = desc.divisor, p.norm = desc.norm;
+  return Status::ok;
+}
+
+// Checks that `view` has the images of the `out` (else the `in`) side and lifts its strides.
+Status lift_view(int32_t spatial, bool channels_last, const TensorView& view, int64_t N, int64_t C,
+                 const int64_t size[3], Strides* strides) {
+  if (view.ndim != spatial + 2) return Status::bad_rank;
+  const Axes axes = axes_of(spatial, channels_last);
+  if (view.shape[0] != N || view.shape[axes.channel] != C) return Status::bad_shape;
+  *strides = {};
+  strides->n = view.strides[0], strides->c = view.strides[axes.channel];
+  for (int i = 0; i < spatial; ++i) {
+    const int at = 3 - spatial + i;
+    if (view.shape[axes.first + i] != size[at]) return Status::bad_shape;
+    strides->s[at] = view.strides[axes.first + i];
+  }
+  return Status::ok;
+}
+
+Status lift_side(const PoolDesc& desc, const Pool& p, bool out, const TensorView& view, Strides* strides) {
+  int64_t size[3];
+  for (int i = 0; i < 3; ++i) size[i] = out ? p.axis[i].out : p.axis[i].in;
+  return lift_view(desc.spatial, desc.channels_last, view, p.N, p.C, size, strides);
+}
+
+bool absent(const TensorView& t) { return t.data == nullptr; }
+
+template <class T>
+bool is_nan(T x) {
+  if constexpr (std::is_floating_point_v<T>) return x != x;
+  return false;
+}
+
+template <class T>
+T lowest() {
+  if constexpr (std::is_floating_point_v<T>) return -std::numeric_limits<T>::infinity();
+  return std::numeric_limits<T>::lowest();
+}
+
+// The three windows under an output.
+struct Box {
+  Window d, h, w;
+  bool empty() const { return d.count == 0 || h.count == 0 || w.count == 0; }
+};
+
+Box box_of(const Pool& p, int64_t od, int64_t oh, int64_t ow) {
+  return {p.axis[0].window(od), p.axis[1].window(oh), p.axis[2].window(ow)};
+}
+
+// The first maximum of a window in scan order, the first NaN where there is one. `position` is flat in the image.
+template <class T>
+T window_max(const Pool& p, const Box& b, const T* image, const Strides& s, int64_t* position) {
+  T best = lowest<T>();
+  *position = -1;
+  if (b.empty()) return best;
+  bool first = true;
+  for (int64_t i = 0; i < b.d.count; ++i)
+    for (int64_t j = 0; j < b.h.count; ++j) {
+      const int64_t d = b.d.first + i * p.axis[0].dilation, h = b.h.first + j * p.axis[1].dilation;
+      for (int64_t k = 0; k < b.w.count; ++k) {
+        const int64_t w = b.w.first + k * p.axis[2].dilation;
+        const T v = image[d * s.s[0] + h * s.s[1] + w * s.s[2]];
+        if (first || (!is_nan(best) && (v > best || is_nan(v)))) {
+          best = v, *position = (d * p.axis[1].in + h) * p.axis[2].in + w;
+          first = false;
+        }
+      }
+    }
+  return best;
+}
+
+// The sum of f(x) over a window.
+template <class T, class F>
+double window_sum(const Pool& p, const Box& b, const T* image, const Strides& s, F f) {
+  Sum total;
+  for (int64_t i = 0; i < b.d.count; ++i)
+    for (int64_t j = 0; j < b.h.count; ++j) {
+      const T* row = image + (b.d.first + i * p.axis[0].dilation) * s.s[0] +
+                     (b.h.first + j * p.axis[1].dilation) * s.s[1] + b.w.first * s.s[2];
+      for (int64_t k = 0; k < b.w.count; ++k) total.add(f(static_cast<double>(row[k * s.s[2]])));
+    }
+  return total.value();
+}
+
+double power(double x, double p) { return p == 1 ? x : p == 2 ? x * x : std::pow(x, p); }
+double root(double x, double p) { return p == 1 ? x : p == 2 ? std::sqrt(x) : std::pow(x, 1 / p); }
+
+// The sum of powers under an Lp output: as PyTorch's, the mean of what the window covers times the kernel's size.
+template <class T>
+double power_sum(const Pool& p, const Box& b, int64_t od, int64_t oh, int64_t ow, const T* image, const Strides& s) {
+  const double sum = window_sum(p, b, image, s, [&](double x) { return power(x, p.norm); });
+  const double size = static_cast<double>(p.divisor_of(od, oh, ow));
+  const double taps = static_cast<double>(p.axis[0].kernel) * static_cast<double>(p.axis[1].kernel * p.axis[2].kernel);
+  return size == taps ? sum : sum / size * taps;
+}
+
+// Calls f(n, c, od, oh, ow) for outputs [begin, end) of all images, in the order of planar memory.
+template <class F>
+void for_outputs(const Pool& p, int64_t begin, int64_t end, F f) {
+  const int64_t W = p.axis[2].out, H = p.axis[1].out, D = p.axis[0].out;
+  int64_t w = begin % W, row = begin / W;
+  int64_t h = row % H, plane = row / H;
+  int64_t d = plane % D, channel = plane / D;
+  int64_t c = channel % p.C, n = channel / p.C;
+  for (int64_t i = begin; i < end; ++i) {
+    f(n, c, d, h, w);
+    if (++w < W) continue;
+    w = 0;
+    if (++h < H) continue;
+    h = 0;
+    if (++d < D) continue;
+    d = 0;
+    if (++c < p.C) continue;
+    c = 0, ++n;
+  }
+}
+
+// Terms of a task of plain loops: some milliseconds.
+constexpr int64_t kTaskTerms = 1 << 20;
+
+template <class T>
+Status forward(const Pool& p, const T* x, const Strides& xs, T* y, const Strides& ys, int64_t* indices,
+               const Strides& is) {
+  const int64_t outputs = p.N * p.C * p.out_pixels();
+  const int64_t step = std::max<int64_t>(1, kTaskTerms / p.taps());
+  const double work = static_cast<double>(outputs) * static_cast<double>(p.taps());
+  return parallel_for((outputs + step - 1) / step, work, [&](int64_t task, int) {
+    for_outputs(p, task * step, std::min(outputs, (task + 1) * step),
+                [&](int64_t n, int64_t c, int64_t od, int64_t oh, int64_t ow) {
+                  const Box b = box_of(p, od, oh, ow);
+                  const T* image = x + n * xs.n + c * xs.c;
+                  T& to = y[n * ys.n + c * ys.c + od * ys.s[0] + oh * ys.s[1] + ow * ys.s[2]];
+                  if (p.kind == PoolKind::max) {
+                    int64_t position;
+                    to = window_max(p, b, image, xs, &position);
+                    if (indices) indices[n * is.n + c * is.c + od * is.s[0] + oh * is.s[1] + ow * is.s[2]] = position;
+                    return;
+                  }
+                  if constexpr (std::is_floating_point_v<T>) {
+                    if (p.kind == PoolKind::average) {
+                      const T sum = static_cast<T>(window_sum(p, b, image, xs, [](double v) { return v; }));
+                      to = sum / static_cast<T>(p.divisor_of(od, oh, ow));
+                    } else {
+                      to = static_cast<T>(root(power_sum(p, b, od, oh, ow, image, xs), p.norm));
+                    }
+                  }
+                });
+  });
+}
+
+// A gradient by plain loops. Each task owns a band of one plane of dx along the longest axis: it goes through all
+// windows that touch the band, in scan order, and adds to what it owns. So the order of an element's sum is that of
+// the windows, whatever the bands are.
+template <class T>
+Status backward(const Pool& p, const T* dy, const Strides& ys, const T* x, const Strides& xs, T* dx,
+                const Strides& ds) {
+  int along = 2;
+  for (int i = 1; i >= 0; --i)
+    if (p.axis[i].in > p.axis[along].in) along = i;
+  const int64_t pixels = p.in_pixels(), length = p.axis[along].in;
+  const int64_t terms = std::max(pixels, std::min(kMaxSize / p.taps(), p.out_pixels()) * p.taps());
+  const int64_t wanted = std::min(length, (terms + kTaskTerms - 1) / kTaskTerms);
+  const int64_t step = (length + wanted - 1) / wanted, bands = (length + step - 1) / step;
+  const double work = static_cast<double>(p.N * p.C) * static_cast<double>(terms);
+  return parallel_for(p.N * p.C * bands, work, [&](int64_t task, int) {
+    const int64_t plane = task / bands, n = plane / p.C, c = plane % p.C;
+    int64_t low[3] = {0, 0, 0}, high[3];
+    for (int i = 0; i < 3; ++i) high[i] = p.axis[i].in;
+    low[along] = task % bands * step, high[along] = std::min(length, low[along] + step);
+    T* to = dx + n * ds.n + c * ds.c;
+    for (int64_t d = low[0]; d < high[0]; ++d)
+      for (int64_t h = low[1]; h < high[1]; ++h)
+        for (int64_t w = low[2]; w < high[2]; ++w) to[d * ds.s[0] + h * ds.s[1] + w * ds.s[2]] = 0;
+    const T* image = x ? x + n * xs.n + c * xs.c : nullptr;
+    Range range[3];
+    for (int i = 0; i < 3; ++i) range[i] = p.axis[i].touching(low[i], high[i]);
+    for (int64_t od = range[0].begin; od < range[0].end; ++od)
+      for (int64_t oh = range[1].begin; oh < range[1].end; ++oh)
+        for (int64_t ow = range[2].begin; ow < range[2].end; ++ow) {
+          const Box b = box_of(p, od, oh, ow);
+          const T g = dy[n * ys.n + c * ys.c + od * ys.s[0] + oh * ys.s[1] + ow * ys.s[2]];
+          if (p.kind == PoolKind::max) {
+            int64_t position;
+            window_max(p, b, image, xs, &position);
+            if (position < 0) continue;
+            const int64_t w = position % p.axis[2].in, row = position / p.axis[2].in;
+            const int64_t at[3] = {row / p.axis[1].in, row % p.axis[1].in, w};
+            if (at[along] >= low[along] && at[along] < high[along])
+              to[at[0] * ds.s[0] + at[1] * ds.s[1] + at[2] * ds.s[2]] += g;
+            continue;
+          }
+          double scale = 1;
+          T share = g;
+          if (p.kind == PoolKind::average) {
+            share = g / static_cast<T>(p.divisor_of(od, oh, ow));
+          } else {
+            const double sum = power_sum(p, b, od, oh, ow, image, xs);
+            if (sum == 0) continue;  // PyTorch's convention: no gradient there
+            const double size = static_cast<double>(p.divisor_of(od, oh, ow));
+            const double taps =
+                static_cast<double>(p.axis[0].kernel) * static_cast<double>(p.axis[1].kernel * p.axis[2].kernel);
+            scale = static_cast<double>(g) * taps / size * (p.norm == 1 ? 1 : std::pow(sum, 1 / p.norm - 1));
+          }
+          for (int64_t i = 0; i < b.d.count; ++i)
+            for (int64_t j = 0; j < b.h.count; ++j)
+              for (int64_t k = 0; k < b.w.count; ++k) {
+                const int64_t at[3] = {b.d.first + i * p.axis[0].dilation, b.h.first + j * p.axis[1].dilation,
+                                       b.w.first + k * p.axis[2].dilation};
+                if (at[along] < low[along] || at[along] >= high[along]) continue;
+                T& sum = to[at[0] * ds.s[0] + at[1] * ds.s[1] + at[2] * ds.s[2]];
+                if (p.kind == PoolKind::average) {
+                  sum += share;
+                } else {
+                  const double v = static_cast<double>(image[at[0] * xs.s[0] + at[1] * xs.s[1] + at[2] * xs.s[2]]);
+                  sum += static_cast<T>(scale * (p.norm == 1 ? 1 : power(v, p.norm - 1)));
+                }
+              }
+        }
+  });
+}
+
+// --- by indices --------------------------------------------------------------------------------------------------
+
+// A side of an operation that goes by flat positions: images of size[0] x size[1] x size[2].
+struct Side {
+  int64_t size[3];
+  Strides s;
+  int64_t pixels() const { return size[0] * size[1] * size[2]; }
+  int64_t offset(int64_t position) const {
+    const int64_t row = position / size[2];
+    return row / size[1] * s.s[0] + row % size[1] * s.s[1] + position % size[2] * s.s[2];
+  }
+};
+
+// The planes of one task: a single one, or with channels innermost a cache line of them.
+int64_t planes_a_task(int64_t channels, int64_t stride) { return stride == 1 ? std::min<int64_t>(channels, 16) : 1; }
+
+// Whether all indices lie in [least, pixels).
+Status check_indices(int64_t N, int64_t C, const Side& small, const int64_t* indices, int64_t least, int64_t pixels) {
+  const int64_t count = small.pixels(), step = std::max<int64_t>(1, kTaskTerms / 4 / C),
+                parts = (count + step - 1) / step;
+  std::atomic<bool> inside{true};
+  const Status s =
+      parallel_for(N * parts, static_cast<double>(N * C) * static_cast<double>(count), [&](int64_t task, int) {
+        const int64_t* image = indices + task / parts * small.s.n;
+        bool all = true;
+        const int64_t begin = task % parts * step, end = std::min(count, begin + step);
+        for (int64_t i = begin; i < end; ++i) {
+          const int64_t* at = image + small.offset(i);
+          for (int64_t c = 0; c < C; ++c) all = all && at[c * small.s.c] >= least && at[c * small.s.c] < pixels;
+        }
+        if (!all) inside.store(false, std::memory_order_relaxed);
+      });
+  if (s != Status::ok) return s;
+  return inside.load(std::memory_order_relaxed) ? Status::ok : Status::bad_index;
+}
+
+// large = 0, then large[indices] = small (or += small), in scan order of the small side.
+template <class T, bool kAdd>
+Status scatter(int64_t N, int64_t C, const Side& small, const T* from, const Side& indexed, const int64_t* indices,
+               const Side& large, T* to) {
+  const int64_t width = planes_a_task(C, large.s.c), blocks = (C + width - 1) / width;
+  const double work = static_cast<double>(N * C) * static_cast<double>(large.pixels() + 4 * small.pixels());
+  return parallel_for(N * blocks, work, [&](int64_t task, int) {
+    const int64_t n = task / blocks, c0 = task % blocks * width, c1 = std::min(C, c0 + width);
+    T* image = to + n * large.s.n;
+    for (int64_t d = 0; d < large.size[0]; ++d)
+      for (int64_t h = 0; h < large.size[1]; ++h)
+        for (int64_t w = 0; w < large.size[2]; ++w)
+          for (int64_t c = c0; c < c1; ++c)
+            image[c * large.s.c + d * large.s.s[0] + h * large.s.s[1] + w * large.s.s[2]] = 0;
+    for (int64_t d = 0; d < small.size[0]; ++d)
+      for (int64_t h = 0; h < small.size[1]; ++h)
+        for (int64_t w = 0; w < small.size[2]; ++w)
+          for (int64_t c = c0; c < c1; ++c) {
+            const int64_t position = indices[n * indexed.s.n + c * indexed.s.c + d * indexed.s.s[0] +
+                                             h * indexed.s.s[1] + w * indexed.s.s[2]];
+            if (position < 0) continue;
+            const T value =
+                from[n * small.s.n + c * small.s.c + d * small.s.s[0] + h * small.s.s[1] + w * small.s.s[2]];
+            T& at = image[c * large.s.c + large.offset(position)];
+            at = kAdd ? at + value : value;
+          }
+  });
+}
+
+template <class T>
+Status gather(int64_t N, int64_t C, const Side& large, const T* from, const Side& indexed, const int64_t* indices,
+              const Side& small, T* to) {
+  const int64_t count = small.pixels(), step = std::max<int64_t>(1, kTaskTerms / 8 / C),
+                parts = (count + step - 1) / step;
+  return parallel_for(N * parts, 4 * static_cast<double>(N * C) * static_cast<double>(count), [&](int64_t task, int) {
+    const int64_t n = task / parts, begin = task % parts * step, end = std::min(count, begin + step);
+    for (int64_t i = begin; i < end; ++i)
+      for (int64_t c = 0; c < C; ++c) {
+        const int64_t position = indices[n * indexed.s.n + c * indexed.s.c + indexed.offset(i)];
+        to[n * small.s.n + c * small.s.c + small.offset(i)] =
+            from[n * large.s.n + c * large.s.c + large.offset(position)];
+      }
+  });
+}
+
+}  // namespace
+
+int64_t Pool::divisor_of(int64_t od, int64_t oh, int64_t ow) const {
+  if (divisor) return divisor;
+  int64_t product = 1;
+  const int64_t o[3] = {od, oh, ow};
+  for (int i = 0; i < 3; ++i)
+    product *= axis[i].adaptive || !count_include_pad ? std::max<int64_t>(1, axis[i].window(o[i]).count)
+                                                      : axis[i].pool_size(o[i]);
+  return product;
+}
+
+}  // namespace ops
+
+using namespace ops;
+
+Status pool_output_shape(const PoolDesc& desc, const TensorView& x, int64_t* shape) {
+  Pool p;
+  const Status s = make_pool(desc, x, &p);
+  if (s != Status::ok) return s;
+  const Axes axes = axes_of(desc.spatial, desc.channels_last);
+  shape[0] = p.N, shape[axes.channel] = p.C;
+  for (int i = 0; i < desc.spatial; ++i) shape[axes.first + i] = p.axis[3 - desc.spatial + i].out;
+  return Status::ok;
+}
+
+namespace {
+
+// Calls f with a null pointer of the dtype's type.
+template <class F>
+Status for_dtype(DType dtype, F f) {
+  switch (dtype) {
+    case DType::f32: return f(static_cast<float*>(nullptr));
+    case DType::f64: return f(static_cast<double*>(nullptr));
+    case DType::i8: return f(static_cast<int8_t*>(nullptr));
+    case DType::u8: return f(static_cast<uint8_t*>(nullptr));
+    case DType::i16: return f(static_cast<int16_t*>(nullptr));
+    case DType::i32: return f(static_cast<int32_t*>(nullptr));
+    case DType::i64: return f(static_cast<int64_t*>(nullptr));
+  }
+  return Status::bad_dtype;
+}
+
+template <class F>
+Status for_float(DType dtype, F f) {
+  if (dtype == DType::f32) return f(static_cast<float*>(nullptr));
+  if (dtype == DType::f64) return f(static_cast<double*>(nullptr));
+  return Status::bad_dtype;
+}
+
+}  // namespace
+
+Status pool_forward(const PoolDesc& desc, const TensorView& x, const TensorView& y, const TensorView& indices) {
+  Pool p;
+  Status s = make_pool(desc, x, &p);
+  if (s != Status::ok) return s;
+  if (y.dtype != x.dtype) return Status::bad_dtype;
+  Strides xs, ys, is{};
+  if ((s = lift_side(desc, p, false, x, &xs)) != Status::ok) return s;
+  if (lift_side(desc, p, true, y, &ys) != Status::ok) return Status::bad_output;
+  if (!absent(indices)) {
+    if (p.kind != PoolKind::max) return Status::unsupported;
+    if (indices.dtype != DType::i64) return Status::bad_dtype;
+    if (lift_side(desc, p, true, indices, &is) != Status::ok) return Status::bad_output;
+  }
+  if (p.N == 0 || p.out_pixels() == 0) return Status::ok;
+  return for_dtype(p.dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    bool served = false;
+    const Status done = pool_forward_fast<T>(p, static_cast<const T*>(x.data), xs, static_cast<T*>(y.data), ys,
+                                             static_cast<int64_t*>(indices.data), is, &served);
+    if (served) return done;
+    return forward<T>(p, static_cast<const T*>(x.data), xs, static_cast<T*>(y.data), ys,
+                      static_cast<int64_t*>(indices.data), is);
+  });
+}
+
+Status pool_backward(const PoolDesc& desc, const TensorView& dy, const TensorView& x, const TensorView& indices,
+                     const TensorView& dx) {
+  Pool p;
+  Status s = make_pool(desc, x, &p);
+  if (s != Status::ok) return s;
+  if (!is_float(dy.dtype) || dx.dtype != dy.dtype || x.dtype != dy.dtype) return Status::bad_dtype;
+  Strides xs, ys, ds, is{};
+  if ((s = lift_side(desc, p, true, dy, &ys)) != Status::ok) return s;
+  if ((s = lift_side(desc, p, false, x, &xs)) != Status::ok) return s;
+  if (lift_side(desc, p, false, dx, &ds) != Status::ok) return Status::bad_output;
+  if (!absent(indices)) {
+    if (p.kind != PoolKind::max) return Status::unsupported;
+    if (indices.dtype != DType::i64) return Status::bad_dtype;
+    if ((s = lift_side(desc, p, true, indices, &is)) != Status::ok) return s;
+  }
+  if (p.N == 0) return Status::ok;
+  const Side small{{p.axis[0].out, p.axis[1].out, p.axis[2].out}, ys},
+      large{{p.axis[0].in, p.axis[1].in, p.axis[2].in}, ds};
+  const Side indexed{{p.axis[0].out, p.axis[1].out, p.axis[2].out}, is};
+  const auto* positions = static_cast<const int64_t*>(indices.data);
+  if (positions) {
+    // An empty window has the index -1, and no gradient.
+    s = check_indices(p.N, p.C, indexed, positions, -1, large.pixels());
+    if (s != Status::ok) return s;
+  }
+  return for_float(p.dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    const T* from = static_cast<const T*>(dy.data);
+    if (positions) return scatter<T, true>(p.N, p.C, small, from, indexed, positions, large, static_cast<T*>(dx.data));
+    bool served = false;
+    const Status done =
+        pool_backward_fast<T>(p, from, ys, static_cast<const T*>(x.data), xs, static_cast<T*>(dx.data), ds, &served);
+    if (served) return done;
+    return backward<T>(p, from, ys, static_cast<const T*>(x.data), xs, static_cast<T*>(dx.data), ds);
+  });
+}
+
+namespace {
+
+// The two sides of an unpooling: small (x, indices) and large.
+Status unpool_sides(int32_t spatial, bool channels_last, const TensorView& small, const TensorView& indices,
+                    const TensorView& large, int64_t* N, int64_t* C, Side* s, Side* indexed, Side* l) {
+  const Axes axes = axes_of(spatial, channels_last);
+  for (const TensorView* view : {&indices, &large})
+    if (view->ndim != spatial + 2) return Status::bad_rank;
+  if (!is_float(large.dtype) || small.dtype != large.dtype || indices.dtype != DType::i64) return Status::bad_dtype;
+  *N = indices.shape[0], *C = indices.shape[axes.channel];
+  if (*C < 1 || large.shape[0] != *N || large.shape[axes.channel] != *C) return Status::bad_shape;
+  for (int i = 0; i < 3; ++i) s->size[i] = l->size[i] = 1;
+  for (int i = 0; i < spatial; ++i) {
+    s->size[3 - spatial + i] = indices.shape[axes.first + i];
+    l->size[3 - spatial + i] = large.shape[axes.first + i];
+  }
+  if (!countable(large.shape, large.ndim)) return Status::overflow;
+  for (int i = 0; i < 3; ++i) indexed->size[i] = s->size[i];
+  Status status = lift_view(spatial, channels_last, indices, *N, *C, s->size, &indexed->s);
+  if (status != Status::ok) return status;
+  if ((status = lift_view(spatial, channels_last, small, *N, *C, s->size, &s->s)) != Status::ok) return status;
+  return lift_view(spatial, channels_last, large, *N, *C, l->size, &l->s);
+}
+
+}  // namespace
+
+Status unpool_forward(int32_t spatial, bool channels_last, const TensorView& x, const TensorView& indices,
+                      const TensorView& y) {
+  int64_t N, C;
+  Side small, indexed, large;
+  Status s = unpool_sides(spatial, channels_last, x, indices, y, &N, &C, &small, &indexed, &large);
+  if (s != Status::ok || N == 0) return s;
+  const auto* positions = static_cast<const int64_t*>(indices.data);
+  if ((s = check_indices(N, C, indexed, positions, 0, large.pixels())) != Status::ok) return s;
+  return for_float(x.dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    return scatter<T, false>(N, C, small, static_cast<const T*>(x.data), indexed, positions, large,
+                             static_cast<T*>(y.data));
+  });
+}
+
+Status unpool_backward(int32_t spatial, bool channels_last, const TensorView& dy, const TensorView& indices,
+                       const TensorView& dx) {
+  int64_t N, C;
+  Side small, indexed, large;
+  Status s = unpool_sides(spatial, channels_last, dx, indices, dy, &N, &C, &small, &indexed, &large);
+  if (s != Status::ok || N == 0) return s;
+  const auto* positions = static_cast<const int64_t*>(indices.data);
+  if ((s = check_indices(N, C, indexed, positions, 0, large.pixels())) != Status::ok) return s;
+  return for_float(dy.dtype, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    return gather<T>(N, C, large, static_cast<const T*>(dy.data), indexed, positions, small, static_cast<T*>(dx.data));
+  });
+}
+
+}  // namespace fastconv

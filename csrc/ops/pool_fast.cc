@@ -1,0 +1,1012 @@
+// The vector paths of pooling, for images whose channels are innermost in memory and for planar ones.
+//
+// Both come down to lists of runs that are combined element by element (PoolArgs). With channels innermost a run is the
+// channels of a pixel, and the pixels of a row are the kernel's rows. In planar images a run is a row: the rows of a
+// window are combined first, into lines of a buffer in the first-level cache with the padding around them, and the
+// columns after that. What a stride takes apart is split by its residue, so that neighbours stay neighbours.
+//
+// Gradients are gathered. The windows around a tile of dx are first written down ("staged") in scratch memory: of a
+// maximum the code of the tap that won, of an average the share of each tap, where shares differ. Each element then
+// adds up, over the few windows that cover it, in their order. Tiles recompute the windows at their edges.
+#include <algorithm>
+#include <atomic>
+#include <limits>
+#include <type_traits>
+
+#include "dispatch/kernel_table.h"
+#include "ops/memory.h"
+#include "ops/parallel.h"
+#include "ops/pool.h"
+
+namespace fastconv::ops {
+namespace {
+
+// parallel_for for tasks with scratch memory, which may be missing.
+template <class F>
+Status for_tasks(int64_t tasks, double work, int64_t scratch_bytes, F f) {
+  std::atomic<bool> failed{false};
+  const Status s = parallel_for(tasks, work, [&](int64_t task, int) {
+    Workspace scratch(static_cast<size_t>(scratch_bytes));
+    if (scratch) {
+      f(task, scratch.data());
+    } else {
+      failed.store(true, std::memory_order_relaxed);
+    }
+  });
+  if (s != Status::ok) return s;
+  return failed.load(std::memory_order_relaxed) ? Status::out_of_memory : Status::ok;
+}
+
+constexpr int64_t kTaskTerms = 1 << 20;  // of a task: about a millisecond
+constexpr int64_t kLine = 2048;  // elements of the planar buffer, in the first-level cache
+constexpr int64_t kStage = 1 << 15;  // elements of a staged tile
+constexpr int64_t kSlack = 64;  // what kernels may read past a line
+constexpr int64_t kChain = 256;  // terms of a sum in the dtype; longer ones are joined in double
+
+template <class T>
+constexpr bool kFloat = std::is_floating_point_v<T>;
+
+template <class T>
+constexpr int32_t dtype_code() {
+  if constexpr (std::is_same_v<T, int8_t>) return static_cast<int32_t>(DType::i8);
+  if constexpr (std::is_same_v<T, uint8_t>) return static_cast<int32_t>(DType::u8);
+  if constexpr (std::is_same_v<T, int16_t>) return static_cast<int32_t>(DType::i16);
+  if constexpr (std::is_same_v<T, int32_t>) return static_cast<int32_t>(DType::i32);
+  return static_cast<int32_t>(DType::i64);
+}
+
+template <class T>
+void combine(Isa isa, const PoolArgs<T>& a) {
+  if constexpr (kFloat<T>) {
+    kernel_table<T>(isa).pool_combine(a);
+  } else {
+    kernel_table<float>(isa).pool_integers(&a, dtype_code<T>());
+  }
+}
+
+template <class T>
+void slide(Isa isa, const PoolArgs<T>& a) {
+  if constexpr (kFloat<T>) {
+    kernel_table<T>(isa).pool_slide(a);
+  } else {
+    kernel_table<float>(isa).pool_integers(&a, dtype_code<T>());
+  }
+}
+
+template <class T>
+T identity(const Pool& p) {
+  if (p.kind != PoolKind::max) return T{0};
+  if constexpr (kFloat<T>) return -std::numeric_limits<T>::infinity();
+  return std::numeric_limits<T>::lowest();
+}
+
+// The windows [begin, end) of an axis that lie inside the image with all their taps.
+Range inner(const Axis& a) {
+  const int64_t begin = (a.pad + a.stride - 1) / a.stride;
+  const int64_t last = a.in - 1 - (a.kernel - 1) * a.dilation + a.pad;  // the last beginning, padded
+  const int64_t end = last < 0 ? 0 : last / a.stride + 1;
+  return {std::min(begin, a.out), std::max(std::min(begin, a.out), std::min(end, a.out))};
+}
+
+bool same_divisor(const Pool& p) {
+  if (p.divisor) return true;
+  for (const Axis& a : p.axis) {
+    const bool whole = (a.out - 1) * a.stride + a.kernel <= a.in + (p.count_include_pad ? a.pad_after + a.pad : 0);
+    if (a.adaptive || !whole || (!p.count_include_pad && a.pad > 0)) return false;
+  }
+  return true;
+}
+
+// How a sum ends: an average divides, a norm takes the root of the mean times the kernel's size.
+template <class T>
+void set_finish(const Pool& p, int64_t divisor, PoolArgs<T>* a) {
+  a->finish = kPoolPlain, a->divisor = T{1};
+  if constexpr (kFloat<T>) {
+    if (p.kind == PoolKind::max) return;
+    if (p.kind == PoolKind::average) {
+      a->finish = kPoolDivide, a->divisor = static_cast<T>(divisor);
+    } else if (p.norm == 2) {
+      a->finish = kPoolRoot, a->divisor = static_cast<T>(p.taps()) / static_cast<T>(divisor);
+    } else if (divisor != p.taps()) {
+      a->finish = kPoolDivide, a->divisor = static_cast<T>(divisor) / static_cast<T>(p.taps());
+    }
+  }
+}
+
+int32_t op_of(const Pool& p) {
+  return p.kind == PoolKind::max ? kPoolMax : p.kind == PoolKind::lp && p.norm == 2 ? kPoolSquares : kPoolSum;
+}
+
+// The rows of windows (od, oh): pointers and, as codes, the number of the first tap of each.
+template <class T>
+struct RowList {
+  const T* row[kPoolTaps];
+  int64_t code[kPoolTaps], flat[kPoolTaps];  // flat: position of the row's first column in the image
+  int64_t count;
+};
+
+template <class T>
+void list_rows(const Pool& p, const T* image, const Strides& s, int64_t od, int64_t oh, RowList<T>* list) {
+  const Window d = p.axis[0].window(od), h = p.axis[1].window(oh);
+  list->count = 0;
+  for (int64_t i = 0; i < d.count; ++i)
+    for (int64_t j = 0; j < h.count; ++j) {
+      const int64_t z = d.first + i * p.axis[0].dilation, r = h.first + j * p.axis[1].dilation;
+      list->row[list->count] = image + z * s.s[0] + r * s.s[1];
+      list->flat[list->count] = (z * p.axis[1].in + r) * p.axis[2].in;
+      list->code[list->count++] = ((d.tap + i) * p.axis[1].kernel + h.tap + j) * p.axis[2].kernel;
+    }
+}
+
+// Calls f(q, count) for runs of columns in [q0, q1) that one call may serve: those with all their taps, and each other.
+template <class F>
+void for_columns(const Axis& a, int64_t q0, int64_t q1, F f) {
+  Range whole = a.adaptive ? Range{q1, q1} : inner(a);
+  whole.begin = std::clamp(whole.begin, q0, q1), whole.end = std::clamp(whole.end, whole.begin, q1);
+  for (int64_t q = q0; q < whole.begin; ++q) f(q, int64_t{1});
+  if (whole.end > whole.begin) f(whole.begin, whole.end - whole.begin);
+  for (int64_t q = whole.end; q < q1; ++q) f(q, int64_t{1});
+}
+
+// --- channels innermost ----------------------------------------------------------------------------------------
+
+// The pointers to the taps of window (rows, q), and their codes.
+template <class T>
+int64_t list_taps(const Axis& w, const RowList<T>& rows, int64_t q, int64_t pixel, const T** taps, T* codes,
+                  int64_t* flat) {
+  const Window x = w.window(q);
+  int64_t n = 0;
+  for (int64_t i = 0; i < rows.count; ++i)
+    for (int64_t k = 0; k < x.count; ++k) {
+      const int64_t column = x.first + k * w.dilation;
+      taps[n] = rows.row[i] + column * pixel;
+      if (codes) codes[n] = static_cast<T>(rows.code[i] + x.tap + k);
+      if (flat) flat[n] = rows.flat[i] + column;
+      ++n;
+    }
+  return n;
+}
+
+// A window too large for one list of taps: sums of columns joined in double, or maxima in several calls.
+template <class T>
+void large_window(const Pool& p, Isa isa, const T* image, const Strides& s, const Window& d, const Window& h,
+                  const Window& w, int64_t divisor, T* y) {
+  if (p.kind == PoolKind::max) {
+    const T* taps[kPoolTaps];
+    PoolArgs<T> a{};
+    a.src = taps, a.n = p.C, a.rows = 1, a.dst = y, a.op = kPoolMax, a.divisor = T{1};
+    auto flush = [&] {
+      if (a.count) combine(isa, a), a.accumulate = 1;
+      a.count = 0;
+    };
+    for (int64_t i = 0; i < d.count; ++i)
+      for (int64_t j = 0; j < h.count; ++j)
+        for (int64_t k = 0; k < w.count; ++k) {
+          taps[a.count++] = image + (d.first + i * p.axis[0].dilation) * s.s[0] +
+                            (h.first + j * p.axis[1].dilation) * s.s[1] + (w.first + k * p.axis[2].dilation) * s.s[2];
+          if (a.count == kPoolTaps) flush();
+        }
+    return flush();
+  }
+  if constexpr (kFloat<T>) {
+    constexpr int64_t kBlock = 64;
+    constexpr int64_t kRun = 16;  // terms of a chain: like numbers round to one side, and more would show
+    const KernelTable<T>& kernels = kernel_table<T>(isa);
+    for (int64_t c = 0; c < p.C; c += kBlock) {
+      const int64_t channels = std::min(kBlock, p.C - c);
+      Sum total[kBlock];
+      T part[kBlock];
+      for (int64_t i = 0; i < d.count; ++i)
+        for (int64_t j = 0; j < h.count; ++j)
+          for (int64_t k = 0; k < w.count; k += kRun) {
+            const T* row = image + (d.first + i) * s.s[0] + (h.first + j) * s.s[1] + (w.first + k) * s.s[2] + c;
+            kernels.sum_columns(part, row, std::min(kRun, w.count - k), s.s[2], channels);
+            for (int64_t l = 0; l < channels; ++l) total[l].add(static_cast<double>(part[l]));
+          }
+      for (int64_t l = 0; l < channels; ++l) y[c + l] = static_cast<T>(total[l].value()) / static_cast<T>(divisor);
+    }
+  }
+}
+
+template <class T>
+class ChannelsForward {
+ public:
+  ChannelsForward(const Pool& p, const T* x, const Strides& xs, T* y, const Strides& ys, int64_t* indices,
+                  const Strides& is)
+      : p_(p), x_(x), y_(y), indices_(indices), xs_(xs), ys_(ys), is_(is), isa_(current_isa()) {}
+
+  Status run(bool* served) {
+    constexpr auto item = static_cast<int64_t>(sizeof(T));
+    const Axis &h = p_.axis[1], &w = p_.axis[2];
+    const int64_t rows = p_.axis[0].kernel * h.kernel, taps = p_.taps();
+    const bool long_sum = p_.kind != PoolKind::max && taps > kChain;
+    const bool sliding = !p_.axis[0].adaptive && !h.adaptive && !w.adaptive;
+    if (indices_ && (taps > kPoolTaps || !kFloat<T>)) return Status::ok;
+    if (long_sum && p_.kind == PoolKind::lp) return Status::ok;
+    // Rows first, then columns: an input column costs rows loads and a store, an output column w.kernel loads more.
+    const bool split_pays = w.stride * (rows + 1) + w.kernel < rows * w.kernel || taps > kPoolTaps;
+    const bool split = sliding && !indices_ && !long_sum && rows <= kPoolTaps && w.kernel <= kPoolTaps && split_pays;
+    if (p_.kind == PoolKind::lp && taps > kPoolTaps && !split) return Status::ok;
+    int64_t columns = std::max<int64_t>(1, std::min(w.out, kTaskTerms / std::max<int64_t>(1, p_.C * taps)));
+    int64_t reach = 0;
+    if (split) {
+      reach = (w.kernel - 1) * w.dilation + 1;
+      columns = std::min(columns, std::max<int64_t>(4, (2 * kLine / p_.C - reach) / w.stride + 1));
+      if (((columns - 1) * w.stride + reach) * p_.C > 16 * kLine) return Status::ok;
+    }
+    *served = true;
+    const int64_t step = std::clamp<int64_t>(kTaskTerms / (columns * p_.C * taps), 1, h.out);
+    const int64_t across = (w.out + columns - 1) / columns, down = (h.out + step - 1) / step;
+    const double work = static_cast<double>(p_.N * p_.C) * static_cast<double>(p_.out_pixels()) *
+                        static_cast<double>(std::min(taps, rows + w.kernel)) * 0.1;
+    const int64_t scratch = split ? ((columns - 1) * w.stride + reach) * p_.C : indices_ ? columns * p_.C : 1;
+    return for_tasks(p_.N * p_.axis[0].out * down * across, work, scratch * item, [&](int64_t task, void* memory) {
+      const int64_t q0 = task % across * columns, q1 = std::min(w.out, q0 + columns);
+      const int64_t h0 = task / across % down * step, h1 = std::min(h.out, h0 + step);
+      const int64_t plane = task / across / down, n = plane / p_.axis[0].out, od = plane % p_.axis[0].out;
+      T* buffer = static_cast<T*>(memory);
+      for (int64_t oh = h0; oh < h1; ++oh) {
+        if (split) {
+          split_row(n, od, oh, q0, q1, buffer);
+        } else {
+          row(n, od, oh, q0, q1, buffer);
+        }
+      }
+    });
+  }
+
+ private:
+  T* target(int64_t n, int64_t od, int64_t oh, int64_t q) const {
+    return y_ + n * ys_.n + od * ys_.s[0] + oh * ys_.s[1] + q * ys_.s[2];
+  }
+
+  void fill(T* to, T value) const { std::fill_n(to, p_.C, value); }
+
+  void row(int64_t n, int64_t od, int64_t oh, int64_t q0, int64_t q1, T* codes) {
+    const Axis& w = p_.axis[2];
+    const T* image = x_ + n * xs_.n;
+    const Window wd = p_.axis[0].window(od), wh = p_.axis[1].window(oh);
+    RowList<T> rows;
+    const bool listed = wd.count * wh.count <= kPoolTaps;
+    if (listed) list_rows(p_, image, xs_, od, oh, &rows);
+    for_columns(w, q0, q1, [&](int64_t q, int64_t count) {
+      const Window ww = w.window(q);
+      const int64_t taps = wd.count * wh.count * ww.count, divisor = p_.divisor_of(od, oh, q);
+      T* to = target(n, od, oh, q);
+      if (taps == 0) {
+        fill(to, identity<T>(p_));
+        if (indices_) {
+          int64_t* at = indices_ + n * is_.n + od * is_.s[0] + oh * is_.s[1] + q * is_.s[2];
+          for (int64_t c = 0; c < p_.C; ++c) at[c * is_.c] = -1;
+        }
+        return;
+      }
+      if (!listed || taps > kPoolTaps || (p_.kind != PoolKind::max && taps > kChain)) {
+        for (int64_t i = 0; i < count; ++i)
+          large_window(p_, isa_, image, xs_, wd, wh, w.window(q + i), divisor, to + i * ys_.s[2]);
+        return;
+      }
+      const T* pointers[kPoolTaps];
+      T names[kPoolTaps];
+      int64_t flat[kPoolTaps];
+      PoolArgs<T> a{};
+      a.src = pointers;
+      a.count = list_taps(w, rows, q, xs_.s[2], pointers, static_cast<T*>(nullptr), indices_ ? flat : nullptr);
+      a.n = p_.C, a.rows = count, a.src_pitch = w.stride * xs_.s[2], a.dst_pitch = ys_.s[2], a.dst = to;
+      a.op = op_of(p_);
+      set_finish(p_, divisor, &a);
+      combine(isa_, a);
+      if constexpr (kFloat<T>) {
+        if (!indices_) return;
+        for (int64_t k = 0; k < a.count; ++k) names[k] = static_cast<T>(k);
+        a.codes = names, a.dst = codes, a.dst_pitch = p_.C;
+        kernel_table<T>(isa_).pool_argmax(a);
+        for (int64_t i = 0; i < count; ++i) {
+          int64_t* at = indices_ + n * is_.n + od * is_.s[0] + oh * is_.s[1] + (q + i) * is_.s[2];
+          for (int64_t c = 0; c < p_.C; ++c)
+            at[c * is_.c] = flat[static_cast<int32_t>(codes[i * p_.C + c])] + i * w.stride;
+        }
+      }
+    });
+  }
+
+  void split_row(int64_t n, int64_t od, int64_t oh, int64_t q0, int64_t q1, T* buffer) {
+    const Axis& w = p_.axis[2];
+    RowList<T> rows;
+    list_rows(p_, x_ + n * xs_.n, xs_, od, oh, &rows);
+    const int64_t begin = std::max<int64_t>(0, q0 * w.stride - w.pad);
+    const int64_t end = std::min(w.in, (q1 - 1) * w.stride - w.pad + (w.kernel - 1) * w.dilation + 1);
+    if (rows.count == 0 || end <= begin) return row(n, od, oh, q0, q1, buffer);
+    for (int64_t i = 0; i < rows.count; ++i) rows.row[i] += begin * xs_.s[2];
+    PoolArgs<T> a{};
+    a.src = rows.row, a.count = rows.count, a.dst = buffer, a.dst_pitch = p_.C, a.op = op_of(p_), a.divisor = T{1};
+    const bool dense = xs_.s[2] == p_.C;
+    a.n = dense ? (end - begin) * p_.C : p_.C, a.rows = dense ? 1 : end - begin, a.src_pitch = xs_.s[2];
+    combine(isa_, a);
+    for_columns(w, q0, q1, [&](int64_t q, int64_t count) {
+      const Window ww = w.window(q);
+      T* to = target(n, od, oh, q);
+      if (ww.count == 0) return fill(to, identity<T>(p_));
+      const T* pointers[kPoolTaps];
+      for (int64_t k = 0; k < ww.count; ++k) pointers[k] = buffer + (ww.first + k * w.dilation - begin) * p_.C;
+      PoolArgs<T> b{};
+      b.src = pointers, b.count = ww.count, b.n = p_.C, b.rows = count, b.dst = to;
+      b.src_pitch = w.stride * p_.C, b.dst_pitch = ys_.s[2];
+      b.op = p_.kind == PoolKind::max ? kPoolMax : kPoolSum;
+      set_finish(p_, p_.divisor_of(od, oh, q), &b);
+      if (w.stride == 1 && ys_.s[2] == p_.C) b.n *= b.rows, b.rows = 1;
+      combine(isa_, b);
+    });
+  }
+
+  const Pool& p_;
+  const T* x_;
+  T* y_;
+  int64_t* indices_;
+  Strides xs_, ys_, is_;
+  Isa isa_;
+};
+
+// The windows that cover coordinate i of an axis, in their order, with the tap that i is.
+struct Cover { int64_t window, tap; };
+int64_t list_covers(const Axis& a, int64_t i, Cover* covers) {
+  int64_t n = 0;
+  for (int64_t t = a.kernel - 1; t >= 0; --t) {
+    const int64_t begin = i + a.pad - t * a.dilation;
+    if (begin % a.stride != 0) continue;
+    const int64_t o = begin / a.stride;
+    if (o >= 0 && o < a.out) covers[n++] = {o, t};
+  }
+  return n;
+}
+
+// Calls f(i, count) for runs of coordinates i, i + stride, ... in [i0, i1) whose windows step on with them: each
+// residue of the stride has one, and coordinates near the edges, which lack windows, come one by one.
+template <class F>
+void for_phases(const Axis& a, int64_t i0, int64_t i1, F f) {
+  for (int64_t phase = 0; phase < std::min(a.stride, i1 - i0); ++phase) {
+    const int64_t first = i0 + phase;
+    // The greatest and the least tap of this residue: its windows all exist between the two bounds.
+    int64_t most = -1, least = -1;
+    for (int64_t t = 0; t < a.kernel; ++t)
+      if ((first + a.pad - t * a.dilation) % a.stride == 0) most = t, least = least < 0 ? t : least;
+    const int64_t low = most < 0 ? first : most * a.dilation - a.pad;
+    const int64_t high = most < 0 ? i1 : (a.out - 1) * a.stride + least * a.dilation - a.pad + 1;
+    int64_t i = first;
+    for (; i < i1 && i < low; i += a.stride) f(i, int64_t{1});
+    if (i < std::min(i1, high)) {
+      const int64_t count = (std::min(i1, high) - i + a.stride - 1) / a.stride;
+      f(i, count);
+      i += count * a.stride;
+    }
+    for (; i < i1; i += a.stride) f(i, int64_t{1});
+  }
+}
+
+// What a gradient's tiles are: [h0, h1) x [w0, w1) of plane d, and the windows that touch them.
+struct Tile {
+  int64_t d, h0, h1, w0, w1;
+  Range pd, ph, pw;
+};
+
+Tile make_tile(const Pool& p, int64_t d, int64_t h0, int64_t h1, int64_t w0, int64_t w1) {
+  return {d, h0, h1, w0, w1, p.axis[0].touching(d, d + 1), p.axis[1].touching(h0, h1), p.axis[2].touching(w0, w1)};
+}
+
+template <class T>
+class ChannelsBackward {
+ public:
+  ChannelsBackward(const Pool& p, const T* dy, const Strides& ys, const T* x, const Strides& xs, T* dx,
+                   const Strides& ds)
+      : p_(p), dy_(dy), x_(x), dx_(dx), ys_(ys), xs_(xs), ds_(ds), kernels_(kernel_table<T>(current_isa())) {
+    maximum_ = p.kind == PoolKind::max;
+    staged_ = maximum_ || !same_divisor(p);
+  }
+
+  Status run(bool* served) {
+    constexpr auto item = static_cast<int64_t>(sizeof(T));
+    const Axis &d = p_.axis[0], &h = p_.axis[1], &w = p_.axis[2];
+    if (p_.taps() > kPoolTaps) return Status::ok;
+    // Channels are cut where even one row's windows would not fit.
+    const int64_t channels = std::min<int64_t>(p_.C, 256);
+    const int64_t per_plane = (d.kernel - 1) * d.dilation / d.stride + 1;
+    const int64_t elements = kStage / (channels * per_plane);
+    // Input columns and rows whose windows, with those at the edges, stay within the stage.
+    auto fitting = [](const Axis& a, int64_t windows) {
+      return std::max<int64_t>(1, (windows - ((a.kernel - 1) * a.dilation / a.stride + 1)) * a.stride);
+    };
+    const int64_t columns = std::min(w.in, fitting(w, std::max<int64_t>(1, elements / 6)));
+    const int64_t wide = w.touching(0, columns).end + (w.kernel - 1) * w.dilation / w.stride + 2;
+    const int64_t step = std::min(
+        {h.in, fitting(h, elements / wide), std::max<int64_t>(1, kTaskTerms / (columns * channels * p_.taps()))});
+    const int64_t tall = step / h.stride + (h.kernel - 1) * h.dilation / h.stride + 2;
+    const int64_t size = staged_ ? per_plane * tall * wide * channels : 1;
+    if (size * item > (int64_t{1} << 20)) return Status::ok;
+    *served = true;
+    const int64_t across = (w.in + columns - 1) / columns, down = (h.in + step - 1) / step;
+    const int64_t deep = (p_.C + channels - 1) / channels;
+    const double work = static_cast<double>(p_.N * p_.C) * static_cast<double>(p_.in_pixels()) * 0.5;
+    return for_tasks(p_.N * d.in * down * across * deep, work, size * item, [&](int64_t task, void* memory) {
+      const int64_t c0 = task % deep * channels, c1 = std::min(p_.C, c0 + channels);
+      int64_t rest = task / deep;
+      const int64_t w0 = rest % across * columns, w1 = std::min(w.in, w0 + columns);
+      rest /= across;
+      const int64_t h0 = rest % down * step, h1 = std::min(h.in, h0 + step);
+      rest /= down;
+      run_tile(make_tile(p_, rest % d.in, h0, h1, w0, w1), rest / d.in, c0, c1 - c0, static_cast<T*>(memory));
+    });
+  }
+
+ private:
+  void run_tile(const Tile& t, int64_t n, int64_t c0, int64_t channels, T* stage) {
+    const T* dy = dy_ + n * ys_.n + c0;
+    const int64_t wide = t.pw.end - t.pw.begin, tall = t.ph.end - t.ph.begin;
+    auto staged_at = [&](int64_t od, int64_t oh, int64_t q) {
+      return stage + (((od - t.pd.begin) * tall + oh - t.ph.begin) * wide + q - t.pw.begin) * channels;
+    };
+    auto dy_at = [&](int64_t od, int64_t oh, int64_t q) { return dy + od * ys_.s[0] + oh * ys_.s[1] + q * ys_.s[2]; };
+    const T* pointers[kPoolTaps];
+    const T* marks[kPoolTaps];
+    T codes[kPoolTaps];
+    if (staged_) {
+      for (int64_t od = t.pd.begin; od < t.pd.end; ++od)
+        for (int64_t oh = t.ph.begin; oh < t.ph.end; ++oh) {
+          RowList<T> rows;
+          list_rows(p_, maximum_ ? x_ + n * xs_.n + c0 : nullptr, xs_, od, oh, &rows);
+          for_columns(p_.axis[2], t.pw.begin, t.pw.end, [&](int64_t q, int64_t count) {
+            PoolArgs<T> a{};
+            a.src = pointers, a.codes = codes, a.n = channels, a.rows = count;
+            a.dst = staged_at(od, oh, q), a.dst_pitch = channels;
+            if (maximum_) {
+              a.count = list_taps(p_.axis[2], rows, q, xs_.s[2], pointers, codes, nullptr);
+              a.src_pitch = p_.axis[2].stride * xs_.s[2];
+              if (a.count == 0) {
+                std::fill_n(a.dst, channels, T{-1});  // an empty window: no tap has this code
+              } else {
+                kernels_.pool_argmax(a);
+              }
+            } else {
+              pointers[0] = dy_at(od, oh, q);
+              a.count = 1, a.src_pitch = ys_.s[2], a.op = kPoolSum;
+              a.finish = kPoolDivide, a.divisor = static_cast<T>(p_.divisor_of(od, oh, q));
+              kernels_.pool_combine(a);
+            }
+          });
+        }
+    }
+    Cover cd[kPoolTaps], ch[kPoolTaps], cw[kPoolTaps];
+    const int64_t nd = list_covers(p_.axis[0], t.d, cd);
+    const bool from_stage = staged_ && !maximum_;
+    for (int64_t h = t.h0; h < t.h1; ++h) {
+      const int64_t nh = list_covers(p_.axis[1], h, ch);
+      for_phases(p_.axis[2], t.w0, t.w1, [&](int64_t w, int64_t count) {
+        const int64_t nw = list_covers(p_.axis[2], w, cw);
+        PoolArgs<T> a{};
+        for (int64_t i = 0; i < nd; ++i)
+          for (int64_t j = 0; j < nh; ++j)
+            for (int64_t k = 0; k < nw; ++k) {
+              const int64_t od = cd[i].window, oh = ch[j].window, q = cw[k].window;
+              pointers[a.count] = from_stage ? staged_at(od, oh, q) : dy_at(od, oh, q);
+              marks[a.count] = maximum_ ? staged_at(od, oh, q) : nullptr;
+              codes[a.count++] =
+                  static_cast<T>((cd[i].tap * p_.axis[1].kernel + ch[j].tap) * p_.axis[2].kernel + cw[k].tap);
+            }
+        a.src = pointers, a.marks = marks, a.codes = codes, a.n = channels, a.rows = count;
+        a.src_pitch = from_stage ? channels : ys_.s[2], a.phase_pitch = channels;
+        a.dst = dx_ + n * ds_.n + c0 + t.d * ds_.s[0] + h * ds_.s[1] + w * ds_.s[2];
+        a.dst_pitch = p_.axis[2].stride * ds_.s[2];
+        if (maximum_) return kernels_.pool_route(a);
+        a.op = kPoolSum, a.finish = staged_ ? kPoolPlain : kPoolDivide;
+        a.divisor = staged_ ? T{1} : static_cast<T>(p_.divisor_of(0, 0, 0));
+        kernels_.pool_combine(a);
+      });
+    }
+  }
+
+  const Pool& p_;
+  const T *dy_, *x_;
+  T* dx_;
+  Strides ys_, xs_, ds_;
+  const KernelTable<T>& kernels_;
+  bool maximum_, staged_;
+};
+
+bool channels_innermost(const Pool& p, const Strides& s) { return s.c == 1 && p.C > 1; }
+
+// --- planar --------------------------------------------------------------------------------------------------------
+
+int64_t up_to_multiple(int64_t n, int64_t of) { return (n + of - 1) / of * of; }
+
+// Calls f(oh, count) for runs of windows in [h0, h1) whose rows one call may serve, at most `most` of them.
+template <class F>
+void for_rows(const Axis& a, int64_t h0, int64_t h1, int64_t most, F f) {
+  for_columns(a, h0, h1, [&](int64_t h, int64_t count) {
+    for (int64_t i = 0; i < count; i += most) f(h + i, std::min(most, count - i));
+  });
+}
+
+template <class T>
+class PlanarForward {
+ public:
+  PlanarForward(const Pool& p, const T* x, const Strides& xs, T* y, const Strides& ys)
+      : p_(p), x_(x), y_(y), xs_(xs), ys_(ys), isa_(current_isa()) {}
+
+  Status run(bool* served) {
+    constexpr auto item = static_cast<int64_t>(sizeof(T));
+    const Axis &h = p_.axis[1], &w = p_.axis[2];
+    const int64_t rows = p_.axis[0].kernel * h.kernel;
+    if (rows > kPoolTaps || (p_.kind != PoolKind::max && p_.taps() > kChain)) return Status::ok;
+    if (p_.kind == PoolKind::lp && !same_divisor(p_)) return Status::ok;
+    const int64_t reach = (w.kernel - 1) * w.dilation + 1;
+    if (w.adaptive && w.in > kLine) return Status::ok;
+    // Columns of a task: all of them unless their inputs overflow the buffer.
+    columns_ = w.adaptive ? w.out : std::min(w.out, std::max<int64_t>(64, (kLine - reach) / w.stride));
+    width_ = w.adaptive ? w.in : (columns_ - 1) * w.stride + reach;
+    pitch_ = up_to_multiple(width_ + kSlack, 16);
+    if (pitch_ > 8 * kLine) return Status::ok;
+    batch_ = std::clamp<int64_t>(kLine / pitch_, 1, h.out);
+    *served = true;
+    const int64_t terms = width_ * rows * h.out;  // of a plane's part
+    const int64_t planes = std::clamp<int64_t>(kTaskTerms / (4 * terms), 1, p_.C);
+    const int64_t step = std::clamp<int64_t>(kTaskTerms / (width_ * rows), 1, h.out);
+    const int64_t across = (w.out + columns_ - 1) / columns_, down = (h.out + step - 1) / step;
+    const int64_t deep = (p_.C + planes - 1) / planes;
+    const double work = static_cast<double>(p_.N * p_.C) * static_cast<double>(p_.out_pixels()) *
+                        static_cast<double>(std::min(p_.taps(), rows * w.stride + w.kernel)) * 0.1;
+    const int64_t scratch = batch_ * pitch_ + kSlack + 2 * columns_;
+    return for_tasks(p_.N * deep * p_.axis[0].out * down * across, work, scratch * item,
+                     [&](int64_t task, void* memory) {
+                       const int64_t q0 = task % across * columns_, q1 = std::min(w.out, q0 + columns_);
+                       int64_t rest = task / across;
+                       const int64_t h0 = rest % down * step, h1 = std::min(h.out, h0 + step);
+                       rest /= down;
+                       const int64_t od = rest % p_.axis[0].out;
+                       rest /= p_.axis[0].out;
+                       const int64_t c0 = rest % deep * planes, c1 = std::min(p_.C, c0 + planes);
+                       Part part{static_cast<T*>(memory), rest / deep, od, q0, q1, 0, 0, 0, nullptr, 0};
+                       prepare(&part);
+                       for (int64_t c = c0; c < c1; ++c)
+                         for_rows(h, h0, h1, batch_, [&](int64_t oh, int64_t count) { rows_of(part, c, oh, count); });
+                     });
+  }
+
+ private:
+  struct Part {
+    T* buffer;
+    int64_t n, od, q0, q1;
+    int64_t first, begin, end;  // column of the buffer's first element; columns of the image in it
+    T* divisors;  // one a column where they differ
+    int64_t divisors_of;  // the rows' length that they were made for
+  };
+
+  // The padding around the lines, once: the columns between are written over and over.
+  void prepare(Part* part) const {
+    const Axis& w = p_.axis[2];
+    part->first = w.adaptive ? 0 : part->q0 * w.stride - w.pad;
+    const int64_t last = w.adaptive ? w.in : (part->q1 - 1) * w.stride - w.pad + (w.kernel - 1) * w.dilation + 1;
+    part->begin = std::max<int64_t>(0, part->first), part->end = std::max(part->begin, std::min(w.in, last));
+    std::fill_n(part->buffer, batch_ * pitch_ + kSlack, identity<T>(p_));
+    part->divisors = nullptr, part->divisors_of = -1;
+    if (p_.kind == PoolKind::average && !p_.divisor) {
+      for (int64_t q = part->q0; q < part->q1 && !part->divisors; ++q)
+        if (length(w, q) != length(w, part->q0)) part->divisors = part->buffer + batch_ * pitch_ + kSlack;
+    }
+  }
+
+  int64_t length(const Axis& a, int64_t o) const {
+    return a.adaptive || !p_.count_include_pad ? std::max<int64_t>(1, a.window(o).count) : a.pool_size(o);
+  }
+
+  void rows_of(Part& part, int64_t c, int64_t oh, int64_t count) {
+    const Axis& w = p_.axis[2];
+    T* y = y_ + part.n * ys_.n + c * ys_.c + part.od * ys_.s[0] + oh * ys_.s[1] + part.q0 * ys_.s[2];
+    RowList<T> rows;
+    list_rows(p_, x_ + part.n * xs_.n + c * xs_.c + part.begin, xs_, part.od, oh, &rows);
+    if (rows.count == 0 || part.end == part.begin) {
+      for (int64_t i = 0; i < count; ++i)
+        for (int64_t q = 0; q < part.q1 - part.q0; ++q) y[i * ys_.s[1] + q * ys_.s[2]] = identity<T>(p_);
+      return;
+    }
+    PoolArgs<T> a{};
+    a.src = rows.row, a.count = rows.count, a.n = part.end - part.begin, a.rows = count;
+    a.src_pitch = p_.axis[1].stride * xs_.s[1];
+    a.dst = part.buffer + part.begin - part.first, a.dst_pitch = pitch_;
+    a.op = op_of(p_), a.divisor = T{1};
+    combine(isa_, a);
+    PoolArgs<T> b{};
+    const T* lines = part.buffer;
+    b.src = &lines, b.count = w.kernel, b.n = part.q1 - part.q0, b.rows = count;
+    b.src_pitch = pitch_, b.dst = y, b.dst_pitch = ys_.s[1];
+    b.stride = w.stride, b.step = w.dilation;
+    b.op = p_.kind == PoolKind::max ? kPoolMax : kPoolSum;
+    set_finish(p_, p_.divisor_of(part.od, oh, part.q0), &b);
+    if constexpr (kFloat<T>) {
+      if (part.divisors) {
+        const int64_t across = length(p_.axis[0], part.od) * length(p_.axis[1], oh);
+        if (across != part.divisors_of) {
+          for (int64_t q = part.q0; q < part.q1; ++q)
+            part.divisors[q - part.q0] = static_cast<T>(across * length(w, q));
+          part.divisors_of = across;
+        }
+        b.divisors = part.divisors;
+      }
+    }
+    if (w.adaptive) return irregular(b, count);
+    if (w.stride != 1) return slide(isa_, b);
+    const T* taps[kPoolTaps];
+    if (w.kernel > kPoolTaps) return slide(isa_, b);
+    for (int64_t k = 0; k < w.kernel; ++k) taps[k] = lines + k * w.dilation;
+    b.src = taps;
+    b.step = 0;
+    combine(isa_, b);
+  }
+
+  // Adaptive windows, one after the other.
+  void irregular(const PoolArgs<T>& b, int64_t count) const {
+    for (int64_t i = 0; i < count; ++i)
+      for (int64_t q = 0; q < b.n; ++q) {
+        const Window window = p_.axis[2].window(q);
+        const T* from = b.src[0] + i * b.src_pitch + window.first;
+        T value = from[0];
+        if constexpr (kFloat<T>) {
+          const KernelTable<T>& kernels = kernel_table<T>(isa_);
+          if (p_.kind == PoolKind::max) {
+            value = kernels.max_run(from, window.count);
+          } else {
+            value = kernels.sum_run(from, window.count, 1) / (b.divisors ? b.divisors[q] : b.divisor);
+          }
+        } else {
+          for (int64_t k = 1; k < window.count; ++k) value = std::max(value, from[k]);
+        }
+        b.dst[i * b.dst_pitch + q] = value;
+      }
+  }
+
+  const Pool& p_;
+  const T* x_;
+  T* y_;
+  Strides xs_, ys_;
+  Isa isa_;
+  int64_t columns_ = 0, width_ = 0, pitch_ = 0, batch_ = 0;
+};
+
+// A maximum or a mean of whole planes that are one run of memory each.
+template <class T>
+Status whole_planes(const Pool& p, const T* x, const Strides& xs, T* y, const Strides& ys) {
+  const int64_t pixels = p.in_pixels();
+  const int64_t step = std::max<int64_t>(1, kTaskTerms / pixels), parts = (p.C + step - 1) / step;
+  const KernelTable<T>& kernels = kernel_table<T>(current_isa());
+  constexpr int64_t kRun = 256;  // terms of a sum by vectors, few to a lane; runs are joined in double
+  const double work = static_cast<double>(p.N * p.C) * static_cast<double>(pixels) * 0.1;
+  return parallel_for(p.N * parts, work, [&](int64_t task, int) {
+    const int64_t n = task / parts, c0 = task % parts * step, c1 = std::min(p.C, c0 + step);
+    for (int64_t c = c0; c < c1; ++c) {
+      const T* plane = x + n * xs.n + c * xs.c;
+      T& to = y[n * ys.n + c * ys.c];
+      if (p.kind == PoolKind::max) {
+        to = kernels.max_run(plane, pixels);
+        continue;
+      }
+      Sum total;
+      for (int64_t i = 0; i < pixels; i += kRun)
+        total.add(static_cast<double>(kernels.sum_run(plane + i, std::min(kRun, pixels - i), 1)));
+      to = static_cast<T>(total.value()) / static_cast<T>(p.divisor_of(0, 0, 0));
+    }
+  });
+}
+
+template <class T>
+class PlanarBackward {
+ public:
+  PlanarBackward(const Pool& p, const T* dy, const Strides& ys, const T* x, const Strides& xs, T* dx, const Strides& ds)
+      : p_(p), dy_(dy), x_(x), dx_(dx), ys_(ys), xs_(xs), ds_(ds), kernels_(kernel_table<T>(current_isa())) {
+    maximum_ = p.kind == PoolKind::max;
+    same_ = maximum_ || same_divisor(p);
+  }
+
+  Status run(bool* served) {
+    constexpr auto item = static_cast<int64_t>(sizeof(T));
+    const Axis &d = p_.axis[0], &h = p_.axis[1], &w = p_.axis[2];
+    if (p_.taps() > kPoolTaps) return Status::ok;
+    const int64_t deep_windows = (d.kernel - 1) * d.dilation / d.stride + 1;
+    const int64_t deep_rows = (deep_windows - 1) * d.stride + (d.kernel - 1) * d.dilation + 1;
+    // A tile's columns: all of them unless they are very many.
+    columns_ = std::min(w.in, std::max<int64_t>(w.stride, kLine / w.stride * w.stride));
+    frame_ = (w.kernel - 1) * w.dilation / w.stride + 1;  // windows beside those that touch the columns
+    const int64_t windows = columns_ / w.stride + frame_ + 2;
+    pitch_ = up_to_multiple(windows + 2 * frame_ + kSlack, 16);
+    phase_ = up_to_multiple(windows + ((w.kernel - 1) * w.dilation) / w.stride + 1 + kSlack, 16);
+    const int64_t x_row = w.stride * phase_;
+    // Rows of windows: as many as fit, with the rows of x that they need.
+    auto size_of = [&](int64_t rows) {
+      const int64_t tall = rows / h.stride + (h.kernel - 1) * h.dilation / h.stride + 2;
+      const int64_t x_rows = maximum_ ? deep_rows * ((tall - 1) * h.stride + (h.kernel - 1) * h.dilation + 1) : 0;
+      const int64_t lines = deep_windows * tall * (maximum_ ? 2 : 1);
+      return lines * pitch_ + x_rows * x_row + (w.stride > 1 ? rows * x_row : 0) + x_row + kSlack;
+    };
+    int64_t step = h.in;
+    while (step > 1 && size_of(step) > kStage) step = (step + 1) / 2;
+    const int64_t size = size_of(step);
+    if (size * item > (int64_t{1} << 20)) return Status::ok;
+    *served = true;
+    const int64_t planes = std::clamp<int64_t>(kTaskTerms / 16 / (step * columns_), 1, p_.C);
+    const int64_t across = (w.in + columns_ - 1) / columns_, down = (h.in + step - 1) / step;
+    const int64_t deep = (p_.C + planes - 1) / planes;
+    const double work = static_cast<double>(p_.N * p_.C) * static_cast<double>(p_.in_pixels()) * 0.5;
+    return for_tasks(p_.N * deep * d.in * down * across, work, size * item, [&](int64_t task, void* memory) {
+      const int64_t w0 = task % across * columns_, w1 = std::min(w.in, w0 + columns_);
+      int64_t rest = task / across;
+      const int64_t h0 = rest % down * step, h1 = std::min(h.in, h0 + step);
+      rest /= down;
+      const Tile t = make_tile(p_, rest % d.in, h0, h1, w0, w1);
+      rest /= d.in;
+      const int64_t c0 = rest % deep * planes, c1 = std::min(p_.C, c0 + planes);
+      T* scratch = static_cast<T*>(memory);
+      std::fill_n(scratch, size, T{0});  // so that nothing is read before it is written
+      for (int64_t c = c0; c < c1; ++c) run_tile(t, rest / deep, c, scratch);
+    });
+  }
+
+ private:
+  void run_tile(const Tile& t, int64_t n, int64_t c, T* scratch) {
+    const Axis &h = p_.axis[1], &w = p_.axis[2];
+    const int64_t wide = t.pw.end - t.pw.begin, tall = t.ph.end - t.ph.begin, lines = (t.pd.end - t.pd.begin) * tall;
+    T* values = scratch;  // dy, with room on both sides for windows that do not exist
+    T* marks = values + lines * pitch_;
+    T* source = marks + (maximum_ ? lines * pitch_ : 0);
+    auto line = [&](int64_t od, int64_t oh) { return ((od - t.pd.begin) * tall + oh - t.ph.begin) * pitch_ + frame_; };
+    const T* dy = dy_ + n * ys_.n + c * ys_.c;
+    for (int64_t od = t.pd.begin; od < t.pd.end; ++od)
+      stage_values(t, dy, od, values + line(od, t.ph.begin), wide, tall);
+    int64_t used = 0;
+    if (maximum_) used = stage_marks(t, x_ + n * xs_.n + c * xs_.c, marks, source, wide, lines, line);
+    T* spread = source + used;
+    T* dx = dx_ + n * ds_.n + c * ds_.c + t.d * ds_.s[0];
+    Cover cd[kPoolTaps], ch[kPoolTaps];
+    const int64_t nd = list_covers(p_.axis[0], t.d, cd);
+    const T* pointers[kPoolTaps];
+    const T* names[kPoolTaps];
+    T codes[kPoolTaps];
+    for_phases(h, t.h0, t.h1, [&](int64_t row, int64_t count) {
+      const int64_t nh = list_covers(h, row, ch);
+      for (int64_t phase = 0; phase < std::min(w.stride, t.w1 - t.w0); ++phase) {
+        const int64_t first = t.w0 + phase;
+        PoolArgs<T> a{};
+        for (int64_t i = 0; i < nd; ++i)
+          for (int64_t j = 0; j < nh; ++j)
+            for (int64_t k = w.kernel - 1; k >= 0; --k) {
+              const int64_t begin = first + w.pad - k * w.dilation;
+              if (begin % w.stride != 0) continue;
+              // Windows that do not exist fall into the lines' frames.
+              const int64_t at = line(cd[i].window, ch[j].window) + begin / w.stride - t.pw.begin;
+              pointers[a.count] = values + at;
+              names[a.count] = marks + at;
+              codes[a.count++] = static_cast<T>((cd[i].tap * h.kernel + ch[j].tap) * w.kernel + k);
+            }
+        a.src = pointers, a.marks = names, a.codes = codes;
+        a.n = (t.w1 - first + w.stride - 1) / w.stride, a.rows = count;
+        a.src_pitch = a.phase_pitch = pitch_;
+        if (w.stride == 1) {
+          a.dst = dx + row * ds_.s[1] + first, a.dst_pitch = h.stride * ds_.s[1];
+        } else {
+          a.dst = spread + phase * phase_, a.dst_pitch = w.stride * phase_;
+        }
+        if (maximum_) {
+          kernels_.pool_route(a);
+        } else {
+          a.op = kPoolSum, a.finish = same_ ? kPoolDivide : kPoolPlain;
+          a.divisor = same_ ? static_cast<T>(p_.divisor_of(0, 0, 0)) : T{1};
+          kernels_.pool_combine(a);
+        }
+      }
+      if (w.stride == 1) return;
+      PoolArgs<T> m{};
+      const T* from = spread;
+      m.src = &from, m.n = t.w1 - t.w0, m.rows = count, m.stride = w.stride;
+      m.src_pitch = w.stride * phase_, m.phase_pitch = phase_;
+      m.dst = dx + row * ds_.s[1] + t.w0, m.dst_pitch = h.stride * ds_.s[1];
+      kernels_.pool_merge(m);
+    });
+  }
+
+  // The gradients, each divided where the divisors differ.
+  void stage_values(const Tile& t, const T* dy, int64_t od, T* to, int64_t wide, int64_t tall) {
+    if (wide == 0 || tall == 0) return;
+    PoolArgs<T> a{};
+    const T* from = dy + od * ys_.s[0] + t.ph.begin * ys_.s[1] + t.pw.begin;
+    a.src = &from, a.count = 1, a.n = wide, a.rows = tall, a.src_pitch = ys_.s[1];
+    a.dst = to, a.dst_pitch = pitch_, a.op = kPoolSum, a.divisor = T{1};
+    kernels_.pool_combine(a);
+    if (same_) return;
+    for (int64_t i = 0; i < tall; ++i)
+      for (int64_t q = 0; q < wide; ++q)
+        to[i * pitch_ + q] /= static_cast<T>(p_.divisor_of(od, t.ph.begin + i, t.pw.begin + q));
+  }
+
+  // The codes of the winners; returns the elements that x takes up in `source`.
+  template <class Line>
+  int64_t stage_marks(const Tile& t, const T* x, T* marks, T* source, int64_t wide, int64_t lines, Line line) {
+    const Axis &d = p_.axis[0], &h = p_.axis[1], &w = p_.axis[2];
+    if (wide == 0 || lines == 0) return 0;
+    for (int64_t i = 0; i < lines; ++i) {  // no tap has the code of a window that does not exist
+      std::fill_n(marks + i * pitch_, frame_, T{-1});
+      std::fill_n(marks + i * pitch_ + frame_ + wide, frame_ + 2, T{-1});
+    }
+    // The rows of x in the image that the windows need, split by the residue of their columns, padding included.
+    auto rows_of = [](const Axis& a, const Range& o) {
+      const int64_t begin = std::max<int64_t>(0, o.begin * a.stride - a.pad);
+      const int64_t end = std::min(a.in, (o.end - 1) * a.stride - a.pad + (a.kernel - 1) * a.dilation + 1);
+      return Range{begin, std::max(begin, end)};
+    };
+    const Range zr = rows_of(d, t.pd), hr = rows_of(h, t.ph);
+    const int64_t rows = hr.end - hr.begin, x_row = w.stride * phase_;
+    const int64_t first = t.pw.begin * w.stride - w.pad;
+    const int64_t last = first + (wide - 1) * w.stride + (w.kernel - 1) * w.dilation + 1;
+    const int64_t begin = std::max<int64_t>(0, first), end = std::max(begin, std::min(w.in, last));
+    // Padded column `lead` is the image's first one here; the padding before and after it is written by itself.
+    const int64_t lead = begin - first, total = last - first, inside = end - begin;
+    for (int64_t z = zr.begin; z < zr.end; ++z) {
+      T* to = source + (z - zr.begin) * rows * x_row;
+      const T* from = x + z * xs_.s[0] + hr.begin * xs_.s[1] + begin;
+      PoolArgs<T> s{};
+      s.src = &from, s.rows = rows, s.src_pitch = xs_.s[1], s.dst_pitch = x_row;
+      auto place = [&](int64_t column) { return to + column % w.stride * phase_ + column / w.stride; };
+      if (w.stride == 1) {
+        s.dst = place(lead), s.n = inside, s.count = 1, s.op = kPoolSum, s.divisor = T{1};
+        kernels_.pool_combine(s);
+      } else if (w.stride == 2) {
+        s.dst = place(lead), s.phase_pitch = place(lead + 1) - place(lead), s.n = inside, s.stride = 2;
+        kernels_.pool_split(s);
+      } else {
+        for (int64_t r = 0; r < rows; ++r)
+          for (int64_t i = 0; i < inside; ++i) place(lead + i)[r * x_row] = from[r * xs_.s[1] + i];
+      }
+      for (int64_t r = 0; r < rows; ++r) {
+        for (int64_t i = 0; i < lead; ++i) place(i)[r * x_row] = identity<T>(p_);
+        for (int64_t i = lead + inside; i < total; ++i) place(i)[r * x_row] = identity<T>(p_);
+      }
+    }
+    const T* pointers[kPoolTaps];
+    T codes[kPoolTaps];
+    for (int64_t od = t.pd.begin; od < t.pd.end; ++od)
+      for_columns(h, t.ph.begin, t.ph.end, [&](int64_t oh, int64_t count) {
+        const Window wd = d.window(od), wh = h.window(oh);
+        PoolArgs<T> a{};
+        for (int64_t i = 0; i < wd.count; ++i)
+          for (int64_t j = 0; j < wh.count; ++j)
+            for (int64_t k = 0; k < w.kernel; ++k) {
+              const int64_t z = wd.first + i * d.dilation - zr.begin, r = wh.first + j * h.dilation - hr.begin;
+              const int64_t column = k * w.dilation;
+              pointers[a.count] = source + (z * rows + r) * x_row + column % w.stride * phase_ + column / w.stride;
+              codes[a.count++] = static_cast<T>(((wd.tap + i) * h.kernel + wh.tap + j) * w.kernel + k);
+            }
+        T* to = marks + line(od, oh);
+        if (a.count == 0) {
+          for (int64_t i = 0; i < count; ++i) std::fill_n(to + i * pitch_, wide, T{-1});
+          return;
+        }
+        a.src = pointers, a.codes = codes, a.n = wide, a.rows = count;
+        a.src_pitch = h.stride * x_row, a.dst = to, a.dst_pitch = pitch_;
+        kernels_.pool_argmax(a);
+        // A window of minus infinities that begins in the padding: its first element of the image is the maximum.
+        for (int64_t q = t.pw.begin; q < t.pw.end && q * w.stride < w.pad; ++q) {
+          const Window ww = w.window(q);
+          for (int64_t i = 0; i < count; ++i) {
+            T& code = to[i * pitch_ + q - t.pw.begin];
+            if (static_cast<int64_t>(code) % w.kernel < ww.tap) code += static_cast<T>(ww.tap);
+          }
+        }
+      });
+    return (zr.end - zr.begin) * rows * x_row;
+  }
+
+  const Pool& p_;
+  const T *dy_, *x_;
+  T* dx_;
+  Strides ys_, xs_, ds_;
+  const KernelTable<T>& kernels_;
+  bool maximum_, same_;
+  int64_t columns_ = 0, frame_ = 0, pitch_ = 0, phase_ = 0;
+};
+
+// Whether one window is the whole image.
+bool is_global(const Pool& p) {
+  for (const Axis& a : p.axis)
+    if (a.out != 1 || a.adaptive || a.pad || a.kernel != a.in || a.dilation != 1) return false;
+  return true;
+}
+
+bool dense_planes(const Pool& p, const Strides& s) {
+  int64_t expect = 1;
+  for (int i = 2; i >= 0; --i) {
+    if (p.axis[i].in > 1 && s.s[i] != expect) return false;
+    expect *= p.axis[i].in;
+  }
+  return true;
+}
+
+// The mean of a whole image back to its elements: one number a channel.
+template <class T>
+Status spread_mean(const Pool& p, const T* dy, const Strides& ys, T* dx, const Strides& ds) {
+  const bool innermost = channels_innermost(p, ds), dense = !innermost && dense_planes(p, ds);
+  const int64_t rows = dense ? 1 : p.axis[0].in * p.axis[1].in, columns = dense ? p.in_pixels() : p.axis[2].in;
+  const T divisor = static_cast<T>(p.divisor_of(0, 0, 0));
+  const int64_t step = std::max<int64_t>(1, kTaskTerms / 4 / (columns * p.C)), parts = (rows + step - 1) / step;
+  const KernelTable<T>& kernels = kernel_table<T>(current_isa());
+  const double work = static_cast<double>(p.N * p.C) * static_cast<double>(p.in_pixels()) * 0.1;
+  return for_tasks(p.N * parts, work, p.C * static_cast<int64_t>(sizeof(T)), [&](int64_t task, void* memory) {
+    T* share = static_cast<T*>(memory);
+    const int64_t n = task / parts, r0 = task % parts * step, r1 = std::min(rows, r0 + step);
+    for (int64_t c = 0; c < p.C; ++c) share[c] = dy[n * ys.n + c * ys.c] / divisor;
+    auto row_at = [&](int64_t row) {
+      return dx + n * ds.n + row / p.axis[1].in * ds.s[0] + row % p.axis[1].in * ds.s[1];
+    };
+    if (!innermost) {
+      for (int64_t c = 0; c < p.C; ++c)
+        for (int64_t row = r0; row < r1; ++row) std::fill_n(row_at(row) + c * ds.c, columns, share[c]);
+      return;
+    }
+    PoolArgs<T> a{};
+    const T* from = share;
+    a.src = &from, a.count = 1, a.n = p.C, a.rows = columns, a.dst_pitch = ds.s[2], a.op = kPoolSum, a.divisor = T{1};
+    for (int64_t row = r0; row < r1; ++row) {
+      a.dst = row_at(row);
+      kernels.pool_combine(a);
+    }
+  });
+}
+
+}  // namespace
+
+template <class T>
+Status pool_forward_fast(const Pool& p, const T* x, const Strides& xs, T* y, const Strides& ys, int64_t* indices,
+                         const Strides& is, bool* served) {
+  *served = false;
+  if (p.kind == PoolKind::lp && p.norm != 1 && p.norm != 2) return Status::ok;
+  if (channels_innermost(p, xs) && ys.c == 1) return ChannelsForward<T>(p, x, xs, y, ys, indices, is).run(served);
+  if (indices) return Status::ok;
+  if constexpr (kFloat<T>) {
+    if (is_global(p) && dense_planes(p, xs) && p.kind != PoolKind::lp) {
+      *served = true;
+      return whole_planes(p, x, xs, y, ys);
+    }
+  }
+  if (xs.s[2] == 1 && ys.s[2] == 1) return PlanarForward<T>(p, x, xs, y, ys).run(served);
+  return Status::ok;
+}
+
+template <class T>
+Status pool_backward_fast(const Pool& p, const T* dy, const Strides& ys, const T* x, const Strides& xs, T* dx,
+                          const Strides& ds, bool* served) {
+  *served = false;
+  if (p.kind == PoolKind::lp) return Status::ok;
+  for (const Axis& a : p.axis)
+    if (a.adaptive) return Status::ok;
+  if (p.kind == PoolKind::average && is_global(p) && (channels_innermost(p, ds) || ds.s[2] == 1)) {
+    *served = true;
+    return spread_mean(p, dy, ys, dx, ds);
+  }
+  if (channels_innermost(p, ds) && ys.c == 1 && (p.kind != PoolKind::max || xs.c == 1))
+    return ChannelsBackward<T>(p, dy, ys, x, xs, dx, ds).run(served);
+  if (ys.s[2] == 1 && ds.s[2] == 1 && (p.kind != PoolKind::max || xs.s[2] == 1))
+    return PlanarBackward<T>(p, dy, ys, x, xs, dx, ds).run(served);
+  return Status::ok;
+}
+
+#define FASTCONV_INSTANTIATE(T)                                                                             \
+  template Status pool_forward_fast<T>(const Pool&, const T*, const Strides&, T*, const Strides&, int64_t*, \
+                                       const Strides&, bool*);
+FASTCONV_INSTANTIATE(float)
+FASTCONV_INSTANTIATE(double)
+FASTCONV_INSTANTIATE(int8_t)
+FASTCONV_INSTANTIATE(uint8_t)
+FASTCONV_INSTANTIATE(int16_t)
+FASTCONV_INSTANTIATE(int32_t)
+FASTCONV_INSTANTIATE(int64_t)
+#undef FASTCONV_INSTANTIATE
+template Status pool_backward_fast<float>(const Pool&, const float*, const Strides&, const float*, const Strides&,
+                                          float*, const Strides&, bool*);
+template Status pool_backward_fast<double>(const Pool&, const double*, const Strides&, const double*, const Strides&,
+                                           double*, const Strides&, bool*);
+
+}  // namespace fastconv::ops
