@@ -448,6 +448,25 @@ def test_ceil_modes():
     np.testing.assert_array_equal(functional.max_pool1d(x, 3, stride=2, ceil_mode=True), [[[3, 4]]])
 
 
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_a_whole_row_of_empty_windows(layout):
+    """The last row lies beyond the image, in all its columns; `out` holds something else before."""
+    x = np.arange(1.0, 1 + 3 * 4 * 9).reshape(image_shape(2, layout, 3, 1, (4, 9)))
+    options = {"stride": 2, "ceil_mode": "unclipped", "layout": layout}
+    want, want_indices = reference.max_pool2d(x, 1, return_indices=True, **options)
+    assert np.isinf(want).any()
+    out = np.full_like(want, 77)
+    y, indices = functional.max_pool2d(x, 1, return_indices=True, out=out, **options)
+    np.testing.assert_array_equal(y, want)
+    np.testing.assert_array_equal(indices, want_indices)
+    np.testing.assert_array_equal(functional.max_pool2d(x, 1, out=np.full_like(want, 77), **options), want)
+    average = functional.avg_pool2d(x, 1, out=np.full_like(want, 77), **options)
+    np.testing.assert_array_equal(average, reference.avg_pool2d(x, 1, **options))
+    dy = np.ones_like(want)
+    dx = functional.max_pool2d_backward(dy, x, 1, out=np.full_like(x, 77), **options)
+    np.testing.assert_array_equal(dx, reference.max_pool2d_backward(dy, x, 1, **options))
+
+
 # --------------------------------------------------------------------------------------------- gradients by definition
 
 

@@ -273,10 +273,11 @@ class ChannelsForward {
       const Window ww = w.window(q);
       const int64_t taps = wd.count * wh.count * ww.count, divisor = p_.divisor_of(od, oh, q);
       T* to = target(n, od, oh, q);
-      if (taps == 0) {
-        fill(to, identity<T>(p_));
-        if (indices_) {
-          int64_t* at = indices_ + n * is_.n + od * is_.s[0] + oh * is_.s[1] + q * is_.s[2];
+      if (taps == 0) {  // all columns of the run, where it is the rows that are missing
+        for (int64_t l = 0; l < count; ++l) {
+          fill(to + l * ys_.s[2], identity<T>(p_));
+          if (!indices_) continue;
+          int64_t* at = indices_ + n * is_.n + od * is_.s[0] + oh * is_.s[1] + (q + l) * is_.s[2];
           for (int64_t c = 0; c < p_.C; ++c) at[c * is_.c] = -1;
         }
         return;
@@ -461,7 +462,7 @@ class ChannelsBackward {
               a.count = list_taps(p_.axis[2], rows, q, xs_.s[2], pointers, codes, nullptr);
               a.src_pitch = p_.axis[2].stride * xs_.s[2];
               if (a.count == 0) {
-                std::fill_n(a.dst, channels, T{-1});  // an empty window: no tap has this code
+                std::fill_n(a.dst, count * channels, T{-1});  // empty windows: no tap has this code
               } else {
                 kernels_.pool_argmax(a);
               }
