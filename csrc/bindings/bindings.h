@@ -6,5 +6,6 @@ namespace fastconv::bindings {
 
 void bind_runtime(pybind11::module_& m);
 void bind_conv(pybind11::module_& m);
+void bind_norm(pybind11::module_& m);
 
 }  // namespace fastconv::bindings

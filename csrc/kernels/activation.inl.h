@@ -83,9 +83,9 @@ inline V tanh(V x) {
   return m / (m + one + one);
 }
 
-// 0.5 * x * erfc(-x / sqrt 2)
+// erfc(-x / sqrt 2), twice the normal distribution
 template <class V>
-inline V gelu(V x) {
+inline V double_normal(V x) {
   using T = typename V::T;
   using M = MathConstants<T>;
   constexpr int kTerms = sizeof(M::kErfc) / sizeof(T);
@@ -98,8 +98,13 @@ inline V gelu(V x) {
   // y^2 / 2 rounded would cost the tail up to 7 bits: the upper half of y has an exact square, the rest joins p.
   V s = y * V::set1(M::kSplit), upper = s - (s - y);
   V tail = t * exp(V::zero() - half * upper * upper, fma((upper - y) * half, upper + y, p));
-  V phi = V::select_less(x, V::zero(), tail, two - tail);
-  return half * x * phi;
+  return V::select_less(x, V::zero(), tail, two - tail);
+}
+
+// 0.5 * x * erfc(-x / sqrt 2)
+template <class V>
+inline V gelu(V x) {
+  return V::set1((typename V::T)0.5) * x * double_normal(x);
 }
 
 // The order is that of fastconv::ActivationKind.

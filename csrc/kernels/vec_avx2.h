@@ -42,6 +42,17 @@ struct Vec<float> {
   static Vec select_less(Vec x, Vec y, Vec a, Vec b) {
     return {_mm256_blendv_ps(b.v, a.v, _mm256_cmp_ps(x.v, y.v, _CMP_LT_OQ))};
   }
+  // x <= y ? a : b
+  static Vec select_less_equal(Vec x, Vec y, Vec a, Vec b) {
+    return {_mm256_blendv_ps(b.v, a.v, _mm256_cmp_ps(x.v, y.v, _CMP_LE_OQ))};
+  }
+  static Vec sqrt(Vec x) { return {_mm256_sqrt_ps(x.v)}; }
+  // Over the lanes, halves joined with halves.
+  T sum() const {
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+  }
   static Vec round(Vec x) { return {_mm256_round_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
   // 2^n for an integral n within the exponent's range
   static Vec exp2i(Vec n) {
@@ -117,6 +128,14 @@ struct Vec<double> {
   static Vec abs(Vec x) { return {_mm256_andnot_pd(_mm256_set1_pd(-0.0), x.v)}; }
   static Vec select_less(Vec x, Vec y, Vec a, Vec b) {
     return {_mm256_blendv_pd(b.v, a.v, _mm256_cmp_pd(x.v, y.v, _CMP_LT_OQ))};
+  }
+  static Vec select_less_equal(Vec x, Vec y, Vec a, Vec b) {
+    return {_mm256_blendv_pd(b.v, a.v, _mm256_cmp_pd(x.v, y.v, _CMP_LE_OQ))};
+  }
+  static Vec sqrt(Vec x) { return {_mm256_sqrt_pd(x.v)}; }
+  T sum() const {
+    __m128d s = _mm_add_pd(_mm256_castpd256_pd128(v), _mm256_extractf128_pd(v, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(s, _mm_unpackhi_pd(s, s)));
   }
   static Vec round(Vec x) { return {_mm256_round_pd(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
   static Vec exp2i(Vec n) {

@@ -38,6 +38,18 @@ struct Vec<float> {
   static Vec select_less(Vec x, Vec y, Vec a, Vec b) {
     return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(x.v, y.v, _CMP_LT_OQ), b.v, a.v)};
   }
+  // x <= y ? a : b
+  static Vec select_less_equal(Vec x, Vec y, Vec a, Vec b) {
+    return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(x.v, y.v, _CMP_LE_OQ), b.v, a.v)};
+  }
+  static Vec sqrt(Vec x) { return {_mm512_sqrt_ps(x.v)}; }
+  // Over the lanes, halves joined with halves.
+  T sum() const {
+    __m256 h = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+  }
   static Vec round(Vec x) { return {_mm512_roundscale_ps(x.v, 0)}; }
   static Vec exp2i(Vec n) {
     __m512i e = _mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127));
@@ -121,6 +133,15 @@ struct Vec<double> {
   static Vec abs(Vec x) { return {_mm512_abs_pd(x.v)}; }
   static Vec select_less(Vec x, Vec y, Vec a, Vec b) {
     return {_mm512_mask_blend_pd(_mm512_cmp_pd_mask(x.v, y.v, _CMP_LT_OQ), b.v, a.v)};
+  }
+  static Vec select_less_equal(Vec x, Vec y, Vec a, Vec b) {
+    return {_mm512_mask_blend_pd(_mm512_cmp_pd_mask(x.v, y.v, _CMP_LE_OQ), b.v, a.v)};
+  }
+  static Vec sqrt(Vec x) { return {_mm512_sqrt_pd(x.v)}; }
+  T sum() const {
+    __m256d h = _mm256_add_pd(_mm512_castpd512_pd256(v), _mm512_extractf64x4_pd(v, 1));
+    __m128d s = _mm_add_pd(_mm256_castpd256_pd128(h), _mm256_extractf128_pd(h, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(s, _mm_unpackhi_pd(s, s)));
   }
   static Vec round(Vec x) { return {_mm512_roundscale_pd(x.v, 0)}; }
   static Vec exp2i(Vec n) {

@@ -1,4 +1,5 @@
-"""Pure functions on NumPy arrays, forward and backward: convolution and the dense layer (`conv`).
+"""Pure functions on NumPy arrays, forward and backward: convolution and the dense layer (`conv`),
+normalisation (`norm`), functions of single elements and softmax (`elementwise`).
 
 **Arrays** are `numpy.ndarray` of float32 or float64, in native byte order, and all of one dtype in a call. Any strides
 are read in place; nothing is copied or converted. The result is a new array, channels-last in memory where the first
@@ -10,8 +11,12 @@ only one that is interrupted (KeyboardInterrupt) leaves it unspecified.
 each names the argument, its value and the rule.
 """
 
-from . import conv
+from . import conv, elementwise, norm
 from .conv import *  # noqa: F403
+from .elementwise import *  # noqa: F403
+from .norm import *  # noqa: F403
 
 __all__: list[str] = []
 __all__ += conv.__all__
+__all__ += elementwise.__all__
+__all__ += norm.__all__

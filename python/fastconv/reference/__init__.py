@@ -3,8 +3,12 @@
 In float64 they are the oracle of the tests, in float32 the baseline of the benchmark.
 """
 
-from . import conv
+from . import conv, elementwise, norm
 from .conv import *  # noqa: F403
+from .elementwise import *  # noqa: F403
+from .norm import *  # noqa: F403
 
 __all__: list[str] = []
 __all__ += conv.__all__
+__all__ += elementwise.__all__
+__all__ += norm.__all__
