@@ -49,7 +49,7 @@ inline V slope(typename V::T a, typename V::T b, V x) {
 }
 
 template <class T, int32_t kKind>
-inline void map_of(const MapArgs<T>& p) {
+inline void map_of(const MapArgs<T> p) {
   using V = Vec<T>;
   switch (p.op) {
     case MapOp::forward:
@@ -104,7 +104,7 @@ inline V load_or_lowest(const typename V::T* x, int64_t n) {
 }
 
 template <class T>
-inline void softmax_rows(const SoftmaxArgs<T>& p) {
+inline void softmax_rows(const SoftmaxArgs<T> p) {
   using V = Vec<T>;
   constexpr int W = V::kLanes;
   const V lowest = V::set1(-(T)__builtin_inf());
@@ -152,7 +152,7 @@ inline void softmax_rows(const SoftmaxArgs<T>& p) {
 }
 
 template <class T>
-inline void softmax_columns(const SoftmaxArgs<T>& p) {
+inline void softmax_columns(const SoftmaxArgs<T> p) {
   using V = Vec<T>;
   constexpr int W = V::kLanes;
   const V lowest = V::set1(-(T)__builtin_inf()), one = V::set1((T)1);
@@ -183,16 +183,16 @@ void softmax(const SoftmaxArgs<T>& p) {
   p.by_column ? softmax_columns(p) : softmax_rows(p);
 }
 
-template <class T>
-void softmax_gradient(const SoftmaxGradientArgs<T>& p) {
+template <class T, bool kLogarithm>
+inline void softmax_gradient_of(const SoftmaxGradientArgs<T> p) {
   using V = Vec<T>;
   constexpr int W = V::kLanes;
-  auto result = [&](V d, V y, V s) { return p.logarithm ? d - exp(y, V::zero()) * s : y * (d - s); };
+  auto result = [&](V d, V y, V s) { return kLogarithm ? d - exp(y, V::zero()) * s : y * (d - s); };
   if (p.by_column) {
     for (int64_t r = 0; r < p.rows; ++r)
       write_row<V>(p.sum, p.columns, false, [&](int64_t c, auto get) {
         const V s = r ? get(p.sum + c) : V::zero(), d = get(p.dy + r * p.pitch + c);
-        return p.logarithm ? s + d : fma(d, get(p.y + r * p.pitch + c), s);
+        return kLogarithm ? s + d : fma(d, get(p.y + r * p.pitch + c), s);
       });
     for (int64_t r = 0; r < p.rows; ++r)
       write_row<V>(p.dx + r * p.pitch, p.columns, false, [&](int64_t c, auto get) {
@@ -206,7 +206,7 @@ void softmax_gradient(const SoftmaxGradientArgs<T>& p) {
     V s[2] = {V::zero(), V::zero()};
     auto add = [&](int64_t c, int64_t lanes, int j) {
       const V d = V::load_n(dy + c, lanes);
-      s[j] = p.logarithm ? s[j] + d : fma(d, V::load_n(y + c, lanes), s[j]);
+      s[j] = kLogarithm ? s[j] + d : fma(d, V::load_n(y + c, lanes), s[j]);
     };
     int64_t c = 0;
     for (; c + 2 * W <= p.columns; c += 2 * W) add(c, W, 0), add(c + W, W, 1);
@@ -215,6 +215,11 @@ void softmax_gradient(const SoftmaxGradientArgs<T>& p) {
     write_row<V>(p.dx + r * p.pitch, p.columns, false,
                  [&](int64_t i, auto get) { return result(get(dy + i), get(y + i), total); });
   }
+}
+
+template <class T>
+void softmax_gradient(const SoftmaxGradientArgs<T>& p) {
+  p.logarithm ? softmax_gradient_of<T, true>(p) : softmax_gradient_of<T, false>(p);
 }
 
 }  // namespace fastconv::FASTCONV_ISA_NS

@@ -10,10 +10,12 @@
 
 namespace fastconv::FASTCONV_ISA_NS {
 
+// The arguments' structs go by value into the loops: a store of a vector may alias anything that has an address, and what
+// is only referred to would be loaded again after each.
 namespace {
 
 // Rows that a sum by column takes at a time.
-constexpr int kRows = 8;
+constexpr int kRows = 4;
 
 // The mean that a sum is taken about; 0 where it would turn the sums into NaN that are not.
 template <class V>
@@ -68,14 +70,9 @@ inline void block_stats(const T* x, int64_t rows, int64_t columns, int64_t pitch
 }
 
 template <class T>
-void norm_stats(const NormStatsArgs<T>& p) {
+inline void column_stats(const NormStatsArgs<T> p) {
   using V = Vec<T>;
   constexpr int W = V::kLanes;
-  if (!p.by_column) {
-    for (int64_t i = 0; i < p.count; ++i)
-      block_stats(p.x + i * p.step, p.rows, p.columns, p.pitch, p.shift + i, p.sum + i, p.square + i);
-    return;
-  }
   const V share = V::set1((T)1 / (T)p.rows);
   for (int64_t r = 0; r < p.rows; r += kRows) {
     const int64_t high = p.rows - r < kRows ? p.rows - r : kRows;
@@ -85,9 +82,9 @@ void norm_stats(const NormStatsArgs<T>& p) {
       V s = r ? V::load_n(p.shift + c, lanes) : V::zero();
       if (high == kRows && lanes == W) {
         V v[kRows];
-#pragma GCC unroll 8
+#pragma GCC unroll 4
         for (int i = 0; i < kRows; ++i) v[i] = V::load(x + i * p.pitch + c);
-        s = s + (((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7])));
+        s = s + ((v[0] + v[1]) + (v[2] + v[3]));
       } else {
         for (int64_t i = 0; i < high; ++i) s = s + V::load_n(x + i * p.pitch + c, lanes);
       }
@@ -104,7 +101,7 @@ void norm_stats(const NormStatsArgs<T>& p) {
       V s = r ? V::load_n(p.sum + c, lanes) : V::zero(), q = r ? V::load_n(p.square + c, lanes) : V::zero();
       if (high == kRows && lanes == W) {
         V t = V::zero(), u = V::zero();
-#pragma GCC unroll 8
+#pragma GCC unroll 2
         for (int i = 0; i < kRows; i += 2) {
           const V v = V::load(x + i * p.pitch + c) - mean, w = V::load(x + (i + 1) * p.pitch + c) - mean;
           s = s + v, t = t + w;
@@ -123,47 +120,80 @@ void norm_stats(const NormStatsArgs<T>& p) {
   }
 }
 
-// kClamp: an activation that is a maximum and a minimum, or none (the bounds are infinite then).
-template <class T, bool kByColumn, bool kClamp>
-inline void apply_rows(const NormApplyArgs<T>& p) {
+template <class T>
+void norm_stats(const NormStatsArgs<T>& p) {
+  if (p.by_column) return column_stats(p);
+  for (int64_t i = 0; i < p.count; ++i)
+    block_stats(p.x + i * p.step, p.rows, p.columns, p.pitch, p.shift + i, p.sum + i, p.square + i);
+}
+
+// What an activation that is a clamp, or none, clamps to.
+template <class V>
+inline void clamp_bounds(int32_t activation, typename V::T a, typename V::T b, V& lower, V& upper) {
+  using T = typename V::T;
+  lower = V::set1(-(T)__builtin_inf()), upper = V::set1((T)__builtin_inf());
+  if (activation == 1 || activation == 2) lower = V::zero();
+  if (activation == 2) upper = V::set1((T)6);
+  if (activation == 11) lower = V::set1(a), upper = V::set1(b);
+}
+
+// kClamp: the activation is a clamp or none. kPlain: there is neither weight nor bias.
+template <class T, bool kByColumn, bool kClamp, bool kPlain>
+inline void apply_rows(const NormApplyArgs<T> p) {
   using V = Vec<T>;
-  const V infinity = V::set1((T)__builtin_inf()), zero = V::zero();
-  V lower = zero - infinity, upper = infinity;
-  if (p.activation == 1) lower = zero;
-  if (p.activation == 2) lower = zero, upper = V::set1((T)6);
-  if (p.activation == 11) lower = V::set1(p.a), upper = V::set1(p.b);
-  for (int64_t r = 0; r < p.rows; ++r) {
-    const T* x = p.x + r * p.x_pitch;
-    const T* residual = p.residual ? p.residual + r * p.residual_pitch : nullptr;
-    V mean = zero, scale = zero, offset = zero, weight = zero, bias = zero;
-    if (kByColumn) {
-      if (p.weight) weight = V::set1(p.weight[r]);
-      if (p.bias) bias = V::set1(p.bias[r]);
-    } else {
-      mean = V::set1(p.mean[r]), scale = V::set1(p.scale[r]), offset = V::set1(p.offset[r]);
+  V lower, upper;
+  clamp_bounds(p.activation, p.a, p.b, lower, upper);
+  auto finish = [&](V v, const T* residual, auto get) {
+    if (residual) v = v + get(residual);
+    return kClamp ? min(upper, max(lower, v)) : activate(p.activation, p.a, p.b, v);
+  };
+  if constexpr (!kByColumn && kPlain) {
+    for (int64_t r = 0; r < p.rows; ++r) {
+      const T* x = p.x + r * p.x_pitch;
+      const T* residual = p.residual ? p.residual + r * p.residual_pitch : nullptr;
+      const V mean = V::set1(p.mean[r]), scale = V::set1(p.scale[r]), offset = V::set1(p.offset[r]);
+      write_row<V>(p.y + r * p.y_pitch, p.columns, p.streaming, [&](int64_t c, auto get) {
+        return finish(fma(get(x + c) - mean, scale, offset), residual ? residual + c : nullptr, get);
+      });
     }
-    write_row<V>(p.y + r * p.y_pitch, p.columns, p.streaming, [&](int64_t c, auto get) {
-      V v;
-      if (kByColumn)
-        v = fma(get(x + c) - get(p.mean + c), get(p.scale + c), get(p.offset + c));
-      else
-        v = fma(get(x + c) - mean, scale, offset);
-      if (p.weight) v = v * (kByColumn ? weight : get(p.weight + c));
-      if (p.bias) v = v + (kByColumn ? bias : get(p.bias + c));
-      if (residual) v = v + get(residual + c);
-      return kClamp ? min(upper, max(lower, v)) : activate(p.activation, p.a, p.b, v);
+  } else {
+    write_tile<V>(p.y, p.y_pitch, p.rows, p.columns, p.streaming, [&](int64_t c, auto get) {
+      // What belongs to the columns is loaded once for several rows.
+      V first = V::zero(), second = first, third = first;
+      if (kByColumn) {
+        first = get(p.mean + c), second = get(p.scale + c), third = get(p.offset + c);
+      } else {
+        if (p.weight) first = get(p.weight + c);
+        if (p.bias) second = get(p.bias + c);
+      }
+      return [&p, finish, get, c, first, second, third](int64_t r) {
+        const V x = get(p.x + r * p.x_pitch + c);
+        V v;
+        if (kByColumn)
+          v = fma(x - first, second, third);
+        else
+          v = fma(x - V::set1(p.mean[r]), V::set1(p.scale[r]), V::set1(p.offset[r]));
+        if (!kPlain && p.weight) v = v * (kByColumn ? V::set1(p.weight[r]) : first);
+        if (!kPlain && p.bias) v = v + (kByColumn ? V::set1(p.bias[r]) : second);
+        return finish(v, p.residual ? p.residual + r * p.residual_pitch + c : nullptr, get);
+      };
     });
   }
   if (p.streaming) stream_fence();
 }
 
+template <class T, bool kByColumn>
+inline void apply_by(const NormApplyArgs<T>& p) {
+  const bool clamp = p.activation <= 2 || p.activation == 11;
+  if (!p.weight && !p.bias)
+    clamp ? apply_rows<T, kByColumn, true, true>(p) : apply_rows<T, kByColumn, false, true>(p);
+  else
+    clamp ? apply_rows<T, kByColumn, true, false>(p) : apply_rows<T, kByColumn, false, false>(p);
+}
+
 template <class T>
 void norm_apply(const NormApplyArgs<T>& p) {
-  const bool clamp = p.activation <= 2 || p.activation == 11;
-  if (p.by_column)
-    clamp ? apply_rows<T, true, true>(p) : apply_rows<T, true, false>(p);
-  else
-    clamp ? apply_rows<T, false, true>(p) : apply_rows<T, false, false>(p);
+  p.by_column ? apply_by<T, true>(p) : apply_by<T, false>(p);
 }
 
 // dy where the clamp that made y let it through, else 0. A NaN in y lets it through.
@@ -182,7 +212,7 @@ inline V first_lanes(V x, int64_t n) {
 }
 
 template <class T, bool kNormByColumn>
-inline void sums_by_row(const NormSumsArgs<T>& p) {
+inline void sums_by_row(const NormSumsArgs<T> p) {
   using V = Vec<T>;
   constexpr int W = V::kLanes;
   const V lower = V::set1(p.lower), upper = V::set1(p.upper);
@@ -226,7 +256,7 @@ inline void sums_by_row(const NormSumsArgs<T>& p) {
 }
 
 template <class T, bool kNormByColumn>
-inline void sums_by_column(const NormSumsArgs<T>& p) {
+inline void sums_by_column(const NormSumsArgs<T> p) {
   using V = Vec<T>;
   constexpr int W = V::kLanes;
   const V lower = V::set1(p.lower), upper = V::set1(p.upper);
@@ -250,8 +280,10 @@ inline void sums_by_column(const NormSumsArgs<T>& p) {
         gt = fma(d, u, gt);
         t = t + u;
       };
-      if (lanes == W)
-        for (int64_t i = r; i < r + high; ++i) add(i, [](const T* from) { return V::load(from); });
+      auto whole = [](const T* from) { return V::load(from); };
+      if (lanes == W && high == kRows)
+#pragma GCC unroll 4
+        for (int i = 0; i < kRows; ++i) add(r + i, whole);
       else
         for (int64_t i = r; i < r + high; ++i) add(i, [lanes](const T* from) { return V::load_n(from, lanes); });
       g.store_n(p.sum_g + c, lanes);
@@ -270,27 +302,43 @@ void norm_sums(const NormSumsArgs<T>& p) {
 }
 
 template <class T, bool kByColumn, bool kNeedsX>
-inline void gradient_rows(const NormGradientArgs<T>& p) {
+inline void gradient_rows(const NormGradientArgs<T> p) {
   using V = Vec<T>;
   const V lower = V::set1(p.lower), upper = V::set1(p.upper);
-  for (int64_t r = 0; r < p.rows; ++r) {
-    const T* dy = p.dy + r * p.dy_pitch;
-    const T* x = kNeedsX ? p.x + r * p.x_pitch : nullptr;
-    const T* y = p.y ? p.y + r * p.y_pitch : nullptr;
-    V m = V::zero(), a = m, b = m, k = m, w = m;
-    if (kByColumn) {
-      if (p.weight) w = V::set1(p.weight[r]);
-    } else {
-      a = V::set1(p.a[r]);
+  if (!kByColumn && !p.weight) {
+    for (int64_t r = 0; r < p.rows; ++r) {
+      const T* dy = p.dy + r * p.dy_pitch;
+      const T* x = kNeedsX ? p.x + r * p.x_pitch : nullptr;
+      const T* y = p.y ? p.y + r * p.y_pitch : nullptr;
+      V m = V::zero(), a = V::set1(p.a[r]), b = m, k = m;
       if (kNeedsX) m = V::set1(p.mean[r]), b = V::set1(p.b[r]), k = V::set1(p.c[r]);
+      write_row<V>(p.dx + r * p.dx_pitch, p.columns, p.streaming, [&](int64_t c, auto get) {
+        V d = get(dy + c);
+        if (y) d = through_clamp(d, get(y + c), lower, upper);
+        return kNeedsX ? fma(a, d, fma(b, get(x + c) - m, k)) : d * a;
+      });
     }
-    write_row<V>(p.dx + r * p.dx_pitch, p.columns, p.streaming, [&](int64_t c, auto get) {
-      V d = get(dy + c);
-      if (y) d = through_clamp(d, get(y + c), lower, upper);
-      if (p.weight) d = d * (kByColumn ? w : get(p.weight + c));
-      if (!kNeedsX) return d * (kByColumn ? get(p.a + c) : a);
-      if (kByColumn) return fma(get(p.a + c), d, fma(get(p.b + c), get(x + c) - get(p.mean + c), get(p.c + c)));
-      return fma(a, d, fma(b, get(x + c) - m, k));
+  } else {
+    write_tile<V>(p.dx, p.dx_pitch, p.rows, p.columns, p.streaming, [&](int64_t c, auto get) {
+      V m = V::zero(), a = m, b = m, k = m;
+      if (kByColumn) {
+        a = get(p.a + c);
+        if (kNeedsX) m = get(p.mean + c), b = get(p.b + c), k = get(p.c + c);
+      } else {
+        a = get(p.weight + c);
+      }
+      return [&p, lower, upper, get, c, m, a, b, k](int64_t r) {
+        V d = get(p.dy + r * p.dy_pitch + c);
+        if (p.y) d = through_clamp(d, get(p.y + r * p.y_pitch + c), lower, upper);
+        if (kByColumn) {
+          if (p.weight) d = d * V::set1(p.weight[r]);
+          return kNeedsX ? fma(a, d, fma(b, get(p.x + r * p.x_pitch + c) - m, k)) : d * a;
+        }
+        d = d * a;
+        if (!kNeedsX) return d * V::set1(p.a[r]);
+        const V u = get(p.x + r * p.x_pitch + c) - V::set1(p.mean[r]);
+        return fma(V::set1(p.a[r]), d, fma(V::set1(p.b[r]), u, V::set1(p.c[r])));
+      };
     });
   }
   if (p.streaming) stream_fence();

@@ -59,6 +59,11 @@ struct Vec<float> {
     __m256i e = _mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127));
     return {_mm256_castsi256_ps(_mm256_slli_epi32(e, 23))};
   }
+  // x * 2^n for an integral n, in two factors: the product may be denormal where neither is.
+  static Vec scale(Vec x, Vec n) {
+    const Vec half = round(n * set1((T)0.5));
+    return x * exp2i(half) * exp2i(n - half);
+  }
   // Elements 0, 2, 4, ... of the 16 in lo, hi.
   static Vec even(Vec lo, Vec hi) {
     __m256 s = _mm256_shuffle_ps(lo.v, hi.v, 0x88);
@@ -141,6 +146,10 @@ struct Vec<double> {
   static Vec exp2i(Vec n) {
     __m256i e = _mm256_cvtepi32_epi64(_mm_add_epi32(_mm256_cvtpd_epi32(n.v), _mm_set1_epi32(1023)));
     return {_mm256_castsi256_pd(_mm256_slli_epi64(e, 52))};
+  }
+  static Vec scale(Vec x, Vec n) {
+    const Vec half = round(n * set1((T)0.5));
+    return x * exp2i(half) * exp2i(n - half);
   }
   static Vec even(Vec lo, Vec hi) { return {_mm256_permute4x64_pd(_mm256_shuffle_pd(lo.v, hi.v, 0x0), 0xD8)}; }
   template <class Row>

@@ -55,6 +55,8 @@ struct Vec<float> {
     __m512i e = _mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127));
     return {_mm512_castsi512_ps(_mm512_slli_epi32(e, 23))};
   }
+  // x * 2^n for an integral n, rounded once where it is denormal
+  static Vec scale(Vec x, Vec n) { return {_mm512_scalef_ps(x.v, n.v)}; }
   static Vec even(Vec lo, Vec hi) {
     const __m512i index = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
     return {_mm512_permutex2var_ps(lo.v, index, hi.v)};
@@ -148,6 +150,7 @@ struct Vec<double> {
     __m512i e = _mm512_add_epi64(_mm512_cvtpd_epi64(n.v), _mm512_set1_epi64(1023));
     return {_mm512_castsi512_pd(_mm512_slli_epi64(e, 52))};
   }
+  static Vec scale(Vec x, Vec n) { return {_mm512_scalef_pd(x.v, n.v)}; }
   static Vec even(Vec lo, Vec hi) {
     const __m512i index = _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14);
     return {_mm512_permutex2var_pd(lo.v, index, hi.v)};

@@ -93,6 +93,11 @@ struct Vec {
     I e = __builtin_convertvector(n.v, I) + PortableTypes<T>::kBias;
     return {(V)(e << PortableTypes<T>::kMantissa)};
   }
+  // x * 2^n for an integral n, in two factors: the product may be denormal where neither is.
+  static Vec scale(Vec x, Vec n) {
+    const Vec half = round(n * set1((T)0.5));
+    return x * exp2i(half) * exp2i(n - half);
+  }
   static Vec even(Vec lo, Vec hi) {
     V r;
     for (int i = 0; i < kLanes / 2; ++i) r[i] = lo.v[2 * i], r[i + kLanes / 2] = hi.v[2 * i];

@@ -558,21 +558,26 @@ class NormCall {
       a.shift = mean, a.sum = scale, a.square = offset;
       kernels_.norm_stats(a);
     }
-    for (int64_t r = 0; r < rows; ++r) {
+    // Of one piece, with as few divisions as can be: they are what a short row takes longest for.
+    const double share = 1 / static_cast<double>(C);
+    for (int64_t r = 0; C <= most && r < rows; ++r) {
+      const double shift = static_cast<double>(mean[r]), sum = static_cast<double>(scale[r]);
+      const double variance = (static_cast<double>(offset[r]) - sum * sum * share) * share;
+      const double exact = shift + sum * share, inv = 1 / std::sqrt((variance < 0 ? 0 : variance) + desc_.eps);
+      mean[r] = static_cast<T>(exact);
+      scale[r] = static_cast<T>(inv);
+      offset[r] = static_cast<T>((static_cast<double>(mean[r]) - exact) * inv);
+    }
+    for (int64_t r = 0; C > most && r < rows; ++r) {
       Moments m;
-      if (C <= most) {
-        m.add(static_cast<double>(C), static_cast<double>(mean[r]), static_cast<double>(scale[r]),
-              static_cast<double>(offset[r]));
-      } else {
-        for (int64_t c = 0; c < C; c += most) {
-          Partial s;
-          NormStatsArgs<T> a{};
-          a.x = x + r * pitch + c, a.rows = 1, a.columns = std::min(most, C - c), a.count = 1;
-          a.shift = &s.shift, a.sum = &s.sum, a.square = &s.square;
-          kernels_.norm_stats(a);
-          m.add(static_cast<double>(a.columns), static_cast<double>(s.shift), static_cast<double>(s.sum),
-                static_cast<double>(s.square));
-        }
+      for (int64_t c = 0; c < C; c += most) {
+        Partial s;
+        NormStatsArgs<T> a{};
+        a.x = x + r * pitch + c, a.rows = 1, a.columns = std::min(most, C - c), a.count = 1;
+        a.shift = &s.shift, a.sum = &s.sum, a.square = &s.square;
+        kernels_.norm_stats(a);
+        m.add(static_cast<double>(a.columns), static_cast<double>(s.shift), static_cast<double>(s.sum),
+              static_cast<double>(s.square));
       }
       const Norm<T> norm(m, desc_.eps);
       mean[r] = norm.high;
