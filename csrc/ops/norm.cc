@@ -64,13 +64,15 @@ Shape shape_of(const NormDesc& desc, const TensorView& x) {
 // The stride of axes [first, last) as one; false where they are not one in memory. 0 for a single element.
 bool merged_stride(const TensorView& t, int first, int last, int64_t* stride) {
   *stride = 0;
-  int64_t next = 0;
+  bool found = false;
+  int64_t next = 0;  // what the next axis has to have, once there has been one
   for (int i = last - 1; i >= first; --i) {
     if (t.shape[i] == 1) continue;
-    if (*stride == 0)
+    if (!found)
       *stride = t.strides[i];
     else if (t.strides[i] != next)
       return false;
+    found = true;
     next = t.strides[i] * t.shape[i];
   }
   return true;

@@ -155,6 +155,12 @@ def trailing_shape(normalized_shape: object) -> Shape:
     return shape
 
 
+def check_trailing(x: object, shape: Shape) -> None:
+    """ValueError unless x ends in this shape; what is no array is left to `_core`."""
+    if isinstance(x, np.ndarray) and x.shape[-len(shape) :] != shape:
+        raise ValueError(f"x (shape {x.shape}) must end in normalized_shape (={shape})")
+
+
 def layer_spec(shape: Shape, eps: float, activation: Activation) -> _core.NormSpec:
     """The options of a layer norm over the trailing axes."""
     return _spec(_LAYER, True, 0, len(shape), False, _eps(eps), 0.0, True, _hashable_activation(activation))
@@ -209,8 +215,6 @@ def _check_image(name: str, a: Array, options: Options) -> Shape:
     if a.ndim > 5:
         raise ValueError(f"{name} (shape {shape}) must have at most 5 dimensions")
     if options.layout is None:
-        if shape[-len(options.trailing) :] != options.trailing:
-            raise ValueError(f"{name} (shape {shape}) must end in normalized_shape (={options.trailing})")
         return options.trailing
     last = layouts(a.ndim)[options.layout]
     if a.ndim < 2:

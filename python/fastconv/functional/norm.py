@@ -367,6 +367,7 @@ def layer_norm(
     weight and bias have that shape. The result is C-contiguous.
     """
     shape = _args.trailing_shape(normalized_shape)
+    _args.check_trailing(x, shape)
     spec = _args.layer_spec(shape, eps, activation)
     options = _args.Options(None, trailing=shape)
     result: Array = _forward("layer_norm", spec, x, weight, bias, None, None, None, out, options)
@@ -385,6 +386,7 @@ def layer_norm_backward(
 ) -> NormGradients:
     """The gradients of `layer_norm` without activation, as `group_norm_backward`."""
     shape = _args.trailing_shape(normalized_shape)
+    _args.check_trailing(x, shape)
     spec = _args.layer_spec(shape, eps, None)
     options = _args.Options(None, trailing=shape)
     return _backward(
