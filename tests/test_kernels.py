@@ -1121,7 +1121,7 @@ def test_softmax(rng, isa, dtype, shape, by_column):
         _testing.softmax(isa, y=y, maximum=maximum, sum=total, **common)
         expected = exact / exact.sum(axis, keepdims=True)
         result = np.append(y, marked(pitch - columns, dtype)).reshape(rows, pitch)
-        # x - maximum rounds by half an eps of itself, which exp turns into a relative error; exp and the product round too.
+        # x - maximum rounds by half an eps of itself, which exp makes a relative error of; exp and product round too.
         bound = (4 + np.ptp(x) / 2 + x.shape[axis] / 2) * eps
         np.testing.assert_allclose(result[:, :columns], expected.astype(np.float64), rtol=bound)
         np.testing.assert_array_equal(result[:, columns:], MARK)

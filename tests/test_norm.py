@@ -148,10 +148,12 @@ def test_backward_matches_the_reference(op, dtype, layout):
         expected, result = call.backward(reference, wider), call.backward(functional)
         axis = shape[1] if op != "layer_norm" else call.x.shape[-1]
         terms = call.x.size // axis
-        # |g| + mean |g| + |xhat| * mean |g * xhat| is below 12 or so. A statistic of few values may have no deviation to
-        # speak of: then errors grow, up to 316 times, which is 1 / sqrt(eps).
+        # |g| + mean |g| + |xhat| * mean |g * xhat| is below 12 or so. A statistic of few values may have hardly any
+        # deviation: then errors grow, up to 316 times, which is 1 / sqrt(eps).
         grown = amplification(call)
-        for value, want, size in zip(result, expected, (12 * grown * max(1, grown / 2), 2 * terms * grown, 2 * terms), strict=True):
+        for value, want, size in zip(
+            result, expected, (12 * grown * max(1, grown / 2), 2 * terms * grown, 2 * terms), strict=True
+        ):
             assert_near(value, want, np.abs(want) + size, eps, 4, f"{op}_backward {shape} {layout}")
 
 
@@ -206,7 +208,9 @@ def test_statistics_survive_a_large_mean(layout, rng):
     np.testing.assert_allclose(y, expected.y, rtol=1e-6, atol=1e-6)
     dy = rng.standard_normal(x.shape).astype(np.float32)
     result = functional.batch_norm_backward(dy, x, None, mean, inv, layout=layout)
-    exact = reference.batch_norm_backward(dy.astype(float), wide, None, wide.mean(axes), expected.inv_std, layout=layout)
+    exact = reference.batch_norm_backward(
+        dy.astype(float), wide, None, wide.mean(axes), expected.inv_std, layout=layout
+    )
     for value, want in zip(result, exact, strict=True):
         np.testing.assert_allclose(value, want, rtol=1e-5, atol=1e-6 * np.abs(want).max())
     for op in ("instance_norm", "layer_norm_channels"):
@@ -586,11 +590,19 @@ READ_ONLY.flags.writeable = False
 BAD = [
     (lambda f: f.batch_norm(X, None, V), ValueError, r"running_mean \(=None\) must be given, or training=True"),
     (lambda f: f.batch_norm([1.0], V, V), TypeError, r"x is of type list"),
-    (lambda f: f.batch_norm(X, V, V.astype(float)), TypeError, r"running_var \(dtype float64\) must have the dtype of x"),
+    (
+        lambda f: f.batch_norm(X, V, V.astype(float)),
+        TypeError,
+        r"running_var \(dtype float64\) must have the dtype of x",
+    ),
     (lambda f: f.batch_norm(X, V, V[:5]), ValueError, r"running_var \(shape \(5,\)\) must have shape \(6,\)"),
     (lambda f: f.batch_norm(X, V, V, V[:5]), ValueError, r"weight \(shape \(5,\)\) must have shape \(6,\)"),
     (lambda f: f.batch_norm(X, V, V, residual=X[:1]), ValueError, r"residual \(shape \(1, 6, 4, 4\)\)"),
-    (lambda f: f.batch_norm(X, V, V, layout="NHWC"), ValueError, r"running_mean \(shape \(6,\)\) must have shape \(4,\)"),
+    (
+        lambda f: f.batch_norm(X, V, V, layout="NHWC"),
+        ValueError,
+        r"running_mean \(shape \(6,\)\) must have shape \(4,\)",
+    ),
     (lambda f: f.batch_norm(X, V, V, layout="NCL"), ValueError, r"layout \(='NCL'\) must be one of 'NCHW', 'NHWC'"),
     (lambda f: f.batch_norm(X, V, V, eps=-1), ValueError, r"eps \(=-1\) must be at least 0"),
     (lambda f: f.batch_norm(X, V, V, eps="1"), TypeError, r"eps \(='1'\) must be a number"),

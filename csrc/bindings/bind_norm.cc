@@ -103,8 +103,9 @@ py::object norm(PyObject* const* args) {
       if (!(py::detail::array_proxy(args[i])->flags & py::detail::npy_api::NPY_ARRAY_WRITEABLE_) ||
           overlaps_itself(running))
         throw Refusal{"bad_output"};
-      for (const Read& read : {Read{args[1], op.x}, Read{args[2], op.weight}, Read{args[3], op.bias},
-                               Read{args[4], op.residual}, Read{args[11 - i], i == 5 ? op.running_var : op.running_mean}})
+      for (const Read& read :
+           {Read{args[1], op.x}, Read{args[2], op.weight}, Read{args[3], op.bias}, Read{args[4], op.residual},
+            Read{args[11 - i], i == 5 ? op.running_var : op.running_mean}})
         check_no_overlap(args[i], running, read.array, read.view);
     }
   }
@@ -128,12 +129,8 @@ py::object norm_backward_entry(PyObject* const* args) {
   op.lower = PyFloat_AsDouble(args[7]), op.upper = PyFloat_AsDouble(args[8]);
   if (PyErr_Occurred()) throw py::error_already_set();
   Result dx, dw, db;
-  const std::initializer_list<Read> reads = {{args[1], op.dy},
-                                             {args[2], op.x},
-                                             {args[3], op.weight},
-                                             {args[4], op.mean},
-                                             {args[5], op.inv_std},
-                                             {args[6], op.y}};
+  const std::initializer_list<Read> reads = {{args[1], op.dy},   {args[2], op.x},       {args[3], op.weight},
+                                             {args[4], op.mean}, {args[5], op.inv_std}, {args[6], op.y}};
   const bool needs_input = read_flag(args[9]), needs_weight = read_flag(args[10]), needs_bias = read_flag(args[11]);
   if (!needs_input && args[12] != Py_None) throw Refusal{"bad_output"};
   if (needs_input) dx = make_like(args[12], desc, op.x, reads), op.dx = dx.view;

@@ -538,9 +538,25 @@ void norm_sums(const std::string& isa, const Array<T>& dy, const Array<T>& x, co
   for (const auto* to : {&sum_g, &sum_gt, &sum_t}) {
     Reach().steps(by_column ? columns : merge ? 1 : rows, 1).within(*to, "there is a sum each");
   }
-  table<T>(isa).norm_sums({dy.data(), x.data(), data_or_null<T>(y), pitch, pitch, pitch, rows, columns, by_column,
-                           merge, norm_by_column, mean.data(), data_or_null<T>(scale), data_or_null<T>(offset),
-                           data_or_null<T>(weight), lower, upper, sum_g.mutable_data(), sum_gt.mutable_data(),
+  table<T>(isa).norm_sums({dy.data(),
+                           x.data(),
+                           data_or_null<T>(y),
+                           pitch,
+                           pitch,
+                           pitch,
+                           rows,
+                           columns,
+                           by_column,
+                           merge,
+                           norm_by_column,
+                           mean.data(),
+                           data_or_null<T>(scale),
+                           data_or_null<T>(offset),
+                           data_or_null<T>(weight),
+                           lower,
+                           upper,
+                           sum_g.mutable_data(),
+                           sum_gt.mutable_data(),
                            sum_t.mutable_data()});
 }
 
@@ -590,8 +606,8 @@ void softmax_gradient(const std::string& isa, Array<T> dx, const Array<T>& dy, c
   within_block<T>(dy, rows, columns, pitch);
   within_block<T>(y, rows, columns, pitch);
   if (by_column) Reach().steps(columns, 1).within(sum, "there is an entry each");
-  table<T>(isa).softmax_gradient({dx.mutable_data(), dy.data(), y.data(), rows, columns, pitch, by_column, logarithm,
-                                  sum.mutable_data()});
+  table<T>(isa).softmax_gradient(
+      {dx.mutable_data(), dy.data(), y.data(), rows, columns, pitch, by_column, logarithm, sum.mutable_data()});
 }
 
 // --- the module --------------------------------------------------------------------------------------------------
@@ -663,11 +679,10 @@ void bind_kernels(py::module_& m) {
         py::arg("residual") = py::none(), py::arg("pitch"), py::arg("rows"), py::arg("columns"), py::arg("by_column"),
         array("mean"), array("scale"), array("shift"), py::arg("weight") = py::none(), py::arg("bias") = py::none(),
         py::arg("activation") = 0, py::arg("a") = T{0}, py::arg("b") = T{0}, py::arg("streaming") = false);
-  m.def("norm_sums", &norm_sums<T>, isa, options, array("dy"), array("x"), py::arg("y") = py::none(),
-        py::arg("pitch"), py::arg("rows"), py::arg("columns"), py::arg("by_column"), py::arg("merge") = false,
-        py::arg("norm_by_column"), array("mean"), py::arg("scale") = py::none(), py::arg("offset") = py::none(),
-        py::arg("weight") = py::none(), py::arg("lower") = T{0}, py::arg("upper") = T{0}, array("sum_g"),
-        array("sum_gt"), array("sum_t"));
+  m.def("norm_sums", &norm_sums<T>, isa, options, array("dy"), array("x"), py::arg("y") = py::none(), py::arg("pitch"),
+        py::arg("rows"), py::arg("columns"), py::arg("by_column"), py::arg("merge") = false, py::arg("norm_by_column"),
+        array("mean"), py::arg("scale") = py::none(), py::arg("offset") = py::none(), py::arg("weight") = py::none(),
+        py::arg("lower") = T{0}, py::arg("upper") = T{0}, array("sum_g"), array("sum_gt"), array("sum_t"));
   m.def("norm_gradient", &norm_gradient<T>, isa, options, array("dx"), py::arg("offset"), array("dy"),
         py::arg("x") = py::none(), py::arg("y") = py::none(), py::arg("pitch"), py::arg("rows"), py::arg("columns"),
         py::arg("by_column"), array("mean"), array("a"), array("b"), array("c"), py::arg("weight") = py::none(),

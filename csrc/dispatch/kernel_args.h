@@ -169,7 +169,8 @@ struct MoveBlockArgs {
   int32_t accumulate;  // scatter: add to the tensor
 };
 
-// The norms' kernels work on a block of rows of neighbouring columns: element (r, c) of an operand lies at r * its pitch
+// The norms' kernels work on a block of rows of neighbouring columns: element (r, c) of an operand lies at r * its
+// pitch
 // + c. In one memory order a row is a run of pixels and in the other a column is a channel, so that whatever there is
 // one of a channel, group or row comes either by row or by column.
 
@@ -206,9 +207,9 @@ struct NormApplyArgs {
   int32_t streaming;  // store past the caches
 };
 
-// Sums over the rows of each column (by_column) or over the columns of each row, of g, g * t and t, where g = dy * weight,
-// or 0 where y is given and y <= lower or y >= upper, and t = x - mean, or (x - mean) * scale + offset. A sum by row
-// weighs the columns, one by column the rows.
+// Sums over the rows of each column (by_column) or over the columns of each row, of g, g * t and t, where g = dy *
+// weight, or 0 where y is given and y <= lower or y >= upper, and t = x - mean, or (x - mean) * scale + offset. A sum
+// by row weighs the columns, one by column the rows.
 template <class T>
 struct NormSumsArgs {
   const T* dy;

@@ -86,6 +86,16 @@ inline V sigmoid(V x) {
   return V::select_less(x, zero, e, one) / (one + e);
 }
 
+// sigmoid(x), and 1 - sigmoid(x) without the cancellation.
+template <class V>
+inline V sigmoid(V x, V& rest) {
+  using T = typename V::T;
+  const V zero = V::zero(), one = V::set1((T)1);
+  V e = exp(zero - V::abs(x), zero), share = one / (one + e);
+  rest = V::select_less(x, zero, share, e * share);
+  return V::select_less(x, zero, e * share, share);
+}
+
 // tanh(x) = m / (m + 2) with m = expm1(2x), which keeps small x exact in relative terms.
 template <class V>
 inline V tanh(V x) {

@@ -6,8 +6,8 @@
 
 namespace fastconv::FASTCONV_ISA_NS {
 
-// act'(x). For sigmoid and tanh x is their result, as autodiff keeps it. At a bend the derivative is the one of the side
-// that PyTorch takes.
+// act'(x). For sigmoid and tanh x is their result, as autodiff keeps it. At a bend the derivative is the one of the
+// side that PyTorch takes.
 template <int32_t kKind, class V>
 inline V slope(typename V::T a, typename V::T b, V x) {
   using T = typename V::T;
@@ -17,8 +17,8 @@ inline V slope(typename V::T a, typename V::T b, V x) {
     return V::select_less_equal(x, zero, zero, V::select_less_equal(V::set1((T)6), x, zero, one));
   if constexpr (kKind == 3) return V::select_less_equal(x, zero, V::set1(a), one);
   if constexpr (kKind == 4) {
-    const V s = sigmoid(x);
-    return fma(x * s, one - s, s);
+    V rest, s = sigmoid(x, rest);
+    return fma(x * s, rest, s);
   }
   if constexpr (kKind == 5) {
     const V three = V::set1((T)3), inner = fma(x, V::set1((T)1 / (T)3), half);
@@ -37,9 +37,9 @@ inline V slope(typename V::T a, typename V::T b, V x) {
   }
   if constexpr (kKind == 10) {
     const V c = V::set1((T)1.5957691216057307), k = V::set1((T)0.044715);
-    const V s = sigmoid(c * fma(k * x * x, x, x));
+    V rest, s = sigmoid(c * fma(k * x * x, x, x), rest);
     const V inner = c * fma(V::set1((T)3) * k * x, x, one);
-    return fma(x * s * (one - s), inner, s);
+    return fma(x * s * rest, inner, s);
   }
   if constexpr (kKind == 11) {
     const V inside = V::select_less(x, V::set1(a), zero, one);
@@ -56,9 +56,8 @@ inline void map_of(const MapArgs<T> p) {
       return write_row<V>(p.y, p.n, p.streaming,
                           [&](int64_t i, auto get) { return activate(kKind, p.a, p.b, get(p.x + i)); });
     case MapOp::add:
-      return write_row<V>(p.y, p.n, p.streaming, [&](int64_t i, auto get) {
-        return activate(kKind, p.a, p.b, get(p.x + i) + get(p.z + i));
-      });
+      return write_row<V>(p.y, p.n, p.streaming,
+                          [&](int64_t i, auto get) { return activate(kKind, p.a, p.b, get(p.x + i) + get(p.z + i)); });
     case MapOp::backward:
       // A derivative of 0 gives 0, whatever comes: an infinite dy is no NaN where a clamp holds.
       return write_row<V>(p.y, p.n, p.streaming, [&](int64_t i, auto get) {
@@ -157,9 +156,8 @@ inline void softmax_columns(const SoftmaxArgs<T> p) {
   constexpr int W = V::kLanes;
   const V lowest = V::set1(-(T)__builtin_inf()), one = V::set1((T)1);
   for (int64_t r = 0; r < p.rows; ++r)
-    write_row<V>(p.maximum, p.columns, false, [&](int64_t c, auto get) {
-      return max(r ? get(p.maximum + c) : lowest, get(p.x + r * p.pitch + c));
-    });
+    write_row<V>(p.maximum, p.columns, false,
+                 [&](int64_t c, auto get) { return max(r ? get(p.maximum + c) : lowest, get(p.x + r * p.pitch + c)); });
   for (int64_t r = 0; r < p.rows; ++r) {
     const T* x = p.x + r * p.pitch;
     T* y = p.y ? p.y + r * p.pitch : nullptr;

@@ -10,8 +10,8 @@
 
 namespace fastconv::FASTCONV_ISA_NS {
 
-// The arguments' structs go by value into the loops: a store of a vector may alias anything that has an address, and what
-// is only referred to would be loaded again after each.
+// The arguments' structs go by value into the loops: a store of a vector may alias anything that has an address, and
+// what is only referred to would be loaded again after each.
 namespace {
 
 // Rows that a sum by column takes at a time.
@@ -274,8 +274,7 @@ inline void sums_by_column(const NormSumsArgs<T> p) {
         if (p.y) d = through_clamp(d, get(p.y + i * p.y_pitch + c), lower, upper);
         if (p.weight) d = d * V::set1(p.weight[i]);
         V u = get(p.x + i * p.x_pitch + c) - (kNormByColumn ? mean : V::set1(p.mean[i]));
-        if (p.scale)
-          u = kNormByColumn ? fma(u, scale, offset) : fma(u, V::set1(p.scale[i]), V::set1(p.offset[i]));
+        if (p.scale) u = kNormByColumn ? fma(u, scale, offset) : fma(u, V::set1(p.scale[i]), V::set1(p.offset[i]));
         g = g + d;
         gt = fma(d, u, gt);
         t = t + u;

@@ -12,8 +12,8 @@ inline void stream_fence() {
 }
 
 // Writes n elements: value(i, get) is the vector from element i on, which reads its operands by get(pointer to theirs).
-// The last vector, and in a row that is streamed also one up to the first whole line, is masked. An element's value must
-// not depend on the lane that it falls into.
+// The last vector, and in a row that is streamed also one up to the first whole line, is masked. An element's value
+// must not depend on the lane that it falls into.
 template <class V, class Value>
 inline void write_row(typename V::T* y, int64_t n, bool streaming, Value value) {
   using T = typename V::T;
@@ -40,8 +40,8 @@ inline void write_row(typename V::T* y, int64_t n, bool streaming, Value value) 
   }
 }
 
-// The same for rows `pitch` apart, kTileRows at a time: column(i, get) loads what all rows share and gives a function of
-// the row.
+// The same for rows `pitch` apart, kTileRows at a time: column(i, get) loads what all rows share and gives a function
+// of the row.
 constexpr int kTileRows = 4;
 
 template <class V, class Column>

@@ -1,8 +1,8 @@
 // Normalisation: canonicalise -> statistics in pieces of fixed size, joined in order -> apply.
 //
-// x becomes (N, C, P) in one of two memory orders: planes, whose rows are the pixels of a channel, or columns, whose rows
-// are the channels of a pixel. No sum is ever divided by threads: pieces follow from the shape, each is summed by one
-// task, and they are joined in order, in double.
+// x becomes (N, C, P) in one of two memory orders: planes, whose rows are the pixels of a channel, or columns, whose
+// rows are the channels of a pixel. No sum is ever divided by threads: pieces follow from the shape, each is summed by
+// one task, and they are joined in order, in double.
 #include "fastconv/norm.h"
 
 #include <algorithm>
@@ -80,7 +80,8 @@ bool merged_stride(const TensorView& t, int first, int last, int64_t* stride) {
 
 bool lay_of(const NormDesc& desc, const TensorView& t, Lay* lay) {
   if (desc.kind == NormKind::layer)
-    return merged_stride(t, 0, t.ndim - desc.trailing, &lay->n) && merged_stride(t, t.ndim - desc.trailing, t.ndim, &lay->c);
+    return merged_stride(t, 0, t.ndim - desc.trailing, &lay->n) &&
+           merged_stride(t, t.ndim - desc.trailing, t.ndim, &lay->c);
   const int channel = channel_axis(desc, t);
   lay->n = t.strides[0], lay->c = t.strides[channel];
   return desc.channels_last ? merged_stride(t, 1, t.ndim - 1, &lay->p) : merged_stride(t, 2, t.ndim, &lay->p);
@@ -166,7 +167,8 @@ struct Norm {
   double low, inv;
   Norm() = default;
   Norm(double mean, double variance, double eps)
-      : high(static_cast<T>(mean)), low(std::isfinite(mean) ? mean - static_cast<double>(high) : 0),
+      : high(static_cast<T>(mean)),
+        low(std::isfinite(mean) ? mean - static_cast<double>(high) : 0),
         inv(1 / std::sqrt(variance + eps)) {}
   Norm(const Moments& m, double eps) : Norm(m.mean(), m.deviation() / m.count, eps) {}
 };
@@ -236,7 +238,8 @@ class NormCall {
     const int64_t row_bytes = inner * static_cast<int64_t>(sizeof(T));
     // Long rows are cut as well.
     const int64_t high = std::clamp<int64_t>(kTaskBytes / row_bytes, 1, outer);
-    const int64_t wide = high == 1 ? std::clamp<int64_t>(kTaskBytes / static_cast<int64_t>(sizeof(T)), 1, inner) : inner;
+    const int64_t wide =
+        high == 1 ? std::clamp<int64_t>(kTaskBytes / static_cast<int64_t>(sizeof(T)), 1, inner) : inner;
     const int64_t down = (outer + high - 1) / high, across = (inner + wide - 1) / wide;
     const int64_t tasks = (n1 - n0) * down * across;
     const double all = static_cast<double>(n1 - n0) * static_cast<double>(outer * row_bytes) * kByte * 2;
@@ -277,7 +280,8 @@ class NormCall {
     return apply_channels(0, shape_.N, mean, mean + shape_.C, mean + 2 * shape_.C);
   }
 
-  // --- statistics of a set: images [n0, n1) x channels [c0, c1) --------------------------------------------------------
+  // --- statistics of a set: images [n0, n1) x channels [c0, c1)
+  // --------------------------------------------------------
 
   // The pieces of one row of planes of `length`, or of rows that are merged.
   struct RowPieces {
@@ -377,9 +381,7 @@ class NormCall {
     });
   }
 
-  int64_t chunk_rows(int64_t k) const {
-    return std::min(kPieceRows, shape_.P - k % chunks_an_image() * kPieceRows);
-  }
+  int64_t chunk_rows(int64_t k) const { return std::min(kPieceRows, shape_.P - k % chunks_an_image() * kPieceRows); }
 
   // The moments of the channels of images [n0, n1), in columns.
   Status column_moments(int64_t n0, int64_t n1, bool large, Columns to) const {
@@ -400,7 +402,8 @@ class NormCall {
         [&](int64_t k, const T* part, int64_t c0, int64_t c1) {
           const double n = static_cast<double>(chunk_rows(k));
           if (k == 0)
-            for (int64_t c = c0; c < c1; ++c) to.about[c] = part[c], to.sum[c] = part[C + c], to.square[c] = part[2 * C + c];
+            for (int64_t c = c0; c < c1; ++c)
+              to.about[c] = part[c], to.sum[c] = part[C + c], to.square[c] = part[2 * C + c];
           else
             for (int64_t c = c0; c < c1; ++c) {
               const double d = part[c] - to.about[c], s = part[C + c];
@@ -716,8 +719,8 @@ class NormCall {
     }
   };
 
-  // dx = a * dy * weight + b * (x - high) + c over `count` elements, whose sums of dy * weight and of that times x minus
-  // the true mean are g and gt.
+  // dx = a * dy * weight + b * (x - high) + c over `count` elements, whose sums of dy * weight and of that times x
+  // minus the true mean are g and gt.
   struct Coefficients {
     double a, b, c;
     Coefficients(double inv, double low, double g, double gt, double count)
@@ -749,7 +752,8 @@ class NormCall {
     const int64_t outer = planes ? shape_.C : shape_.P, inner = planes ? shape_.P : shape_.C;
     const int64_t row_bytes = inner * static_cast<int64_t>(sizeof(T));
     const int64_t high = std::clamp<int64_t>(kTaskBytes / row_bytes, 1, outer);
-    const int64_t wide = high == 1 ? std::clamp<int64_t>(kTaskBytes / static_cast<int64_t>(sizeof(T)), 1, inner) : inner;
+    const int64_t wide =
+        high == 1 ? std::clamp<int64_t>(kTaskBytes / static_cast<int64_t>(sizeof(T)), 1, inner) : inner;
     const int64_t down = (outer + high - 1) / high, across = (inner + wide - 1) / wide;
     const int64_t tasks = (n1 - n0) * down * across;
     const double all = static_cast<double>(n1 - n0) * static_cast<double>(outer * row_bytes) * kByte * 3;
@@ -905,7 +909,8 @@ class NormCall {
         s = each(N, work(3), image);
     } else {
       const int64_t set = width * P;
-      const int64_t together = std::clamp<int64_t>(kSetBytes / (2 * set * static_cast<int64_t>(sizeof(T))), 1, groups());
+      const int64_t together =
+          std::clamp<int64_t>(kSetBytes / (2 * set * static_cast<int64_t>(sizeof(T))), 1, groups());
       const int64_t tasks_an_image = (groups() + together - 1) / together;
       s = each(N * tasks_an_image, work(3), [&](int64_t i) {
         const int64_t n = i / tasks_an_image, g0 = i % tasks_an_image * together;

@@ -10,7 +10,8 @@ namespace fastconv::ops {
 // A block from the output cache, for partial results of a call.
 class Scratch {
  public:
-  explicit Scratch(int64_t bytes) : bytes_(static_cast<size_t>(bytes)), data_(bytes ? output_allocate(bytes_) : nullptr) {}
+  explicit Scratch(int64_t bytes)
+      : bytes_(static_cast<size_t>(bytes)), data_(bytes ? output_allocate(bytes_) : nullptr) {}
   ~Scratch() {
     if (data_) output_release(data_, bytes_);
   }
@@ -30,8 +31,8 @@ inline bool streams(int64_t bytes) {
   return bytes > std::max(caches.l3, caches.l2);
 }
 
-// Sums about a fixed point, in double: of values that came as sums about their own mean. In what order they come decides
-// the bits.
+// Sums about a fixed point, in double: of values that came as sums about their own mean. In what order they come
+// decides the bits.
 struct Moments {
   double count = 0, about = 0, sum = 0, square = 0;
 

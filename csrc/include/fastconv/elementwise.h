@@ -4,8 +4,8 @@
 
 namespace fastconv {
 
-// All operands have one shape and lie alike in memory, dense in some order of the axes (else `unsupported`). y may be an
-// operand itself.
+// All operands have one shape and lie alike in memory, dense in some order of the axes (else `unsupported`). y may be
+// an operand itself.
 Status map_forward(const Activation& act, const TensorView& x, const TensorView& y);                  // act(x)
 Status map_add(const Activation& act, const TensorView& x, const TensorView& z, const TensorView& y);  // act(x + z)
 // dy * act'(x), where sigmoid and tanh are given act(x) as x.

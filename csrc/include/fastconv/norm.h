@@ -2,8 +2,8 @@
 //
 //   y = act((x - mean) / sqrt(var + eps) * weight + bias + residual)
 //
-// A kind says what shares a mean and a variance: a channel over the batch, a group of channels of an image, the trailing
-// axes of a row, or the channels of a pixel.
+// A kind says what shares a mean and a variance: a channel over the batch, a group of channels of an image, the
+// trailing axes of a row, or the channels of a pixel.
 #pragma once
 #include "fastconv/conv.h"
 
@@ -42,9 +42,9 @@ struct NormGradients {
   TensorView dy, x;
   TensorView weight;           // absent: all ones
   TensorView mean, inv_std;    // kind batch: those of the forward pass
-  TensorView y;                // the result of a clamp, whose gradient is 0 where y <= lower or y >= upper; may be absent
+  TensorView y;  // the result of a clamp, whose gradient is 0 where y <= lower or y >= upper; may be absent
   double lower = 0, upper = 0;
-  TensorView dx, dw, db;       // each may be absent
+  TensorView dx, dw, db;  // each may be absent
 };
 Status norm_backward(const NormDesc& desc, const NormGradients& operands);
 

@@ -73,11 +73,7 @@ def _eps(value: object) -> float:
 
 
 def _hashable_activation(activation: Activation) -> Activation:
-    return (
-        activation
-        if activation is None or type(activation) is str
-        else _activation_parts("activation", activation)
-    )
+    return activation if activation is None or type(activation) is str else _activation_parts("activation", activation)
 
 
 def _layout(layout: str, ndim: int) -> bool:
@@ -129,9 +125,7 @@ def batch_spec(
     return _spec(_BATCH, last, 0, 0, training, _eps(eps), share, unbiased, act)
 
 
-def group_spec(
-    x: object, layout: str, num_groups: int | None, eps: float, activation: Activation
-) -> _core.NormSpec:
+def group_spec(x: object, layout: str, num_groups: int | None, eps: float, activation: Activation) -> _core.NormSpec:
     """The options of a group norm; None groups: a group a channel."""
     groups = 0
     if num_groups is not None:
@@ -258,9 +252,7 @@ def _check_forward(arrays: Mapping[str, object], options: Options) -> Shape:
     return x.shape
 
 
-def forward_error(
-    refusal: _core.Refused, op: str, arrays: Mapping[str, object], options: Options
-) -> Exception | None:
+def forward_error(refusal: _core.Refused, op: str, arrays: Mapping[str, object], options: Options) -> Exception | None:
     """Why `_core` refused a forward pass; None where it is only the order in memory."""
     error = _first_error(refusal, lambda: _check_forward(arrays, options), arrays["x"], op)
     return None if isinstance(error, RuntimeError) and refusal.args[0] == "unsupported" else error

@@ -83,52 +83,52 @@ def _backward(
 
 
 def relu(x: Array, *, out: Array | None = None) -> Array:
-    """max(x, 0)."""
+    """Give max(x, 0)."""
     return _forward("relu", _RELU, x, out)
 
 
 def relu_backward(dy: Array, x: Array, *, out: Array | None = None) -> Array:
-    """dy where x > 0, else 0; x may be relu's input or its result."""
+    """Give dy where x > 0, else 0; x may be relu's input or its result."""
     return _backward("relu_backward", _RELU, dy, x, out)
 
 
 def relu6(x: Array, *, out: Array | None = None) -> Array:
-    """min(max(x, 0), 6)."""
+    """Give min(max(x, 0), 6)."""
     return _forward("relu6", _RELU6, x, out)
 
 
 def relu6_backward(dy: Array, x: Array, *, out: Array | None = None) -> Array:
-    """dy where 0 < x < 6, else 0; x may be relu6's input or its result."""
+    """Give dy where 0 < x < 6, else 0; x may be relu6's input or its result."""
     return _backward("relu6_backward", _RELU6, dy, x, out)
 
 
 def leaky_relu(x: Array, negative_slope: float = 0.01, *, out: Array | None = None) -> Array:
-    """x where x >= 0, else negative_slope * x."""
+    """Give x where x >= 0, else negative_slope * x."""
     return _forward("leaky_relu", _args.leaky(negative_slope), x, out)
 
 
 def leaky_relu_backward(dy: Array, x: Array, negative_slope: float = 0.01, *, out: Array | None = None) -> Array:
-    """dy where x > 0, else negative_slope * dy."""
+    """Give dy where x > 0, else negative_slope * dy."""
     return _backward("leaky_relu_backward", _args.leaky(negative_slope), dy, x, out)
 
 
 def silu(x: Array, *, out: Array | None = None) -> Array:
-    """x * sigmoid(x)."""
+    """Give x * sigmoid(x)."""
     return _forward("silu", _SILU, x, out)
 
 
 def silu_backward(dy: Array, x: Array, *, out: Array | None = None) -> Array:
-    """dy * s * (1 + x * (1 - s)), s = sigmoid(x)."""
+    """Give dy * s * (1 + x * (1 - s)), s = sigmoid(x)."""
     return _backward("silu_backward", _SILU, dy, x, out)
 
 
 def hardswish(x: Array, *, out: Array | None = None) -> Array:
-    """x * clip(x / 6 + 1 / 2, 0, 1)."""
+    """Give x * clip(x / 6 + 1 / 2, 0, 1)."""
     return _forward("hardswish", _HARDSWISH, x, out)
 
 
 def hardswish_backward(dy: Array, x: Array, *, out: Array | None = None) -> Array:
-    """dy * (0 where x <= -3, 1 where x >= 3, else x / 3 + 1 / 2)."""
+    """Give dy * (0 where x <= -3, 1 where x >= 3, else x / 3 + 1 / 2)."""
     return _backward("hardswish_backward", _HARDSWISH, dy, x, out)
 
 
@@ -138,17 +138,17 @@ def sigmoid(x: Array, *, out: Array | None = None) -> Array:
 
 
 def sigmoid_backward(dy: Array, y: Array, *, out: Array | None = None) -> Array:
-    """dy * y * (1 - y), y = sigmoid(x)."""
+    """Give dy * y * (1 - y), y = sigmoid(x)."""
     return _backward("sigmoid_backward", _SIGMOID, dy, y, out, "y")
 
 
 def hardsigmoid(x: Array, *, out: Array | None = None) -> Array:
-    """clip(x / 6 + 1 / 2, 0, 1)."""
+    """Give clip(x / 6 + 1 / 2, 0, 1)."""
     return _forward("hardsigmoid", _HARDSIGMOID, x, out)
 
 
 def hardsigmoid_backward(dy: Array, x: Array, *, out: Array | None = None) -> Array:
-    """dy / 6 where -3 < x < 3, else 0."""
+    """Give dy / 6 where -3 < x < 3, else 0."""
     return _backward("hardsigmoid_backward", _HARDSIGMOID, dy, x, out)
 
 
@@ -158,34 +158,34 @@ def tanh(x: Array, *, out: Array | None = None) -> Array:
 
 
 def tanh_backward(dy: Array, y: Array, *, out: Array | None = None) -> Array:
-    """dy * (1 - y * y), y = tanh(x)."""
+    """Give dy * (1 - y * y), y = tanh(x)."""
     return _backward("tanh_backward", _TANH, dy, y, out, "y")
 
 
 def gelu(x: Array, approximate: str = "none", *, out: Array | None = None) -> Array:
-    """x * Phi(x), Phi the normal distribution, or with approximate="tanh" its usual approximation by tanh."""
+    """Give x * Phi(x), Phi the normal distribution, or with approximate="tanh" its usual approximation by tanh."""
     return _forward("gelu", _args.gelu(approximate), x, out)
 
 
 def gelu_backward(dy: Array, x: Array, approximate: str = "none", *, out: Array | None = None) -> Array:
-    """dy * (Phi(x) + x * Phi'(x)), or the derivative of the approximation."""
+    """Give dy * (Phi(x) + x * Phi'(x)), or the derivative of the approximation."""
     return _backward("gelu_backward", _args.gelu(approximate), dy, x, out)
 
 
 def clip(x: Array, min: float | None = None, max: float | None = None, *, out: Array | None = None) -> Array:
-    """min(max(x, min), max) element by element; None is no bound."""
+    """Give min(max(x, min), max) element by element; None is no bound."""
     return _forward("clip", _args.clip(min, max), x, out)
 
 
 def clip_backward(
     dy: Array, x: Array, min: float | None = None, max: float | None = None, *, out: Array | None = None
 ) -> Array:
-    """dy where min <= x <= max, else 0."""
+    """Give dy where min <= x <= max, else 0."""
     return _backward("clip_backward", _args.clip(min, max), dy, x, out)
 
 
 def add(x: Array, y: Array, *, activation: Activation = None, out: Array | None = None) -> Array:
-    """act(x + y) of two arrays of one shape; `activation` as for `conv2d`. Nothing is broadcast."""
+    """Give act(x + y) of two arrays of one shape; `activation` as for `conv2d`. Nothing is broadcast."""
     act = _args.activation(activation)
     try:
         return _core.add(act, x, y, out)
@@ -223,20 +223,20 @@ def _softmax_backward(op: str, dy: Array, y: Array, axis: int, logarithm: bool, 
 
 
 def softmax(x: Array, axis: int = -1, *, out: Array | None = None) -> Array:
-    """exp(x) / sum of exp(x) along the axis, computed about the largest x."""
+    """Give exp(x) / sum of exp(x) along the axis, computed about the largest x."""
     return _softmax("softmax", x, axis, False, out)
 
 
 def softmax_backward(dy: Array, y: Array, axis: int = -1, *, out: Array | None = None) -> Array:
-    """y * (dy - sum of dy * y along the axis), y = softmax(x)."""
+    """Give y * (dy - sum of dy * y along the axis), y = softmax(x)."""
     return _softmax_backward("softmax_backward", dy, y, axis, False, out)
 
 
 def log_softmax(x: Array, axis: int = -1, *, out: Array | None = None) -> Array:
-    """x - log(sum of exp(x) along the axis), computed about the largest x."""
+    """Give x - log(sum of exp(x) along the axis), computed about the largest x."""
     return _softmax("log_softmax", x, axis, True, out)
 
 
 def log_softmax_backward(dy: Array, y: Array, axis: int = -1, *, out: Array | None = None) -> Array:
-    """dy - exp(y) * sum of dy along the axis, y = log_softmax(x)."""
+    """Give dy - exp(y) * sum of dy along the axis, y = log_softmax(x)."""
     return _softmax_backward("log_softmax_backward", dy, y, axis, True, out)

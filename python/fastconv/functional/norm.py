@@ -185,9 +185,7 @@ def batch_norm(
     if training is not True:
         spec = _args.batch_spec(x, layout, training, momentum, eps, momentum_convention, running_variance, activation)
         options = _args.Options(layout, training=False)
-        result: Array = _forward(
-            "batch_norm", spec, x, weight, bias, residual, running_mean, running_var, out, options
-        )
+        result: Array = _forward("batch_norm", spec, x, weight, bias, residual, running_mean, running_var, out, options)
         return result
     return batch_norm_train(
         x,
@@ -307,9 +305,7 @@ def group_norm_backward(
     """
     spec = _args.group_spec(x, layout, num_groups, eps, None)
     options = _args.Options(layout, groups=num_groups)
-    return _backward(
-        "group_norm_backward", spec, dy, x, weight, None, None, None, (0.0, 0.0), needs, out, options
-    )
+    return _backward("group_norm_backward", spec, dy, x, weight, None, None, None, (0.0, 0.0), needs, out, options)
 
 
 def instance_norm(
@@ -344,9 +340,7 @@ def instance_norm_backward(
     """The gradients of `instance_norm` without activation, as `group_norm_backward`."""
     spec = _args.group_spec(x, layout, None, eps, None)
     options = _args.Options(layout)
-    return _backward(
-        "instance_norm_backward", spec, dy, x, weight, None, None, None, (0.0, 0.0), needs, out, options
-    )
+    return _backward("instance_norm_backward", spec, dy, x, weight, None, None, None, (0.0, 0.0), needs, out, options)
 
 
 # -------------------------------------------------------------------------------------------------------- layer norm
@@ -389,9 +383,7 @@ def layer_norm_backward(
     _args.check_trailing(x, shape)
     spec = _args.layer_spec(shape, eps, None)
     options = _args.Options(None, trailing=shape)
-    return _backward(
-        "layer_norm_backward", spec, dy, x, weight, None, None, None, (0.0, 0.0), needs, out, options
-    )
+    return _backward("layer_norm_backward", spec, dy, x, weight, None, None, None, (0.0, 0.0), needs, out, options)
 
 
 def layer_norm_channels(

@@ -86,52 +86,52 @@ def _log_softmax(x: Array, axis: int) -> Array:
 
 
 def relu(x: Array, *, out: Array | None = None) -> Array:
-    """max(x, 0)."""
+    """Give max(x, 0)."""
     return _result(activate(x, "relu"), x, out)
 
 
 def relu_backward(dy: Array, x: Array, *, out: Array | None = None) -> Array:
-    """dy where x > 0, else 0; x may be relu's input or its result."""
+    """Give dy where x > 0, else 0; x may be relu's input or its result."""
     return _result(np.where(x <= 0, 0, dy), dy, out)
 
 
 def relu6(x: Array, *, out: Array | None = None) -> Array:
-    """min(max(x, 0), 6)."""
+    """Give min(max(x, 0), 6)."""
     return _result(activate(x, "relu6"), x, out)
 
 
 def relu6_backward(dy: Array, x: Array, *, out: Array | None = None) -> Array:
-    """dy where 0 < x < 6, else 0; x may be relu6's input or its result."""
+    """Give dy where 0 < x < 6, else 0; x may be relu6's input or its result."""
     return _result(np.where((x <= 0) | (x >= 6), 0, dy), dy, out)
 
 
 def leaky_relu(x: Array, negative_slope: float = 0.01, *, out: Array | None = None) -> Array:
-    """x where x >= 0, else negative_slope * x."""
+    """Give x where x >= 0, else negative_slope * x."""
     return _result(activate(x, ("leaky_relu", negative_slope)), x, out)
 
 
 def leaky_relu_backward(dy: Array, x: Array, negative_slope: float = 0.01, *, out: Array | None = None) -> Array:
-    """dy where x > 0, else negative_slope * dy."""
+    """Give dy where x > 0, else negative_slope * dy."""
     return _result(np.where(x <= 0, x.dtype.type(negative_slope) * dy, dy), dy, out)
 
 
 def silu(x: Array, *, out: Array | None = None) -> Array:
-    """x * sigmoid(x)."""
+    """Give x * sigmoid(x)."""
     return _result(activate(x, "silu"), x, out)
 
 
 def silu_backward(dy: Array, x: Array, *, out: Array | None = None) -> Array:
-    """dy * s * (1 + x * (1 - s)), s = sigmoid(x)."""
+    """Give dy * s * (1 + x * (1 - s)), s = sigmoid(x)."""
     return _result(dy * _silu_slope(x), dy, out)
 
 
 def hardswish(x: Array, *, out: Array | None = None) -> Array:
-    """x * clip(x / 6 + 1 / 2, 0, 1)."""
+    """Give x * clip(x / 6 + 1 / 2, 0, 1)."""
     return _result(activate(x, "hardswish"), x, out)
 
 
 def hardswish_backward(dy: Array, x: Array, *, out: Array | None = None) -> Array:
-    """dy * (0 where x <= -3, 1 where x >= 3, else x / 3 + 1 / 2)."""
+    """Give dy * (0 where x <= -3, 1 where x >= 3, else x / 3 + 1 / 2)."""
     return _result(dy * np.where(x <= -3, 0, np.where(x >= 3, 1, x / 3 + x.dtype.type(0.5))), dy, out)
 
 
@@ -141,17 +141,17 @@ def sigmoid(x: Array, *, out: Array | None = None) -> Array:
 
 
 def sigmoid_backward(dy: Array, y: Array, *, out: Array | None = None) -> Array:
-    """dy * y * (1 - y), y = sigmoid(x)."""
+    """Give dy * y * (1 - y), y = sigmoid(x)."""
     return _result(dy * y * (1 - y), dy, out)
 
 
 def hardsigmoid(x: Array, *, out: Array | None = None) -> Array:
-    """clip(x / 6 + 1 / 2, 0, 1)."""
+    """Give clip(x / 6 + 1 / 2, 0, 1)."""
     return _result(activate(x, "hardsigmoid"), x, out)
 
 
 def hardsigmoid_backward(dy: Array, x: Array, *, out: Array | None = None) -> Array:
-    """dy / 6 where -3 < x < 3, else 0."""
+    """Give dy / 6 where -3 < x < 3, else 0."""
     return _result(np.where((x <= -3) | (x >= 3), 0, dy / 6), dy, out)
 
 
@@ -161,52 +161,54 @@ def tanh(x: Array, *, out: Array | None = None) -> Array:
 
 
 def tanh_backward(dy: Array, y: Array, *, out: Array | None = None) -> Array:
-    """dy * (1 - y * y), y = tanh(x)."""
+    """Give dy * (1 - y * y), y = tanh(x)."""
     return _result(dy * (1 - y * y), dy, out)
 
 
 def gelu(x: Array, approximate: str = "none", *, out: Array | None = None) -> Array:
-    """x * Phi(x), Phi the normal distribution, or with approximate="tanh" its usual approximation by tanh."""
+    """Give x * Phi(x), Phi the normal distribution, or with approximate="tanh" its usual approximation by tanh."""
     return _result(activate(x, "gelu" if approximate == "none" else "gelu_tanh"), x, out)
 
 
 def gelu_backward(dy: Array, x: Array, approximate: str = "none", *, out: Array | None = None) -> Array:
-    """dy * (Phi(x) + x * Phi'(x)), or the derivative of the approximation."""
+    """Give dy * (Phi(x) + x * Phi'(x)), or the derivative of the approximation."""
     return _result(dy * _gelu_slope(x, approximate), dy, out)
 
 
 def clip(x: Array, min: float | None = None, max: float | None = None, *, out: Array | None = None) -> Array:
-    """min(max(x, min), max) element by element; None is no bound."""
-    return _result(np.clip(x, None if min is None else x.dtype.type(min), None if max is None else x.dtype.type(max)), x, out)
+    """Give min(max(x, min), max) element by element; None is no bound."""
+    return _result(
+        np.clip(x, None if min is None else x.dtype.type(min), None if max is None else x.dtype.type(max)), x, out
+    )
 
 
 def clip_backward(
     dy: Array, x: Array, min: float | None = None, max: float | None = None, *, out: Array | None = None
 ) -> Array:
-    """dy where min <= x <= max, else 0."""
+    """Give dy where min <= x <= max, else 0."""
     return _result(np.where((x < _bound(min, -math.inf, x)) | (x > _bound(max, math.inf, x)), 0, dy), dy, out)
 
 
 def add(x: Array, y: Array, *, activation: Activation = None, out: Array | None = None) -> Array:
-    """act(x + y) of two arrays of one shape; `activation` as for `conv2d`. Nothing is broadcast."""
+    """Give act(x + y) of two arrays of one shape; `activation` as for `conv2d`. Nothing is broadcast."""
     return _result(activate(x + y, activation), x, out)
 
 
 def softmax(x: Array, axis: int = -1, *, out: Array | None = None) -> Array:
-    """exp(x) / sum of exp(x) along the axis, computed about the largest x."""
+    """Give exp(x) / sum of exp(x) along the axis, computed about the largest x."""
     return _result(_softmax(x, axis), x, out)
 
 
 def softmax_backward(dy: Array, y: Array, axis: int = -1, *, out: Array | None = None) -> Array:
-    """y * (dy - sum of dy * y along the axis), y = softmax(x)."""
+    """Give y * (dy - sum of dy * y along the axis), y = softmax(x)."""
     return _result(y * (dy - (dy * y).sum(axis, keepdims=True)), dy, out)
 
 
 def log_softmax(x: Array, axis: int = -1, *, out: Array | None = None) -> Array:
-    """x - log(sum of exp(x) along the axis), computed about the largest x."""
+    """Give x - log(sum of exp(x) along the axis), computed about the largest x."""
     return _result(_log_softmax(x, axis), x, out)
 
 
 def log_softmax_backward(dy: Array, y: Array, axis: int = -1, *, out: Array | None = None) -> Array:
-    """dy - exp(y) * sum of dy along the axis, y = log_softmax(x)."""
+    """Give dy - exp(y) * sum of dy along the axis, y = log_softmax(x)."""
     return _result(dy - np.exp(y) * dy.sum(axis, keepdims=True), dy, out)

@@ -74,7 +74,7 @@ def _affine(y: Array, weight: Array | None, bias: Array | None) -> Array:
 
 
 def _grouped(x: Array, groups: int, layout: str) -> tuple[Array, tuple[int, ...]]:
-    """x with its channels first and taken apart in groups, and the axes that share statistics."""
+    """Lay x out with its channels first and taken apart in groups, and the axes that share statistics."""
     first = np.moveaxis(x, _channel_axis(layout, x.ndim), 1)
     parts = first.reshape(len(x), groups, first.shape[1] // groups, *first.shape[2:])
     return parts, tuple(range(2, parts.ndim))
@@ -87,7 +87,7 @@ def _ungrouped(parts: Array, x: Array, layout: str) -> Array:
 
 
 def _normalised(x: Array, axes: tuple[int, ...], eps: float) -> tuple[Array, Array]:
-    """xhat and 1 / sqrt(var + eps)."""
+    """Give xhat and 1 / sqrt(var + eps)."""
     centred = x - x.mean(axes, keepdims=True)
     inv = 1 / np.sqrt((centred * centred).mean(axes, keepdims=True) + x.dtype.type(eps))
     return centred * inv, inv
