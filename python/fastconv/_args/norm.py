@@ -18,7 +18,6 @@ from . import (
     _activation,
     _activation_parts,
     _check_arrays,
-    _check_flag,
     _check_out,
     _check_shape,
     _check_written,
@@ -105,7 +104,7 @@ def _spec(
 def batch_spec(
     x: object,
     layout: str,
-    training: bool,
+    training: object,
     momentum: float,
     eps: float,
     momentum_convention: str,
@@ -113,8 +112,8 @@ def batch_spec(
     activation: Activation,
 ) -> _core.NormSpec:
     """The options of a batch norm, with the momentum as the share of the batch."""
-    if training is not True and training is not False:
-        _check_flag("training", training)
+    if not isinstance(training, bool):
+        raise TypeError(f"training (={training!r}) must be True or False, not {_type_name(training)}")
     share = _number("momentum", momentum)
     if not 0 <= share <= 1:
         raise ValueError(f"momentum (={momentum!r}) must be from 0 to 1")
@@ -194,8 +193,13 @@ def clamp_bounds(activation: Activation, y: object) -> tuple[float, float]:
 # ------------------------------------------------------------------------------------------------ refused calls
 
 
-def dense(a: Array | None) -> Array | None:
+def dense(a: Array) -> Array:
     """A C-contiguous copy, or the array itself where it is one."""
+    return np.ascontiguousarray(a)
+
+
+def dense_or_none(a: Array | None) -> Array | None:
+    """The same of what may be absent."""
     return None if a is None else np.ascontiguousarray(a)
 
 

@@ -12,9 +12,9 @@ At a bend it takes the derivative that PyTorch does: relu's is 0 at 0. Where a c
 infinite dy. The gradient of `add` with respect to either operand is dy (with an activation, that of the activation at
 x + y): there is no function for it.
 
-**Arrays** have any number of dimensions up to 5. The result lies in memory as x does; `out` may be an operand itself, and
-is written in place then. Arrays that are one dense block, in any order of axes, and operands that lie alike are read in
-place; others are copied first. How exact the functions are is in docs/numerics.md.
+**Arrays** have any number of dimensions up to 5. The result lies in memory as x does; `out` may be an operand itself,
+and is written in place then. Arrays that are one dense block, in any order of axes, and operands that lie alike are
+read in place; others are copied first. How exact the functions are is in docs/numerics.md.
 """
 
 from __future__ import annotations

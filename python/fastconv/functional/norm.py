@@ -1,13 +1,12 @@
-"""Normalisation, forward and backward: batch, group, instance and layer norm, and local response normalisation.
+"""Normalisation, forward and backward: batch, group, instance and layer norm.
 
     y = act((x - mean) / sqrt(var + eps) * weight + bias + residual)
 
-    batch_norm            a mean and a variance for each channel, over N and pixels (Ioffe and Szegedy, arXiv:1502.03167)
-    group_norm            for each image and group of neighbouring channels, over these and pixels (Wu and He, 1803.08494)
-    instance_norm         for each image and channel, over pixels (Ulyanov, Vedaldi and Lempitsky, 1607.08022)
-    layer_norm            for each row, over the trailing axes (Ba, Kiros and Hinton, 1607.06450)
+    batch_norm            for each channel, over N and pixels (Ioffe and Szegedy, arXiv:1502.03167)
+    group_norm            for each image and group of channels, over these and pixels (Wu and He, arXiv:1803.08494)
+    instance_norm         for each image and channel, over pixels (Ulyanov, Vedaldi and Lempitsky, arXiv:1607.08022)
+    layer_norm            for each row, over the trailing axes (Ba, Kiros and Hinton, arXiv:1607.06450)
     layer_norm_channels   for each pixel, over channels, as in ConvNeXt
-    local_response_norm   x / (k + alpha / size * sum of x^2 over `size` neighbouring channels)^beta (AlexNet, section 3.3)
 
 var is the mean of (x - mean)^2. The mean is kept in two numbers of the dtype, so that a mean of 1e4 with a deviation of
 1e-2 is no trouble in float32. Weight and bias have an entry a channel (`layer_norm`: the shape of the axes that it
@@ -21,9 +20,9 @@ normalises over); None stands for ones and zeros.
 Where the statistics were given (inference), the input's gradient is g / sqrt(var + eps).
 
 **Arrays.** Images are (N, C, ...) or, with layout "NHWC", (N, ..., C), of 2 to 5 dimensions; "NCL" and "NLC" name the
-axes of 3-D arrays and "NCDHW" and "NDHWC" those of 5-D ones. They are read in place where the pixels of a channel or the
-channels of a pixel are neighbours in memory, and the pixels evenly apart; the same order for all operands of a call.
-Others are copied to contiguous ones first, which is slow.
+axes of 3-D arrays and "NCDHW" and "NDHWC" those of 5-D ones. They are read in place where the pixels of a channel or
+the channels of a pixel are neighbours in memory, and the pixels evenly apart; the same order for all operands of a
+call. Others are copied to contiguous ones first, which is slow.
 """
 
 from __future__ import annotations
@@ -94,8 +93,8 @@ def _forward(
         }
         if (error := _args.forward_error(refusal, op, arrays, options)) is not None:
             raise error from None
-    dense = [_args.dense(a) for a in (x, weight, bias, residual)]
-    result = _core.norm(spec, dense[0], dense[1], dense[2], dense[3], running_mean, running_var, None)
+    w, b, r = map(_args.dense_or_none, (weight, bias, residual))
+    result = _core.norm(spec, _args.dense(x), w, b, r, running_mean, running_var, None)
     if out is None:
         return result
     if not isinstance(result, tuple):
@@ -126,8 +125,8 @@ def _backward(
         arrays = {"dy": dy, "x": x, "weight": weight, "mean": mean, "inv_std": inv_std, "y": y, "out": out}
         if (error := _args.backward_error(refusal, op, arrays, options, wanted)) is not None:
             raise error from None
-    d = [_args.dense(a) for a in (dy, x, weight, y)]
-    result = _core.norm_backward(spec, d[0], d[1], d[2], mean, inv_std, d[3], *bounds, *wanted, None)
+    g, u, w, r = _args.dense(dy), _args.dense(x), _args.dense_or_none(weight), _args.dense_or_none(y)
+    result = _core.norm_backward(spec, g, u, w, mean, inv_std, r, *bounds, *wanted, None)
     if out is not None:
         out[...] = result[0]
         result = (out, *result[1:])
@@ -156,20 +155,22 @@ def batch_norm(
 ) -> Array:
     """Batch norm: by the running statistics, or, with training=True, by the batch's.
 
-    In training the running arrays, where they are given, are updated in place; `batch_norm_train` does the same and also
-    returns what the gradient wants. Nothing is written by a call that raises.
+    In training the running arrays, where they are given, are updated in place; `batch_norm_train` does the same and
+    also returns what the gradient wants. Nothing is written by a call that raises.
 
     Args:
         x: (N, C), (N, C, L), (N, C, H, W) or (N, C, D, H, W), or with C last.
-        running_mean, running_var: (C,); may be None in training.
-        weight, bias: (C,), or None.
+        running_mean: (C,); may be None in training.
+        running_var: as running_mean.
+        weight: (C,), or None.
+        bias: as weight.
         training: use the batch's statistics. It needs at least 2 values a channel.
         momentum: from 0 to 1.
         eps: is added to the variance; not negative.
         momentum_convention: "torch": running = (1 - momentum) * running + momentum * batch; "keras": running =
             momentum * running + (1 - momentum) * batch, whose usual momentum is 0.99.
-        running_variance: the variance that goes into running_var: "unbiased" (over n - 1, as PyTorch) or "biased" (over n,
-            as Keras). What x is normalised by is over n always.
+        running_variance: the variance that goes into running_var: "unbiased" (over n - 1, as PyTorch) or "biased" (over
+            n, as Keras). What x is normalised by is over n always.
         residual: of x's shape; is added before the activation.
         activation: as for `conv2d`.
         layout: the axes of x and residual.
@@ -248,12 +249,12 @@ def batch_norm_backward(
         dy: the gradient of the result, of x's shape.
         x: the input.
         weight: (C,), or None.
-        mean, inv_std: (C,): as `batch_norm_train` returned them, or in inference running_mean and
-            1 / sqrt(running_var + eps).
+        mean: (C,): as `batch_norm_train` returned it, or in inference running_mean.
+        inv_std: (C,): likewise, or 1 / sqrt(running_var + eps).
         training: whether the statistics were the batch's own, and so depend on x.
         needs: which gradients to compute; the others are None.
-        y: the result of the forward pass, where it had an activation: its gradient is applied on the way. The gradient of
-            a residual is then `relu_backward(dy, y)` or its like.
+        y: the result of the forward pass, where it had an activation: its gradient is applied on the way. The gradient
+            of a residual is then `relu_backward(dy, y)` or its like.
         activation: None, "relu", "relu6" or ("clip", lower, upper), whose gradient y tells.
         layout: the axes of dy, x, y and the input's gradient.
         out: the array of the input's gradient.

@@ -59,7 +59,8 @@ def _bound(value: float | None, otherwise: float, x: Array) -> Any:
 
 def _silu_slope(x: Array) -> Array:
     s = activate(x, "sigmoid")
-    return s * (1 + x * (1 - s))
+    slope: Array = s * (1 + x * (1 - s))
+    return slope
 
 
 def _gelu_slope(x: Array, approximate: str) -> Array:
@@ -70,7 +71,8 @@ def _gelu_slope(x: Array, approximate: str) -> Array:
     c = x.dtype.type(2 * math.sqrt(2 / math.pi))
     k = x.dtype.type(0.044715)
     s = activate(c * (x + k * x**3), "sigmoid")
-    return s + x * s * (1 - s) * c * (1 + 3 * k * x * x)
+    slope = s + x * s * (1 - s) * c * (1 + 3 * k * x * x)
+    return slope
 
 
 def _softmax(x: Array, axis: int) -> Array:
