@@ -554,6 +554,49 @@ def test_bias_gradient_is_exact_on_integers():
             np.testing.assert_array_equal(result.bias, expected)
 
 
+# ------------------------------------------------------------------------------------------------ local response norm
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_local_response_norm(dtype, layout, rng):
+    eps = np.finfo(dtype).eps
+    for shape, size, beta in itertools.product([(2, 7, 5), (1, 3, 9, 8), (2, 70, 11, 7)], (1, 2, 5, 8), (0.75, 1.3)):
+        x, dy = (last_axis(a, layout) for a in rng.standard_normal((2, *shape)).astype(dtype))
+        options = {"size": size, "alpha": 0.4, "beta": beta, "k": 1.5, "layout": layout}
+        y, dx = (
+            functional.local_response_norm(x, **options),
+            functional.local_response_norm_backward(dy, x, **options),
+        )
+        wide = [wider(a) for a in (x, dy)]
+        # beta times the error of d, which has size terms of one sign; pow of 1.3 has its own.
+        bound = (8 + size) * eps
+        np.testing.assert_allclose(y, reference.local_response_norm(wide[0], **options), rtol=float(bound))
+        exact = reference.local_response_norm_backward(wide[1], wide[0], **options)
+        assert np.all(np.abs(dx - exact) <= bound * (np.abs(dy) + 4))
+        for threads in (1, 3):
+            with fastconv.num_threads(threads):
+                out = testing.guarded(x.shape, dtype)
+                assert functional.local_response_norm(x, **options, out=out.array) is out.array
+                assert_same_bits(out.array, y, "threads")
+                out.check()
+        assert_same_bits(functional.local_response_norm(x[:1], **options), y[:1], "alone")
+        for kind in ("strided", "negative"):
+            odd = [testing.as_memory(a, kind) for a in (x, dy)]
+            into = testing.as_memory(np.zeros_like(x), "strided")
+            assert_same_bits(functional.local_response_norm(odd[0], **options), y, kind)
+            functional.local_response_norm_backward(odd[1], odd[0], **options, out=into)
+            assert_same_bits(np.ascontiguousarray(into), dx, kind)
+
+
+def test_local_response_norm_finite_differences(rng):
+    x, dy, direction = rng.standard_normal((3, 2, 9, 4, 3))
+    options = {"size": 4, "alpha": 0.7, "k": 0.9}
+    slope = np.sum(functional.local_response_norm_backward(dy, x, **options) * direction)
+    above, below = (np.sum(functional.local_response_norm(x + h * direction, **options) * dy) for h in (1e-6, -1e-6))
+    assert abs((above - below) / 2e-6 - slope) < 1e-7 * (1 + abs(slope))
+
+
 # ---------------------------------------------------------------------------------------------------------------- torch
 
 
@@ -575,6 +618,7 @@ def test_against_torch(rng):
     v = rng.standard_normal((2, 6, 5)).astype(np.float32)
     expected = f.layer_norm(t, (6, 5), *map(torch.from_numpy, v))
     np.testing.assert_allclose(functional.layer_norm(x, (6, 5), *v), expected, **close)
+    np.testing.assert_allclose(functional.local_response_norm(x, 5, 0.1), f.local_response_norm(t, 5, 0.1), **close)
     t.requires_grad_(True)
     dy = rng.standard_normal(x.shape).astype(np.float32)
     f.group_norm(t, 4, tw, tb).backward(torch.from_numpy(dy))
@@ -633,6 +677,11 @@ BAD = [
     (lambda f: f.layer_norm(X, (4, 4), V), ValueError, r"weight \(shape \(6,\)\) must have shape \(4, 4\)"),
     (lambda f: f.layer_norm(X, "4"), TypeError, r"normalized_shape \(='4'\) must be an integer"),
     (lambda f: f.layer_norm_backward(X, X[:1], 4), ValueError, r"dy \(shape"),
+    (lambda f: f.local_response_norm(X, 0), ValueError, r"size \(=0\) must be at least 1"),
+    (lambda f: f.local_response_norm(X, 5, beta=None), TypeError, r"beta \(=None\) must be a number"),
+    (lambda f: f.local_response_norm(V, 5), ValueError, r"x \(shape \(6,\)\) must have 3 to 5 dimensions"),
+    (lambda f: f.local_response_norm_backward(X[:1], X, 5), ValueError, r"dy \(shape"),
+    (lambda f: f.local_response_norm_backward(None, X, 5), TypeError, r"dy is of type NoneType"),
     (lambda f: f.instance_norm(X, V[:2]), ValueError, r"weight \(shape \(2,\)\)"),
 ]
 

@@ -148,6 +148,27 @@ py::object norm_backward_entry(PyObject* const* args) {
   return py::make_tuple(or_none(dx, needs_input), or_none(dw, needs_weight), or_none(db, needs_bias));
 }
 
+// (channels_last, size, alpha, beta, k, x, dy, out) -> y, or, with dy, dx
+py::object local_response_norm(PyObject* const* args) {
+  ResponseDesc desc;
+  desc.channels_last = read_flag(args[0]);
+  desc.size = PyLong_AsLongLong(args[1]);
+  desc.alpha = PyFloat_AsDouble(args[2]), desc.beta = PyFloat_AsDouble(args[3]), desc.k = PyFloat_AsDouble(args[4]);
+  if (PyErr_Occurred()) throw py::error_already_set();
+  const TensorView x = array_view(args[5]), dy = optional_view(args[6]);
+  NormDesc axes;
+  axes.kind = NormKind::channels;
+  axes.channels_last = desc.channels_last;
+  Result result = make_like(args[7], axes, x, {{args[5], x}, {args[6], dy}});
+  Status status;
+  {
+    ReleaseGil gil;
+    status = dy.data ? response_backward(desc, dy, x, result.view) : response_run(desc, x, result.view);
+  }
+  check(status);
+  return std::move(result.array);
+}
+
 // --- elementwise -----------------------------------------------------------------------------------------------
 
 // As make_output for a result that lies as x does, which may be `out` itself or another operand of the same place.
@@ -266,6 +287,8 @@ PyMethodDef functions[] = {
     method<norm_backward_entry, 13>("norm_backward",
                                     "(spec, dy, x, weight, mean, inv_std, y, lower, upper, needs_input, needs_weight, "
                                     "needs_bias, out) -> (dx, dw, db)"),
+    method<local_response_norm, 8>("local_response_norm",
+                                   "(channels_last, size, alpha, beta, k, x, dy, out) -> y, or, with dy, dx"),
     method<activation_forward, 3>("activation", "(activation, x, out) -> y"),
     method<activation_backward, 4>("activation_backward", "(activation, dy, x, out) -> dx"),
     method<add, 4>("add", "(activation, x, y, out) -> sum"),

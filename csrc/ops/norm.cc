@@ -341,7 +341,7 @@ class NormCall {
   // Sets of so many elements are divided among threads; smaller ones are a task each.
   static bool is_large(int64_t elements) { return elements * static_cast<int64_t>(sizeof(T)) > kLargeBytes; }
 
-  // The sums of each channel, one after the other: `kSums` arrays of C.
+  // The sums of each channel, one array after the other.
   struct Columns {
     double *about, *sum, *square;
     Columns(double* data, int64_t C) : about(data), sum(data + C), square(data + 2 * C) {}
@@ -1095,6 +1095,130 @@ void clear(const TensorView& v, int64_t C) {
   for (int64_t c = 0; c < C; ++c) put<T>(v, c, 0);
 }
 
+// --- local response normalisation ----------------------------------------------------------------------------------
+
+// Pixels that are computed together, all their channels: a constant, so that the loops over them are vectors.
+constexpr int64_t kPixels = 64;
+
+template <class T>
+struct Response {
+  const ResponseDesc& desc;
+  int64_t C;
+  T *x, *power, *share, *denominator;  // C x kPixels each
+
+  static int64_t bytes(int64_t C) { return 4 * C * kPixels * static_cast<int64_t>(sizeof(T)); }
+  Response(const ResponseDesc& d, int64_t channels, void* memory)
+      : desc(d),
+        C(channels),
+        x(static_cast<T*>(memory)),
+        power(x + C * kPixels),
+        share(power + C * kPixels),
+        denominator(share + C * kPixels) {}
+
+  // sum[q] = the sum of v over channels [c - before, c + after] that exist, in their order.
+  void window(const T* v, int64_t c, int64_t before, int64_t after, T* sum) const {
+    for (int64_t q = 0; q < kPixels; ++q) sum[q] = 0;
+    for (int64_t i = std::max<int64_t>(0, c - before); i <= std::min(C - 1, c + after); ++i)
+      for (int64_t q = 0; q < kPixels; ++q) sum[q] += v[i * kPixels + q];
+  }
+
+  // denominator and its power -beta, from x.
+  void powers() {
+    for (int64_t i = 0; i < C * kPixels; ++i) share[i] = x[i] * x[i];
+    const T factor = static_cast<T>(desc.alpha / static_cast<double>(desc.size)), k = static_cast<T>(desc.k);
+    for (int64_t c = 0; c < C; ++c) {
+      T sum[kPixels];
+      window(share, c, desc.size / 2, (desc.size - 1) / 2, sum);
+      T *d = denominator + c * kPixels, *p = power + c * kPixels;
+      for (int64_t q = 0; q < kPixels; ++q) d[q] = k + factor * sum[q];
+      // The exponent that everyone uses is two roots; pow is many times as slow.
+      if (desc.beta == 0.75) {
+        for (int64_t q = 0; q < kPixels; ++q) {
+          const T root = std::sqrt(d[q]);
+          p[q] = 1 / (root * std::sqrt(root));
+        }
+      } else {
+        for (int64_t q = 0; q < kPixels; ++q) p[q] = std::pow(d[q], static_cast<T>(-desc.beta));
+      }
+    }
+  }
+};
+
+// Calls task(n, p0, pixels, response) for blocks of pixels, x gathered; pixels beyond the image are 0.
+template <class T, class Task>
+Status response_blocks(const ResponseDesc& desc, const Shape& shape, const TensorView& x, const Lay& s, Task task) {
+  const int64_t C = shape.C, across = (shape.P + kPixels - 1) / kPixels;
+  std::atomic<bool> failed{false};
+  const double work = static_cast<double>(shape.elements()) * 4;
+  const Status status = parallel_for(shape.N * across, work, [&](int64_t i, int) {
+    Workspace memory(static_cast<size_t>(Response<T>::bytes(C)));
+    if (!memory) return failed.store(true);
+    Response<T> r(desc, C, memory.data());
+    const int64_t n = i / across, p0 = i % across * kPixels, pixels = std::min(kPixels, shape.P - p0);
+    const T* from = static_cast<const T*>(x.data) + n * s.n + p0 * s.p;
+    for (int64_t c = 0; c < C; ++c)
+      for (int64_t q = 0; q < kPixels; ++q) r.x[c * kPixels + q] = q < pixels ? from[c * s.c + q * s.p] : 0;
+    r.powers();
+    task(n, p0, pixels, r);
+  });
+  return status == Status::ok && failed.load() ? Status::out_of_memory : status;
+}
+
+template <class T>
+Status response(const ResponseDesc& desc, const Shape& shape, const TensorView* const* views, const Lay* lays) {
+  const bool backward = !absent(*views[2]);
+  return response_blocks<T>(
+      desc, shape, *views[0], lays[0], [&](int64_t n, int64_t p0, int64_t pixels, Response<T>& r) {
+        T* to = static_cast<T*>(views[1]->data) + n * lays[1].n + p0 * lays[1].p;
+        const Lay& s = lays[1];
+        if (!backward) {
+          for (int64_t c = 0; c < r.C; ++c)
+            for (int64_t q = 0; q < pixels; ++q) {
+              const int64_t i = c * kPixels + q;
+              to[c * s.c + q * s.p] = r.x[i] * r.power[i];
+            }
+          return;
+        }
+        const T* dy = static_cast<const T*>(views[2]->data) + n * lays[2].n + p0 * lays[2].p;
+        const Lay& g = lays[2];
+        for (int64_t c = 0; c < r.C; ++c)
+          for (int64_t q = 0; q < kPixels; ++q) {
+            const int64_t i = c * kPixels + q;
+            r.share[i] = q < pixels ? dy[c * g.c + q * g.p] * r.x[i] * r.power[i] / r.denominator[i] : 0;
+          }
+        const T factor = static_cast<T>(2 * desc.alpha * desc.beta / static_cast<double>(desc.size));
+        for (int64_t c = 0; c < r.C; ++c) {
+          // The windows that hold c are those of the channels that lie as far on its other side.
+          T sum[kPixels];
+          r.window(r.share, c, (desc.size - 1) / 2, desc.size / 2, sum);
+          for (int64_t q = 0; q < pixels; ++q) {
+            const int64_t i = c * kPixels + q;
+            to[c * s.c + q * s.p] = dy[c * g.c + q * g.p] * r.power[i] - factor * r.x[i] * sum[q];
+          }
+        }
+      });
+}
+
+// x, the result and, for a gradient, dy.
+Status run_response(const ResponseDesc& desc, const TensorView& x, const TensorView& result, const TensorView& dy) {
+  NormDesc axes;
+  axes.kind = NormKind::channels;
+  axes.channels_last = desc.channels_last;
+  Shape shape;
+  const Status s = check_shape(axes, x, &shape);
+  if (s != Status::ok) return s;
+  if (desc.size < 1) return Status::bad_stride;
+  if (result.dtype != x.dtype || (!absent(dy) && dy.dtype != x.dtype)) return Status::bad_dtype;
+  if (!absent(dy) && !same_shape(x, dy)) return Status::bad_shape;
+  if (!same_shape(x, result)) return Status::bad_output;
+  if (shape.elements() == 0) return Status::ok;
+  const TensorView* const views[] = {&x, &result, &dy};
+  Lay lays[3];
+  for (int i = 0; i < 3; ++i)
+    if (!absent(*views[i]) && !lay_of(axes, *views[i], &lays[i])) return Status::unsupported;
+  return x.dtype == DType::f32 ? response<float>(desc, shape, views, lays) : response<double>(desc, shape, views, lays);
+}
+
 }  // namespace
 }  // namespace ops
 
@@ -1171,6 +1295,14 @@ Status norm_backward(const NormDesc& desc, const NormGradients& o) {
   if (batch && order == Order::columns) merge_images(views, lays, &shape);
   return o.dy.dtype == DType::f32 ? backward<float>(desc, o, shape, order, lays)
                                   : backward<double>(desc, o, shape, order, lays);
+}
+
+Status response_run(const ResponseDesc& desc, const TensorView& x, const TensorView& y) {
+  return run_response(desc, x, y, {});
+}
+
+Status response_backward(const ResponseDesc& desc, const TensorView& dy, const TensorView& x, const TensorView& dx) {
+  return absent(dy) ? Status::bad_shape : run_response(desc, x, dx, dy);
 }
 
 }  // namespace fastconv

@@ -174,6 +174,17 @@ def norm_backward(
     out: _Array | None,
     /,
 ) -> tuple[_Array | None, _Array | None, _Array | None]: ...
+def local_response_norm(
+    channels_last: bool,
+    size: int,
+    alpha: float,
+    beta: float,
+    k: float,
+    x: _Array,
+    dy: _Array | None,
+    out: _Array | None,
+    /,
+) -> _Array: ...
 def activation(activation: _Activation, x: _Array, out: _Array | None, /) -> _Array: ...
 def activation_backward(activation: _Activation, dy: _Array, x: _Array, out: _Array | None, /) -> _Array: ...
 def add(activation: _Activation, x: _Array, y: _Array, out: _Array | None, /) -> _Array: ...

@@ -48,4 +48,13 @@ struct NormGradients {
 };
 Status norm_backward(const NormDesc& desc, const NormGradients& operands);
 
+// y = x / (k + alpha / size * sum of x^2 over the channels [c - size / 2, c + (size - 1) / 2])^beta
+struct ResponseDesc {
+  bool channels_last = false;
+  int64_t size = 5;
+  double alpha = 1e-4, beta = 0.75, k = 1;
+};
+Status response_run(const ResponseDesc& desc, const TensorView& x, const TensorView& y);
+Status response_backward(const ResponseDesc& desc, const TensorView& dy, const TensorView& x, const TensorView& dx);
+
 }  // namespace fastconv

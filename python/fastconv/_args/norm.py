@@ -25,11 +25,14 @@ from . import (
     _first_error,
     _is_plain,
     _type_name,
+    check_types,
     integer,
 )
 
 _BATCH, _GROUP, _LAYER, _CHANNELS = range(4)
 _INF = math.inf
+
+__all__ = ["check_types"]
 
 
 @dataclass(frozen=True)
@@ -291,4 +294,36 @@ def backward_error(
 ) -> Exception | None:
     """Why `_core` refused a gradient; None where it is only the order in memory."""
     error = _first_error(refusal, lambda: _check_backward(arrays, options, needs), arrays["dy"], op)
+    return None if isinstance(error, RuntimeError) and refusal.args[0] == "unsupported" else error
+
+
+# --------------------------------------------------------------------------------------- local response normalisation
+
+
+def response_layout(x: object, size: int, alpha: float, beta: float, k: float, layout: str) -> bool:
+    """Whether the channels come last; ValueError or TypeError where an option is wrong by itself."""
+    if not 1 <= integer("size", size) < 1 << 31:
+        raise ValueError(f"size (={size}) must be at least 1")
+    for name, value in (("alpha", alpha), ("beta", beta), ("k", k)):
+        if not math.isfinite(_number(name, value)):
+            raise ValueError(f"{name} (={value!r}) must be finite")
+    if isinstance(x, np.ndarray) and not 3 <= x.ndim <= 5:
+        raise ValueError(f"x (shape {x.shape}) must have 3 to 5 dimensions")
+    return _layout(layout, _ndim(x))
+
+
+def response_error(refusal: _core.Refused, op: str, arrays: Mapping[str, object], layout: str) -> Exception | None:
+    """Why `_core` refused a call; None where it is only the order in memory."""
+
+    def checks() -> Shape:
+        a = _check_arrays(_present(arrays, ("dy", "out")))
+        x = a["x"]
+        _check_image("x", x, Options(layout))
+        if "dy" in a:
+            _check_shape("dy", a["dy"].shape, x.shape, "that of x")
+        if "out" in a:
+            _check_out(a["out"], x.shape, a)
+        return x.shape
+
+    error = _first_error(refusal, checks, arrays["x"], op)
     return None if isinstance(error, RuntimeError) and refusal.args[0] == "unsupported" else error

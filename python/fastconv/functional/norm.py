@@ -1,4 +1,4 @@
-"""Normalisation, forward and backward: batch, group, instance and layer norm.
+"""Normalisation, forward and backward: batch, group, instance, layer and local response norm.
 
     y = act((x - mean) / sqrt(var + eps) * weight + bias + residual)
 
@@ -7,6 +7,10 @@
     instance_norm         for each image and channel, over pixels (Ulyanov, Vedaldi and Lempitsky, arXiv:1607.08022)
     layer_norm            for each row, over the trailing axes (Ba, Kiros and Hinton, arXiv:1607.06450)
     layer_norm_channels   for each pixel, over channels, as in ConvNeXt
+
+and, after Krizhevsky, Sutskever and Hinton (NeurIPS 2012, section 3.3), over neighbouring channels,
+
+    local_response_norm   x / (k + alpha / size * sum of x^2)^beta
 
 var is the mean of (x - mean)^2. The mean is kept in two numbers of the dtype, so that a mean of 1e4 with a deviation of
 1e-2 is no trouble in float32. Weight and bias have an entry a channel (`layer_norm`: the shape of the axes that it
@@ -48,6 +52,8 @@ __all__ = [
     "layer_norm_backward",
     "layer_norm_channels",
     "layer_norm_channels_backward",
+    "local_response_norm",
+    "local_response_norm_backward",
 ]
 
 
@@ -420,3 +426,70 @@ def layer_norm_channels_backward(
     return _backward(
         "layer_norm_channels_backward", spec, dy, x, weight, None, None, None, (0.0, 0.0), needs, out, options
     )
+
+
+# --------------------------------------------------------------------------------------- local response normalisation
+
+
+def local_response_norm(
+    x: Array,
+    size: int,
+    alpha: float = 1e-4,
+    beta: float = 0.75,
+    k: float = 1.0,
+    *,
+    layout: str = "NCHW",
+    out: Array | None = None,
+) -> Array:
+    """Local response normalisation of x (N, C, ...), or (N, ..., C), of 3 to 5 dimensions.
+
+    The window of channel c is [c - size // 2, c + (size - 1) // 2]; what lies outside x counts as 0. Another beta
+    than 0.75 takes a slow function.
+    """
+    last = _args.response_layout(x, size, alpha, beta, k, layout)
+    return _response("local_response_norm", last, size, alpha, beta, k, x, None, layout, out)
+
+
+def local_response_norm_backward(
+    dy: Array,
+    x: Array,
+    size: int,
+    alpha: float = 1e-4,
+    beta: float = 0.75,
+    k: float = 1.0,
+    *,
+    layout: str = "NCHW",
+    out: Array | None = None,
+) -> Array:
+    """The gradient of `local_response_norm` with respect to x: with d what x is divided by before the power beta,
+
+    dy * d^-beta - 2 * alpha * beta / size * x * sum of dy * x * d^(-beta - 1) over the windows that hold c.
+    """
+    last = _args.response_layout(x, size, alpha, beta, k, layout)
+    _args.check_types({"dy": dy})
+    return _response("local_response_norm_backward", last, size, alpha, beta, k, x, dy, layout, out)
+
+
+def _response(
+    op: str,
+    last: bool,
+    size: int,
+    alpha: float,
+    beta: float,
+    k: float,
+    x: Array,
+    dy: Array | None,
+    layout: str,
+    out: Array | None,
+) -> Array:
+    try:
+        return _core.local_response_norm(last, size, alpha, beta, k, x, dy, out)
+    except _core.Refused as refusal:
+        arrays = {"x": x, "dy": dy, "out": out}
+        if (error := _args.response_error(refusal, op, arrays, layout)) is not None:
+            raise error from None
+    y = _core.local_response_norm(last, size, alpha, beta, k, _args.dense(x), _args.dense_or_none(dy), None)
+    if out is None:
+        return y
+    out[...] = y
+    return out

@@ -29,6 +29,8 @@ __all__ = [
     "layer_norm_backward",
     "layer_norm_channels",
     "layer_norm_channels_backward",
+    "local_response_norm",
+    "local_response_norm_backward",
 ]
 
 Array = npt.NDArray[Any]
@@ -367,3 +369,53 @@ def layer_norm_channels_backward(
     sums = tuple(i for i in range(x.ndim) if i != axis)
     dx, dw, db = _gradients(dy, xhat, inv, _spread(weight, x.ndim, axis), (axis,), sums, needs)
     return NormGradients(_into(dx, out), dw, db)
+
+
+# --------------------------------------------------------------------------------------- local response normalisation
+
+
+def local_response_norm(
+    x: Array,
+    size: int,
+    alpha: float = 1e-4,
+    beta: float = 0.75,
+    k: float = 1.0,
+    *,
+    layout: str = "NCHW",
+    out: Array | None = None,
+) -> Array:
+    """Local response normalisation."""
+    return _finish(x * _denominator(x, size, alpha, k, layout) ** x.dtype.type(-beta), None, out)
+
+
+def local_response_norm_backward(
+    dy: Array,
+    x: Array,
+    size: int,
+    alpha: float = 1e-4,
+    beta: float = 0.75,
+    k: float = 1.0,
+    *,
+    layout: str = "NCHW",
+    out: Array | None = None,
+) -> Array:
+    """The gradient of `local_response_norm`."""
+    d = _denominator(x, size, alpha, k, layout)
+    share = _window_sum(dy * x * d ** x.dtype.type(-beta - 1), size, layout, mirrored=True)
+    dx = dy * d ** x.dtype.type(-beta) - x.dtype.type(2 * alpha * beta / size) * x * share
+    return _finish(dx, None, out)
+
+
+def _window_sum(v: Array, size: int, layout: str, *, mirrored: bool = False) -> Array:
+    axis = _channel_axis(layout, v.ndim)
+    sides = (size // 2, (size - 1) // 2)
+    pad = [(0, 0)] * v.ndim
+    pad[axis] = sides[::-1] if mirrored else sides
+    windows = np.lib.stride_tricks.sliding_window_view(np.pad(v, pad), size, axis)
+    total: Array = windows.sum(-1)
+    return total
+
+
+def _denominator(x: Array, size: int, alpha: float, k: float, layout: str) -> Array:
+    d: Array = x.dtype.type(k) + x.dtype.type(alpha / size) * _window_sum(x * x, size, layout)
+    return d
