@@ -1065,6 +1065,296 @@ def test_max_run_of_every_length(rng, isa, dtype, shape):
         assert _testing.max_run(isa, x=np.full(n, -np.inf, dtype), n=n) == -np.inf
 
 
+# ------------------------------------------------------------------------------------------- norms and elementwise
+
+
+def blocks(shape, heights=(1, 3, 4, 9)):
+    """(rows, columns, pitch) of blocks with every tail."""
+    lanes = shape["lanes"]
+    widths = sorted({1, 2, lanes - 1, lanes, lanes + 1, 2 * lanes + 3, 4 * lanes, 6 * lanes - 1})
+    return itertools.product(heights, widths, (0, 3))
+
+
+def block_of(values, pitch, background=np.nan):
+    """The rows of a block `pitch` apart, in an array that ends with the last one; between them `background`."""
+    rows, columns = values.shape
+    wide = np.full((rows, pitch), background, values.dtype)
+    wide[:, :columns] = values
+    return wide.ravel()[: (rows - 1) * pitch + columns].copy()
+
+
+def ints(rng, shape, dtype, high=4):
+    return rng.integers(-high, high + 1, shape).astype(dtype)
+
+
+@covers("norm_stats")
+@pytest.mark.parametrize("by_column", [False, True])
+def test_norm_stats(rng, isa, dtype, shape, by_column):
+    """Sums about the rounded mean, which itself need only be near: joined they are the moments of the block."""
+    eps = np.finfo(dtype).eps
+    for rows, columns, gap in blocks(shape):
+        count = 1 if by_column else 3
+        x = (1000 + rng.standard_normal((count * rows, columns))).astype(dtype)
+        sums = [marked(columns + 2 if by_column else count + 2, dtype) for _ in range(3)]
+        _testing.norm_stats(
+            isa,
+            x=block_of(x, columns + gap),
+            rows=rows,
+            columns=columns,
+            pitch=columns + gap,
+            by_column=by_column,
+            count=count,
+            step=rows * (columns + gap),
+            shift=sums[0],
+            sum=sums[1],
+            square=sums[2],
+        )
+        size = columns if by_column else count
+        for s in sums:
+            np.testing.assert_array_equal(s[size:], MARK)
+        exact = x.astype(np.float64).reshape(count, rows, columns)
+        exact = exact[0].T if by_column else exact.reshape(count, -1)
+        shift, total, square = (s[:size].astype(np.float64) for s in sums)
+        n = exact.shape[1]
+        np.testing.assert_allclose(shift, exact.mean(1), rtol=n * eps)
+        centred = exact - shift[:, None]
+        np.testing.assert_allclose(total, centred.sum(1), rtol=0, atol=n * eps * np.abs(centred).sum(1).max())
+        np.testing.assert_allclose(square, (centred**2).sum(1), rtol=(n + 2) * eps)
+
+
+def test_norm_stats_about_zero_where_the_mean_is_infinite(isa, dtype, shape):
+    for columns in (1, shape["lanes"] + 1):
+        x = np.ones((3, columns), dtype)
+        x[1, 0] = np.inf
+        for by_column in (False, True):
+            shift, total, square = (marked(columns, dtype) for _ in range(3))
+            _testing.norm_stats(
+                isa,
+                x=x,
+                rows=3,
+                columns=columns,
+                pitch=columns,
+                by_column=by_column,
+                shift=shift,
+                sum=total,
+                square=square,
+            )
+            assert (shift[0], total[0], square[0]) == (0, np.inf, np.inf)
+
+
+@covers("norm_apply")
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("by_column", [False, True])
+def test_norm_apply(rng, isa, dtype, shape, by_column, streaming):
+    for (rows, columns, gap), params, kind in itertools.product(blocks(shape), (False, True), (0, 1, 2, 11, 4)):
+        pitch, offset = columns + gap, int(rng.integers(0, 4))
+        x, residual = ints(rng, (2, rows, columns), dtype)
+        mean, scale, shift = ints(rng, (3, columns if by_column else rows), dtype)
+        weight, bias = ints(rng, (2, rows if by_column else columns), dtype)
+        own, other = ((None, slice(None)), (slice(None), None))[:: 1 if by_column else -1]
+        expected = (x - mean[own]) * scale[own] + shift[own]
+        options = {}
+        if params:
+            expected = expected * weight[other] + bias[other] + residual
+            options = {"weight": weight, "bias": bias, "residual": block_of(residual, pitch)}
+        flat = np.ascontiguousarray(expected).ravel()
+        _testing.activate_run(isa, x=flat, n=flat.size, kind=kind, a=-1, b=2)
+        y = marked(offset + rows * pitch + 3, dtype)
+        expected_y = y.copy()
+        expected_y[offset : offset + (rows - 1) * pitch + columns] = block_of(flat.reshape(rows, columns), pitch, MARK)
+        _testing.norm_apply(
+            isa,
+            y=y,
+            offset=offset,
+            x=block_of(x, pitch),
+            pitch=pitch,
+            rows=rows,
+            columns=columns,
+            by_column=by_column,
+            mean=mean,
+            scale=scale,
+            shift=shift,
+            activation=kind,
+            a=-1,
+            b=2,
+            streaming=streaming,
+            **options,
+        )
+        np.testing.assert_array_equal(y, expected_y)
+
+
+def let_through(dy, y, lower, upper):
+    return np.where((y <= lower) | (y >= upper), 0, dy)
+
+
+@covers("norm_sums")
+@pytest.mark.parametrize("full", [False, True], ids=["bare", "full"])
+@pytest.mark.parametrize("norm_by_column", [False, True])
+@pytest.mark.parametrize("by_column", [False, True])
+def test_norm_sums(rng, isa, dtype, shape, by_column, norm_by_column, full):
+    """With every operand and with none that may be absent."""
+    for (rows, columns, gap), merge in itertools.product(blocks(shape), (False, True)):
+        if merge and (by_column or norm_by_column):
+            continue
+        pitch = columns + gap
+        dy, x, y = ints(rng, (3, rows, columns), dtype)
+        size = columns if norm_by_column else 1 if merge else rows
+        mean, scale, offset = ints(rng, (3, size), dtype)
+        weight = ints(rng, rows if by_column else columns, dtype)
+        own, other = (None, slice(None)), (slice(None), None)
+        axis = own if norm_by_column else other
+        g, t = dy, x - mean[axis]
+        options = {}
+        if full:
+            t = t * scale[axis] + offset[axis]
+            g = let_through(dy, y, -1, 3) * weight[other if by_column else own]
+            options = {"y": block_of(y, pitch), "lower": -1, "upper": 3, "scale": scale, "offset": offset}
+            options["weight"] = weight
+        sums = [marked(max(rows, columns) + 2, dtype) for _ in range(3)]
+        _testing.norm_sums(
+            isa,
+            dy=block_of(dy, pitch),
+            x=block_of(x, pitch),
+            pitch=pitch,
+            rows=rows,
+            columns=columns,
+            by_column=by_column,
+            merge=merge,
+            norm_by_column=norm_by_column,
+            mean=mean,
+            sum_g=sums[0],
+            sum_gt=sums[1],
+            sum_t=sums[2],
+            **options,
+        )
+        for s, terms in zip(sums, (g, g * t, t), strict=True):
+            total = terms.sum(keepdims=True).ravel() if merge else terms.sum(0 if by_column else 1)
+            np.testing.assert_array_equal(s[: total.size], total)
+            np.testing.assert_array_equal(s[total.size :], MARK)
+
+
+@covers("norm_gradient")
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("by_column", [False, True])
+def test_norm_gradient(rng, isa, dtype, shape, by_column, streaming):
+    for (rows, columns, gap), use_x, full in itertools.product(blocks(shape), (False, True), (False, True)):
+        pitch, offset = columns + gap, int(rng.integers(0, 4))
+        dy, x, y = ints(rng, (3, rows, columns), dtype)
+        mean, a, b, c = ints(rng, (4, columns if by_column else rows), dtype)
+        weight = ints(rng, rows if by_column else columns, dtype)
+        own, other = ((None, slice(None)), (slice(None), None))[:: 1 if by_column else -1]
+        g = let_through(dy, y, 0, np.inf) * weight[other] if full else dy
+        options = {"y": block_of(y, pitch), "upper": np.inf, "weight": weight} if full else {}
+        expected = a[own] * g
+        if use_x:
+            expected = expected + b[own] * (x - mean[own]) + c[own]
+            options["x"] = block_of(x, pitch)
+        dx = marked(offset + rows * pitch + 3, dtype)
+        expected_dx = dx.copy()
+        expected_dx[offset : offset + (rows - 1) * pitch + columns] = block_of(expected.astype(dtype), pitch, MARK)
+        _testing.norm_gradient(
+            isa,
+            dx=dx,
+            offset=offset,
+            dy=block_of(dy, pitch),
+            pitch=pitch,
+            rows=rows,
+            columns=columns,
+            by_column=by_column,
+            mean=mean,
+            a=a,
+            b=b,
+            c=c,
+            streaming=streaming,
+            **options,
+        )
+        np.testing.assert_array_equal(dx, expected_dx)
+
+
+@covers("map_run")
+@pytest.mark.parametrize("streaming", [False, True])
+def test_map_run_of_every_length(rng, isa, dtype, shape, streaming):
+    """Element by element the function of a single one, and nothing beyond the end."""
+    for n, offset, op, kind in itertools.product(lengths(shape["lanes"]), (0, 3), range(3), range(12)):
+        x, z = rng.normal(0, 2, (2, n)).astype(dtype)
+        options = {"op": op, "kind": kind, "a": -0.5, "b": 0.5}
+        expected = marked(offset + n + 3, dtype)
+        y = expected.copy()
+        for i in range(0, n, max(1, n // 7)):
+            _testing.map_run(isa, y=expected, offset=offset + i, x=x[i:].copy(), z=z[i:].copy(), n=1, **options)
+        _testing.map_run(isa, y=y, offset=offset, x=x, z=z, n=n, streaming=streaming, **options)
+        checked = [i + offset for i in range(0, n, max(1, n // 7))]
+        np.testing.assert_array_equal(y[checked], expected[checked])
+        np.testing.assert_array_equal(y[:offset], MARK)
+        np.testing.assert_array_equal(y[offset + n :], MARK)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_map_run_forward_and_add_are_the_activation(rng, isa, dtype, name):
+    kind = ACTIVATIONS[name][0]
+    x, z = rng.normal(0, 4, (2, 1001)).astype(dtype)
+    for op, argument in ((0, x), (1, x + z)):
+        expected, y = argument.copy(), np.zeros_like(x)
+        _testing.activate_run(isa, x=expected, n=x.size, kind=kind, **parameters(name, dtype))
+        _testing.map_run(isa, y=y, offset=0, x=x, z=z, n=x.size, op=op, kind=kind, **parameters(name, dtype))
+        np.testing.assert_array_equal(y, expected)
+
+
+@covers("softmax")
+@pytest.mark.parametrize("by_column", [False, True])
+def test_softmax(rng, isa, dtype, shape, by_column):
+    eps = np.finfo(dtype).eps
+    for rows, columns, gap in blocks(shape):
+        pitch, axis, size = columns + gap, 0 if by_column else 1, columns if by_column else rows
+        x = rng.normal(0, 5, (rows, columns)).astype(dtype)
+        exact = np.exp(x.astype(np.longdouble) - x.max(axis, keepdims=True))
+        common = {"x": block_of(x, pitch), "rows": rows, "columns": columns, "pitch": pitch, "by_column": by_column}
+        maximum, total = marked(size + 2, dtype), marked(size + 2, dtype)
+        y = block_of(np.zeros_like(x), pitch, MARK)
+        _testing.softmax(isa, y=y, maximum=maximum, sum=total, **common)
+        expected = exact / exact.sum(axis, keepdims=True)
+        result = np.append(y, marked(pitch - columns, dtype)).reshape(rows, pitch)
+        # x - maximum rounds by half an eps of itself, which exp makes a relative error of; exp and product round too.
+        bound = (4 + np.ptp(x) / 2 + x.shape[axis] / 2) * eps
+        np.testing.assert_allclose(result[:, :columns], expected.astype(np.float64), rtol=bound)
+        np.testing.assert_array_equal(result[:, columns:], MARK)
+        _testing.softmax(isa, maximum=maximum, sum=total, **common)
+        np.testing.assert_array_equal(maximum[:size], x.max(axis))
+        np.testing.assert_allclose(total[:size], exact.sum(axis).astype(np.float64), rtol=bound)
+        np.testing.assert_array_equal([maximum[size:], total[size:]], MARK)
+
+
+@covers("softmax_gradient")
+@pytest.mark.parametrize("logarithm", [False, True])
+@pytest.mark.parametrize("by_column", [False, True])
+def test_softmax_gradient(rng, isa, dtype, shape, by_column, logarithm):
+    for rows, columns, gap in blocks(shape):
+        pitch, axis = columns + gap, 0 if by_column else 1
+        # The logarithms of 1 and of 0 make the exponential exact.
+        dy, y = ints(rng, (rows, columns), dtype), ints(rng, (rows, columns), dtype)
+        if logarithm:
+            y = np.where(y > 0, 0, -np.inf).astype(dtype)
+            expected = dy - np.exp(y) * dy.sum(axis, keepdims=True)
+        else:
+            expected = y * (dy - (dy * y).sum(axis, keepdims=True))
+        dx = block_of(np.zeros_like(dy), pitch, MARK)
+        total = marked(columns + 2, dtype)
+        _testing.softmax_gradient(
+            isa,
+            dx=dx,
+            dy=block_of(dy, pitch),
+            y=block_of(y, pitch),
+            rows=rows,
+            columns=columns,
+            pitch=pitch,
+            by_column=by_column,
+            logarithm=logarithm,
+            sum=total,
+        )
+        np.testing.assert_array_equal(dx, block_of(expected.astype(dtype), pitch, MARK))
+        np.testing.assert_array_equal(total[columns:], MARK)
+
+
 # ------------------------------------------------------------------------------------------------------ the binding
 
 

@@ -32,7 +32,7 @@ def test_stub_has_the_module_s_names() -> None:
     assert functions | set(_stub_classes()) == _public(vars(_core))
 
 
-@pytest.mark.parametrize("name", ["ConvSpec", "ConvPlan", "SeparablePlan", "PoolSpec"])
+@pytest.mark.parametrize("name", ["ConvSpec", "ConvPlan", "SeparablePlan", "PoolSpec", "NormSpec"])
 def test_stub_has_the_classes_members(name: str) -> None:
     members = {node.name for node in _stub_classes()[name].body if isinstance(node, ast.FunctionDef)}
     assert _public(members) == _public(vars(getattr(_core, name)))
@@ -50,10 +50,12 @@ def test_stub_has_the_number_of_arguments() -> None:
 
 
 def test_stub_has_the_pybind_arguments() -> None:
-    for node in [*_STUB.body, *_stub_classes()["ConvSpec"].body]:
+    members = [(_core, node) for node in _STUB.body]
+    for name in ("ConvSpec", "NormSpec"):
+        members += [(getattr(_core, name), node) for node in _stub_classes()[name].body]
+    for owner, node in members:
         if not isinstance(node, ast.FunctionDef) or node.args.posonlyargs or node.decorator_list:
             continue
-        owner = _core.ConvSpec if node.name == "__init__" else _core
         doc = getattr(owner, node.name).__doc__
         shown = doc[doc.index("(") + 1 : doc.index(") ->")]
         names = [part.split(":")[0].strip() for part in shown.split(", ") if ":" in part]

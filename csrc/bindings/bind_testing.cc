@@ -607,6 +607,129 @@ T max_run(const std::string& isa, const Array<T>& x, int64_t n) {
   return table<T>(isa).max_run(x.data(), n);
 }
 
+template <class T>
+void norm_stats(const std::string& isa, const Array<T>& x, int64_t rows, int64_t columns, int64_t pitch, bool by_column,
+                int64_t count, int64_t step, Array<T> shift, Array<T> sum, Array<T> square) {
+  require(rows > 0 && columns > 0 && (!by_column || count == 1), "there is a block");
+  Reach().steps(count, step).steps(rows, pitch).steps(columns, 1).within(x, "the blocks lie within their array");
+  for (const auto* to : {&shift, &sum, &square}) {
+    Reach().steps(by_column ? columns : count, 1).within(*to, "there is a sum each");
+  }
+  table<T>(isa).norm_stats({x.data(), rows, columns, pitch, by_column, count, step, shift.mutable_data(),
+                            sum.mutable_data(), square.mutable_data()});
+}
+
+template <class T>
+void within_block(const Optional<T>& array, int64_t rows, int64_t columns, int64_t pitch) {
+  if (array) Reach().steps(rows, pitch).steps(columns, 1).within(*array, "the block lies within its array");
+}
+
+template <class T>
+void norm_apply(const std::string& isa, Array<T> y, int64_t offset, const Array<T>& x, const Optional<T>& residual,
+                int64_t pitch, int64_t rows, int64_t columns, bool by_column, const Array<T>& mean,
+                const Array<T>& scale, const Array<T>& shift, const Optional<T>& weight, const Optional<T>& bias,
+                int32_t activation, T a, T b, bool streaming) {
+  Reach().plus(offset).steps(rows, pitch).steps(columns, 1).within(y, "the block lies within its array");
+  within_block<T>(x, rows, columns, pitch);
+  within_block<T>(residual, rows, columns, pitch);
+  for (const auto* v : {&mean, &scale, &shift}) {
+    Reach().steps(by_column ? columns : rows, 1).within(*v, "there is an entry each");
+  }
+  for (const auto* v : {&weight, &bias}) {
+    if (*v) Reach().steps(by_column ? rows : columns, 1).within(**v, "there is an entry each");
+  }
+  table<T>(isa).norm_apply({y.mutable_data() + offset, x.data(), data_or_null<T>(residual), pitch, pitch, pitch, rows,
+                            columns, by_column, mean.data(), scale.data(), shift.data(), data_or_null<T>(weight),
+                            data_or_null<T>(bias), known_activation(activation), a, b, streaming});
+}
+
+template <class T>
+void norm_sums(const std::string& isa, const Array<T>& dy, const Array<T>& x, const Optional<T>& y, int64_t pitch,
+               int64_t rows, int64_t columns, bool by_column, bool merge, bool norm_by_column, const Array<T>& mean,
+               const Optional<T>& scale, const Optional<T>& offset, const Optional<T>& weight, T lower, T upper,
+               Array<T> sum_g, Array<T> sum_gt, Array<T> sum_t) {
+  require(rows > 0 && columns > 0 && scale.has_value() == offset.has_value(), "there is a block");
+  require(!merge || (!by_column && !norm_by_column), "rows are merged about one mean");
+  for (const auto& block : {Optional<T>(dy), Optional<T>(x), y}) within_block<T>(block, rows, columns, pitch);
+  for (const auto& v : {Optional<T>(mean), scale, offset}) {
+    if (v) Reach().steps(norm_by_column ? columns : merge ? 1 : rows, 1).within(*v, "there is an entry each");
+  }
+  if (weight) Reach().steps(by_column ? rows : columns, 1).within(*weight, "there is an entry each");
+  for (const auto* to : {&sum_g, &sum_gt, &sum_t}) {
+    Reach().steps(by_column ? columns : merge ? 1 : rows, 1).within(*to, "there is a sum each");
+  }
+  table<T>(isa).norm_sums({dy.data(),
+                           x.data(),
+                           data_or_null<T>(y),
+                           pitch,
+                           pitch,
+                           pitch,
+                           rows,
+                           columns,
+                           by_column,
+                           merge,
+                           norm_by_column,
+                           mean.data(),
+                           data_or_null<T>(scale),
+                           data_or_null<T>(offset),
+                           data_or_null<T>(weight),
+                           lower,
+                           upper,
+                           sum_g.mutable_data(),
+                           sum_gt.mutable_data(),
+                           sum_t.mutable_data()});
+}
+
+template <class T>
+void norm_gradient(const std::string& isa, Array<T> dx, int64_t offset, const Array<T>& dy, const Optional<T>& x,
+                   const Optional<T>& y, int64_t pitch, int64_t rows, int64_t columns, bool by_column,
+                   const Array<T>& mean, const Array<T>& a, const Array<T>& b, const Array<T>& c,
+                   const Optional<T>& weight, T lower, T upper, bool streaming) {
+  Reach().plus(offset).steps(rows, pitch).steps(columns, 1).within(dx, "the block lies within its array");
+  for (const auto& block : {Optional<T>(dy), x, y}) within_block<T>(block, rows, columns, pitch);
+  for (const auto* v : {&mean, &a, &b, &c}) {
+    Reach().steps(by_column ? columns : rows, 1).within(*v, "there is an entry each");
+  }
+  if (weight) Reach().steps(by_column ? rows : columns, 1).within(*weight, "there is an entry each");
+  table<T>(isa).norm_gradient({dx.mutable_data() + offset, dy.data(), data_or_null<T>(x), data_or_null<T>(y), pitch,
+                               pitch, pitch, pitch, rows, columns, by_column, mean.data(), a.data(), b.data(), c.data(),
+                               data_or_null<T>(weight), lower, upper, streaming});
+}
+
+template <class T>
+void map_run(const std::string& isa, Array<T> y, int64_t offset, const Array<T>& x, const Optional<T>& z, int64_t n,
+             int32_t op, int32_t kind, T a, T b, bool streaming) {
+  require(op >= 0 && op <= 2 && (op == 0 || z), "op is 0 to 2, and has its operands");
+  Reach().plus(offset).steps(n, 1).within(y, "the run lies within its array");
+  Reach().steps(n, 1).within(x, "the run lies within its array");
+  if (z) Reach().steps(n, 1).within(*z, "the run lies within its array");
+  table<T>(isa).map_run({y.mutable_data() + offset, x.data(), data_or_null<T>(z), n, static_cast<MapOp>(op),
+                         known_activation(kind), a, b, streaming});
+}
+
+template <class T>
+void softmax(const std::string& isa, std::optional<Array<T>> y, const Array<T>& x, int64_t rows, int64_t columns,
+             int64_t pitch, bool by_column, Array<T> maximum, Array<T> sum) {
+  if (y) within_block<T>(*y, rows, columns, pitch);
+  within_block<T>(x, rows, columns, pitch);
+  for (const auto* v : {&maximum, &sum}) {
+    Reach().steps(by_column ? columns : rows, 1).within(*v, "there is an entry each");
+  }
+  table<T>(isa).softmax({y ? y->mutable_data() : nullptr, x.data(), rows, columns, pitch, by_column,
+                         maximum.mutable_data(), sum.mutable_data()});
+}
+
+template <class T>
+void softmax_gradient(const std::string& isa, Array<T> dx, const Array<T>& dy, const Array<T>& y, int64_t rows,
+                      int64_t columns, int64_t pitch, bool by_column, bool logarithm, Array<T> sum) {
+  within_block<T>(dx, rows, columns, pitch);
+  within_block<T>(dy, rows, columns, pitch);
+  within_block<T>(y, rows, columns, pitch);
+  if (by_column) Reach().steps(columns, 1).within(sum, "there is an entry each");
+  table<T>(isa).softmax_gradient(
+      {dx.mutable_data(), dy.data(), y.data(), rows, columns, pitch, by_column, logarithm, sum.mutable_data()});
+}
+
 // --- the module --------------------------------------------------------------------------------------------------
 
 bool is_float(const std::string& dtype) {
@@ -686,6 +809,27 @@ void bind_kernels(py::module_& m) {
   m.def("max_run", &max_run<T>, isa, options, array("x"), py::arg("n"));
   m.def("activate_run", &activate_run<T>, isa, options, array("x"), py::arg("n"), py::arg("kind"), py::arg("a") = T{0},
         py::arg("b") = T{0});
+  m.def("norm_stats", &norm_stats<T>, isa, options, array("x"), py::arg("rows"), py::arg("columns"), py::arg("pitch"),
+        py::arg("by_column"), py::arg("count") = 1, py::arg("step") = 0, array("shift"), array("sum"), array("square"));
+  m.def("norm_apply", &norm_apply<T>, isa, options, array("y"), py::arg("offset"), array("x"),
+        py::arg("residual") = py::none(), py::arg("pitch"), py::arg("rows"), py::arg("columns"), py::arg("by_column"),
+        array("mean"), array("scale"), array("shift"), py::arg("weight") = py::none(), py::arg("bias") = py::none(),
+        py::arg("activation") = 0, py::arg("a") = T{0}, py::arg("b") = T{0}, py::arg("streaming") = false);
+  m.def("norm_sums", &norm_sums<T>, isa, options, array("dy"), array("x"), py::arg("y") = py::none(), py::arg("pitch"),
+        py::arg("rows"), py::arg("columns"), py::arg("by_column"), py::arg("merge") = false, py::arg("norm_by_column"),
+        array("mean"), py::arg("scale") = py::none(), py::arg("offset") = py::none(), py::arg("weight") = py::none(),
+        py::arg("lower") = T{0}, py::arg("upper") = T{0}, array("sum_g"), array("sum_gt"), array("sum_t"));
+  m.def("norm_gradient", &norm_gradient<T>, isa, options, array("dx"), py::arg("offset"), array("dy"),
+        py::arg("x") = py::none(), py::arg("y") = py::none(), py::arg("pitch"), py::arg("rows"), py::arg("columns"),
+        py::arg("by_column"), array("mean"), array("a"), array("b"), array("c"), py::arg("weight") = py::none(),
+        py::arg("lower") = T{0}, py::arg("upper") = T{0}, py::arg("streaming") = false);
+  m.def("map_run", &map_run<T>, isa, options, array("y"), py::arg("offset"), array("x"), py::arg("z") = py::none(),
+        py::arg("n"), py::arg("op"), py::arg("kind"), py::arg("a") = T{0}, py::arg("b") = T{0},
+        py::arg("streaming") = false);
+  m.def("softmax", &softmax<T>, isa, options, py::arg("y") = py::none(), array("x"), py::arg("rows"),
+        py::arg("columns"), py::arg("pitch"), py::arg("by_column"), array("maximum"), array("sum"));
+  m.def("softmax_gradient", &softmax_gradient<T>, isa, options, array("dx"), array("dy"), array("y"), py::arg("rows"),
+        py::arg("columns"), py::arg("pitch"), py::arg("by_column"), py::arg("logarithm"), array("sum"));
 }
 
 template <class E>

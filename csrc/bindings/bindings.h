@@ -8,5 +8,6 @@ void bind_runtime(pybind11::module_& m);
 void bind_conv(pybind11::module_& m);
 void bind_separable(pybind11::module_& m);
 void bind_pool(pybind11::module_& m);
+void bind_norm(pybind11::module_& m);
 
 }  // namespace fastconv::bindings

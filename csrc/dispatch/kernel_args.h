@@ -294,4 +294,122 @@ struct PoolArgs {
   const T* divisors;  // slide and combine: one an element in place of `divisor`; null: none
 };
 
+// The norms' kernels work on a block of rows of neighbouring columns: element (r, c) of an operand lies at r * its
+// pitch
+// + c. In one memory order a row is a run of pixels and in the other a column is a channel, so that whatever there is
+// one of a channel, group or row comes either by row or by column.
+
+// A statistic of each column, or of each of `count` blocks `step` apart: the mean, rounded, as `shift`, and the sums of
+// (x - shift) and of its square.
+template <class T>
+struct NormStatsArgs {
+  const T* x;
+  int64_t rows, columns, pitch;
+  int32_t by_column;
+  int64_t count, step;  // by_column: one block
+  T* shift;
+  T* sum;
+  T* square;
+};
+
+// y = act(((x - mean) * scale + offset) * weight + bias + residual), where mean, scale and offset belong to the columns
+// (by_column) or to the rows, and weight and bias to the others.
+template <class T>
+struct NormApplyArgs {
+  T* y;
+  const T* x;
+  const T* residual;  // null: none
+  int64_t y_pitch, x_pitch, residual_pitch;
+  int64_t rows, columns;
+  int32_t by_column;
+  const T* mean;
+  const T* scale;
+  const T* offset;
+  const T* weight;  // null: 1
+  const T* bias;  // null: 0
+  int32_t activation;
+  T a, b;
+  int32_t streaming;  // store past the caches
+};
+
+// Sums over the rows of each column (by_column) or over the columns of each row, of g, g * t and t, where g = dy *
+// weight, or 0 where y is given and y <= lower or y >= upper, and t = x - mean, or (x - mean) * scale + offset. A sum
+// by row weighs the columns, one by column the rows.
+template <class T>
+struct NormSumsArgs {
+  const T* dy;
+  const T* x;
+  const T* y;  // null: all of dy counts
+  int64_t dy_pitch, x_pitch, y_pitch;
+  int64_t rows, columns;
+  int32_t by_column;
+  int32_t merge;  // by row: one sum of all rows, about mean[0]
+  int32_t norm_by_column;
+  const T* mean;
+  const T* scale;  // null: t = x - mean
+  const T* offset;
+  const T* weight;  // null: 1
+  T lower, upper;
+  T* sum_g;
+  T* sum_gt;
+  T* sum_t;
+};
+
+// dx = a * g + b * (x - mean) + c with g as above; all four belong to the columns (by_column) or to the rows, and the
+// weight in g to the others.
+template <class T>
+struct NormGradientArgs {
+  T* dx;
+  const T* dy;
+  const T* x;  // null: dx = a * g
+  const T* y;
+  int64_t dx_pitch, dy_pitch, x_pitch, y_pitch;
+  int64_t rows, columns;
+  int32_t by_column;
+  const T* mean;
+  const T* a;
+  const T* b;
+  const T* c;
+  const T* weight;  // null: 1
+  T lower, upper;
+  int32_t streaming;
+};
+
+// Over n elements: y = act(x), y = act(x + z), or y = z * act'(x), where sigmoid and tanh are told act(x) instead of x.
+enum class MapOp : int32_t { forward = 0, add = 1, backward = 2 };
+template <class T>
+struct MapArgs {
+  T* y;
+  const T* x;
+  const T* z;
+  int64_t n;
+  MapOp op;
+  int32_t activation;
+  T a, b;
+  int32_t streaming;
+};
+
+// exp(x - maximum) / sum over the columns of each row, or over the rows of each column (by_column).
+template <class T>
+struct SoftmaxArgs {
+  T* y;  // null: only the maximum and the sum of the exponentials are written
+  const T* x;
+  int64_t rows, columns, pitch;
+  int32_t by_column;
+  T* maximum;
+  T* sum;
+};
+
+// dx = y * (dy - sum of dy * y), or, y being the logarithm, dx = dy - exp(y) * sum of dy.
+template <class T>
+struct SoftmaxGradientArgs {
+  T* dx;
+  const T* dy;
+  const T* y;
+  int64_t rows, columns, pitch;
+  int32_t by_column;
+  int32_t logarithm;
+  T* sum;  // one a column
+};
+
 }  // namespace fastconv

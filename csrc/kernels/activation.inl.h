@@ -36,6 +36,19 @@ struct MathConstants<double> {
       6.71492039360197859e-12,  6.24945728099135126e-10};
 };
 
+// 1 / j!
+template <class T>
+struct InverseFactorials {
+  T of[16];
+  constexpr InverseFactorials() : of() {
+    double factorial = 1;
+    for (int j = 0; j < 16; ++j) {
+      of[j] = (T)(1 / factorial);
+      factorial *= j + 1;
+    }
+  }
+};
+
 // n and expm1(r) with hi + lo = n ln 2 + r, the sum of two so that an argument may carry more digits than a number. hi
 // is clamped to where exp underflows; lo is small. NaN comes through in the result, and n is 0 then.
 template <class V>
@@ -48,19 +61,20 @@ inline V exp_reduced(V hi, V lo, V& n) {
   n = V::select_less(V::abs(n), V::set1((T)2048), n, V::zero());
   V r = fma(n, V::set1(-M::kLn2Hi), hi) + lo;
   r = fma(n, V::set1(-M::kLn2Lo), r);
-  // 1 + r/2 + r^2/6 + ... by Horner: p = 1 + r / j * p
-  V p = V::set1((T)1);
-  for (int j = M::kExpTerms; j >= 2; --j) p = fma(r * V::set1((T)1 / (T)j), p, V::set1((T)1));
+  // 1 + r/2 + r^2/6 + ... by Horner. Unrolled, so that the reciprocal factorials are constants.
+  constexpr InverseFactorials<T> c;
+  V p = V::set1(c.of[M::kExpTerms]);
+#pragma GCC unroll 16
+  for (int j = M::kExpTerms - 1; j >= 1; --j) p = fma(r, p, V::set1(c.of[j]));
   return r * p;
 }
 
-// e^(hi + lo) for an argument that is not above 1. In two factors, so that it fades into the denormals and to 0.
+// e^(hi + lo) for an argument that is not above 1. It fades into the denormals and to 0.
 template <class V>
 inline V exp(V hi, V lo) {
   using T = typename V::T;
   V n, m = exp_reduced(hi, lo, n);
-  V half = V::round(n * V::set1((T)0.5)), scale = V::exp2i(half);
-  return fma(scale, m, scale) * V::exp2i(n - half);
+  return V::scale(V::set1((T)1) + m, n);
 }
 
 // exp of a negative number alone, which keeps both tails exact in relative terms and gives 0 for -inf.
@@ -70,6 +84,16 @@ inline V sigmoid(V x) {
   const V zero = V::zero(), one = V::set1((T)1);
   V e = exp(zero - V::abs(x), zero);
   return V::select_less(x, zero, e, one) / (one + e);
+}
+
+// sigmoid(x), and 1 - sigmoid(x) without the cancellation.
+template <class V>
+inline V sigmoid(V x, V& rest) {
+  using T = typename V::T;
+  const V zero = V::zero(), one = V::set1((T)1);
+  V e = exp(zero - V::abs(x), zero), share = one / (one + e);
+  rest = V::select_less(x, zero, share, e * share);
+  return V::select_less(x, zero, e * share, share);
 }
 
 // tanh(x) = m / (m + 2) with m = expm1(2x), which keeps small x exact in relative terms.
@@ -83,9 +107,9 @@ inline V tanh(V x) {
   return m / (m + one + one);
 }
 
-// 0.5 * x * erfc(-x / sqrt 2)
+// erfc(-x / sqrt 2), twice the normal distribution
 template <class V>
-inline V gelu(V x) {
+inline V double_normal(V x) {
   using T = typename V::T;
   using M = MathConstants<T>;
   constexpr int kTerms = sizeof(M::kErfc) / sizeof(T);
@@ -94,12 +118,18 @@ inline V gelu(V x) {
   V y = min(V::set1(M::kGeluBound), V::abs(x));
   V t = two / (two + y * V::set1((T)0.70710678118654752440)), u = t + t - one;
   V p = V::set1(M::kErfc[kTerms - 1]);
+#pragma GCC unroll 32
   for (int j = kTerms - 2; j >= 0; --j) p = fma(p, u, V::set1(M::kErfc[j]));
   // y^2 / 2 rounded would cost the tail up to 7 bits: the upper half of y has an exact square, the rest joins p.
   V s = y * V::set1(M::kSplit), upper = s - (s - y);
   V tail = t * exp(V::zero() - half * upper * upper, fma((upper - y) * half, upper + y, p));
-  V phi = V::select_less(x, V::zero(), tail, two - tail);
-  return half * x * phi;
+  return V::select_less(x, V::zero(), tail, two - tail);
+}
+
+// 0.5 * x * erfc(-x / sqrt 2)
+template <class V>
+inline V gelu(V x) {
+  return V::set1((typename V::T)0.5) * x * double_normal(x);
 }
 
 // The order is that of fastconv::ActivationKind.

@@ -48,11 +48,27 @@ struct Vec<float> {
   static Vec select_less(Vec x, Vec y, Vec a, Vec b) {
     return {_mm256_blendv_ps(b.v, a.v, _mm256_cmp_ps(x.v, y.v, _CMP_LT_OQ))};
   }
+  // x <= y ? a : b
+  static Vec select_less_equal(Vec x, Vec y, Vec a, Vec b) {
+    return {_mm256_blendv_ps(b.v, a.v, _mm256_cmp_ps(x.v, y.v, _CMP_LE_OQ))};
+  }
+  static Vec sqrt(Vec x) { return {_mm256_sqrt_ps(x.v)}; }
+  // Over the lanes, halves joined with halves.
+  T sum() const {
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+  }
   static Vec round(Vec x) { return {_mm256_round_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
   // 2^n for an integral n within the exponent's range
   static Vec exp2i(Vec n) {
     __m256i e = _mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127));
     return {_mm256_castsi256_ps(_mm256_slli_epi32(e, 23))};
+  }
+  // x * 2^n for an integral n, in two factors: the product may be denormal where neither is.
+  static Vec scale(Vec x, Vec n) {
+    const Vec half = round(n * set1((T)0.5));
+    return x * exp2i(half) * exp2i(n - half);
   }
   // Elements 0, 2, 4, ... of the 16 in lo, hi.
   static Vec even(Vec lo, Vec hi) {
@@ -73,7 +89,6 @@ struct Vec<float> {
   static Vec max_nan(Vec a, Vec x) {
     return {_mm256_blendv_ps(_mm256_max_ps(a.v, x.v), a.v, _mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q))};
   }
-  static Vec sqrt(Vec x) { return {_mm256_sqrt_ps(x.v)}; }
   // Elements 1, 3, 5, ... of the 2 W in lo, hi.
   static Vec odd(Vec lo, Vec hi) {
     __m256 s = _mm256_shuffle_ps(lo.v, hi.v, 0xDD);
@@ -157,10 +172,22 @@ struct Vec<double> {
   static Vec select_less(Vec x, Vec y, Vec a, Vec b) {
     return {_mm256_blendv_pd(b.v, a.v, _mm256_cmp_pd(x.v, y.v, _CMP_LT_OQ))};
   }
+  static Vec select_less_equal(Vec x, Vec y, Vec a, Vec b) {
+    return {_mm256_blendv_pd(b.v, a.v, _mm256_cmp_pd(x.v, y.v, _CMP_LE_OQ))};
+  }
+  static Vec sqrt(Vec x) { return {_mm256_sqrt_pd(x.v)}; }
+  T sum() const {
+    __m128d s = _mm_add_pd(_mm256_castpd256_pd128(v), _mm256_extractf128_pd(v, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(s, _mm_unpackhi_pd(s, s)));
+  }
   static Vec round(Vec x) { return {_mm256_round_pd(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
   static Vec exp2i(Vec n) {
     __m256i e = _mm256_cvtepi32_epi64(_mm_add_epi32(_mm256_cvtpd_epi32(n.v), _mm_set1_epi32(1023)));
     return {_mm256_castsi256_pd(_mm256_slli_epi64(e, 52))};
+  }
+  static Vec scale(Vec x, Vec n) {
+    const Vec half = round(n * set1((T)0.5));
+    return x * exp2i(half) * exp2i(n - half);
   }
   static Vec even(Vec lo, Vec hi) { return {_mm256_permute4x64_pd(_mm256_shuffle_pd(lo.v, hi.v, 0x0), 0xD8)}; }
   // Comparisons, lane by lane.
@@ -177,7 +204,6 @@ struct Vec<double> {
   static Vec max_nan(Vec a, Vec x) {
     return {_mm256_blendv_pd(_mm256_max_pd(a.v, x.v), a.v, _mm256_cmp_pd(a.v, a.v, _CMP_UNORD_Q))};
   }
-  static Vec sqrt(Vec x) { return {_mm256_sqrt_pd(x.v)}; }
   static Vec odd(Vec lo, Vec hi) { return {_mm256_permute4x64_pd(_mm256_shuffle_pd(lo.v, hi.v, 0xF), 0xD8)}; }
   static Vec zip_low(Vec a, Vec b) {
     return {_mm256_permute2f128_pd(_mm256_unpacklo_pd(a.v, b.v), _mm256_unpackhi_pd(a.v, b.v), 0x20)};

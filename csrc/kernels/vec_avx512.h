@@ -44,11 +44,25 @@ struct Vec<float> {
   static Vec select_less(Vec x, Vec y, Vec a, Vec b) {
     return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(x.v, y.v, _CMP_LT_OQ), b.v, a.v)};
   }
+  // x <= y ? a : b
+  static Vec select_less_equal(Vec x, Vec y, Vec a, Vec b) {
+    return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(x.v, y.v, _CMP_LE_OQ), b.v, a.v)};
+  }
+  static Vec sqrt(Vec x) { return {_mm512_sqrt_ps(x.v)}; }
+  // Over the lanes, halves joined with halves.
+  T sum() const {
+    __m256 h = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+    __m128 s = _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
+    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+  }
   static Vec round(Vec x) { return {_mm512_roundscale_ps(x.v, 0)}; }
   static Vec exp2i(Vec n) {
     __m512i e = _mm512_add_epi32(_mm512_cvtps_epi32(n.v), _mm512_set1_epi32(127));
     return {_mm512_castsi512_ps(_mm512_slli_epi32(e, 23))};
   }
+  // x * 2^n for an integral n, rounded once where it is denormal
+  static Vec scale(Vec x, Vec n) { return {_mm512_scalef_ps(x.v, n.v)}; }
   static Vec even(Vec lo, Vec hi) {
     const __m512i index = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
     return {_mm512_permutex2var_ps(lo.v, index, hi.v)};
@@ -67,7 +81,6 @@ struct Vec<float> {
   static Vec max_nan(Vec a, Vec x) {
     return {_mm512_mask_max_ps(a.v, _mm512_cmp_ps_mask(a.v, a.v, _CMP_ORD_Q), a.v, x.v)};
   }
-  static Vec sqrt(Vec x) { return {_mm512_sqrt_ps(x.v)}; }
   // Elements 1, 3, 5, ... of the 2 W in lo, hi.
   static Vec odd(Vec lo, Vec hi) {
     const __m512i index = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
@@ -151,11 +164,21 @@ struct Vec<double> {
   static Vec select_less(Vec x, Vec y, Vec a, Vec b) {
     return {_mm512_mask_blend_pd(_mm512_cmp_pd_mask(x.v, y.v, _CMP_LT_OQ), b.v, a.v)};
   }
+  static Vec select_less_equal(Vec x, Vec y, Vec a, Vec b) {
+    return {_mm512_mask_blend_pd(_mm512_cmp_pd_mask(x.v, y.v, _CMP_LE_OQ), b.v, a.v)};
+  }
+  static Vec sqrt(Vec x) { return {_mm512_sqrt_pd(x.v)}; }
+  T sum() const {
+    __m256d h = _mm256_add_pd(_mm512_castpd512_pd256(v), _mm512_extractf64x4_pd(v, 1));
+    __m128d s = _mm_add_pd(_mm256_castpd256_pd128(h), _mm256_extractf128_pd(h, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(s, _mm_unpackhi_pd(s, s)));
+  }
   static Vec round(Vec x) { return {_mm512_roundscale_pd(x.v, 0)}; }
   static Vec exp2i(Vec n) {
     __m512i e = _mm512_add_epi64(_mm512_cvtpd_epi64(n.v), _mm512_set1_epi64(1023));
     return {_mm512_castsi512_pd(_mm512_slli_epi64(e, 52))};
   }
+  static Vec scale(Vec x, Vec n) { return {_mm512_scalef_pd(x.v, n.v)}; }
   static Vec even(Vec lo, Vec hi) {
     const __m512i index = _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14);
     return {_mm512_permutex2var_pd(lo.v, index, hi.v)};
@@ -174,7 +197,6 @@ struct Vec<double> {
   static Vec max_nan(Vec a, Vec x) {
     return {_mm512_mask_max_pd(a.v, _mm512_cmp_pd_mask(a.v, a.v, _CMP_ORD_Q), a.v, x.v)};
   }
-  static Vec sqrt(Vec x) { return {_mm512_sqrt_pd(x.v)}; }
   static Vec odd(Vec lo, Vec hi) {
     const __m512i index = _mm512_setr_epi64(1, 3, 5, 7, 9, 11, 13, 15);
     return {_mm512_permutex2var_pd(lo.v, index, hi.v)};

@@ -1,6 +1,9 @@
 // Vectors of 128 bits in the compiler's own vector extension: correct on any CPU.
 #pragma once
 #include <stdint.h>
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
 
 namespace fastconv::FASTCONV_ISA_NS {
 
@@ -69,6 +72,27 @@ struct Vec {
   friend Vec min(Vec bound, Vec x) { return {bound.v < x.v ? bound.v : x.v}; }
   static Vec abs(Vec x) { return {(V)((I)x.v & ~(I)set1((T)-0.0).v)}; }
   static Vec select_less(Vec x, Vec y, Vec a, Vec b) { return {x.v < y.v ? a.v : b.v}; }
+  // x <= y ? a : b
+  static Vec select_less_equal(Vec x, Vec y, Vec a, Vec b) { return {x.v <= y.v ? a.v : b.v}; }
+  // The builtin alone would call the library for the errno of a negative number.
+  static Vec sqrt(Vec x) {
+#if defined(__SSE2__)
+    if constexpr (sizeof(T) == 4)
+      return {(V)_mm_sqrt_ps((__m128)x.v)};
+    else
+      return {(V)_mm_sqrt_pd((__m128d)x.v)};
+#else
+    for (int i = 0; i < kLanes; ++i) x.v[i] = sizeof(T) == 4 ? __builtin_sqrtf(x.v[i]) : __builtin_sqrt(x.v[i]);
+    return x;
+#endif
+  }
+  // Over the lanes, halves joined with halves.
+  T sum() const {
+    if constexpr (kLanes == 4)
+      return (v[0] + v[2]) + (v[1] + v[3]);
+    else
+      return v[0] + v[1];
+  }
   // To the nearest integer, for |x| below 2^22.
   static Vec round(Vec x) {
     const Vec magic = set1(PortableTypes<T>::kRound);
@@ -77,6 +101,11 @@ struct Vec {
   static Vec exp2i(Vec n) {
     I e = __builtin_convertvector(n.v, I) + PortableTypes<T>::kBias;
     return {(V)(e << PortableTypes<T>::kMantissa)};
+  }
+  // x * 2^n for an integral n, in two factors: the product may be denormal where neither is.
+  static Vec scale(Vec x, Vec n) {
+    const Vec half = round(n * set1((T)0.5));
+    return x * exp2i(half) * exp2i(n - half);
   }
   static Vec even(Vec lo, Vec hi) {
     V r;
@@ -99,12 +128,6 @@ struct Vec {
   static Vec select(Mask m, Vec a, Vec b) { return {m ? a.v : b.v}; }
   // The larger one; a NaN in either comes through.
   static Vec max_nan(Vec a, Vec x) { return select(unordered(a, a), a, max(a, x)); }
-  static Vec sqrt(Vec x) {
-    V r;
-    for (int i = 0; i < kLanes; ++i)
-      r[i] = sizeof(T) == 4 ? (T)__builtin_sqrtf((float)x.v[i]) : (T)__builtin_sqrt(x.v[i]);
-    return {r};
-  }
   // Elements 1, 3, 5, ... of the 2 W in lo, hi.
   static Vec odd(Vec lo, Vec hi) {
     V r;

@@ -11,6 +11,8 @@ if (_reason := _core.isa_environment_error()) is not None:
 
 from . import functional
 from .functional.conv import *  # noqa: F403
+from .functional.elementwise import *  # noqa: F403
+from .functional.norm import *  # noqa: F403
 from .functional.pool import *  # noqa: F403
 from .functional.separable import *  # noqa: F403
 from .plan import Explanation, Plan, SeparablePlan, explain, plan

@@ -223,3 +223,62 @@ def separable_plan(
     shift: _Array | None,
     /,
 ) -> SeparablePlan: ...
+
+@final
+class NormSpec:
+    def __init__(
+        self,
+        kind: int,
+        channels_last: bool,
+        groups: int,
+        trailing: int,
+        training: bool,
+        eps: float,
+        momentum: float,
+        unbiased: bool,
+        activation: _Activation,
+    ) -> None: ...
+
+def norm(
+    spec: NormSpec,
+    x: _Array,
+    weight: _Array | None,
+    bias: _Array | None,
+    residual: _Array | None,
+    running_mean: _Array | None,
+    running_var: _Array | None,
+    out: _Array | None,
+    /,
+) -> Any: ...
+def norm_backward(
+    spec: NormSpec,
+    dy: _Array,
+    x: _Array,
+    weight: _Array | None,
+    mean: _Array | None,
+    inv_std: _Array | None,
+    y: _Array | None,
+    lower: float,
+    upper: float,
+    needs_input: bool,
+    needs_weight: bool,
+    needs_bias: bool,
+    out: _Array | None,
+    /,
+) -> tuple[_Array | None, _Array | None, _Array | None]: ...
+def local_response_norm(
+    channels_last: bool,
+    size: int,
+    alpha: float,
+    beta: float,
+    k: float,
+    x: _Array,
+    dy: _Array | None,
+    out: _Array | None,
+    /,
+) -> _Array: ...
+def activation(activation: _Activation, x: _Array, out: _Array | None, /) -> _Array: ...
+def activation_backward(activation: _Activation, dy: _Array, x: _Array, out: _Array | None, /) -> _Array: ...
+def add(activation: _Activation, x: _Array, y: _Array, out: _Array | None, /) -> _Array: ...
+def softmax(x: _Array, axis: int, logarithm: bool, out: _Array | None, /) -> _Array: ...
+def softmax_backward(dy: _Array, y: _Array, axis: int, logarithm: bool, out: _Array | None, /) -> _Array: ...

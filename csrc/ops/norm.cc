@@ -1,0 +1,1308 @@
+// Normalisation: canonicalise -> statistics in pieces of fixed size, joined in order -> apply.
+//
+// x becomes (N, C, P) in one of two memory orders: planes, whose rows are the pixels of a channel, or columns, whose
+// rows are the channels of a pixel. No sum is ever divided by threads: pieces follow from the shape, each is summed by
+// one task, and they are joined in order, in double.
+#include "fastconv/norm.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <limits>
+
+#include "dispatch/kernel_table.h"
+#include "ops/memory.h"
+#include "ops/parallel.h"
+#include "ops/stream.h"
+
+namespace fastconv {
+namespace ops {
+namespace {
+
+bool absent(const TensorView& t) { return t.data == nullptr; }
+
+// Nanoseconds a byte that a pass over memory takes on one core, about.
+constexpr double kByte = 0.05;
+// Bytes of a task, about.
+constexpr int64_t kTaskBytes = 1 << 18;
+// Bytes of a row's piece, which is read twice and stays in the first-level cache between.
+constexpr int64_t kPieceBytes = 16384;
+// Rows of a piece by columns.
+constexpr int64_t kPieceRows = 128;
+// Sets of pixels up to this size are summed and normalised in one task.
+constexpr int64_t kLargeBytes = 1 << 22;
+// Sets that a task takes together.
+constexpr int64_t kSetBytes = 1 << 18;
+constexpr int64_t kPiecesATask = 16;
+// Columns whose sums are kept in the first-level cache at a time.
+constexpr int64_t kPieceColumns = 512;
+
+enum class Order { planes, columns };
+
+struct Lay { int64_t n = 0, c = 0, p = 0; };
+
+struct Shape {
+  int64_t N = 1, C = 1, P = 1;
+  int64_t elements() const { return N * C * P; }
+};
+
+int channel_axis(const NormDesc& desc, const TensorView& x) { return desc.channels_last ? x.ndim - 1 : 1; }
+
+Shape shape_of(const NormDesc& desc, const TensorView& x) {
+  Shape s;
+  if (desc.kind == NormKind::layer) {
+    for (int i = 0; i < x.ndim; ++i) (i < x.ndim - desc.trailing ? s.N : s.C) *= x.shape[i];
+    return s;
+  }
+  const int channel = channel_axis(desc, x);
+  s.N = x.shape[0], s.C = x.shape[channel];
+  for (int i = 1; i < x.ndim; ++i)
+    if (i != channel) s.P *= x.shape[i];
+  return s;
+}
+
+// The stride of axes [first, last) as one; false where they are not one in memory. 0 for a single element.
+bool merged_stride(const TensorView& t, int first, int last, int64_t* stride) {
+  *stride = 0;
+  bool found = false;
+  int64_t next = 0;  // what the next axis has to have, once there has been one
+  for (int i = last - 1; i >= first; --i) {
+    if (t.shape[i] == 1) continue;
+    if (!found)
+      *stride = t.strides[i];
+    else if (t.strides[i] != next)
+      return false;
+    found = true;
+    next = t.strides[i] * t.shape[i];
+  }
+  return true;
+}
+
+bool lay_of(const NormDesc& desc, const TensorView& t, Lay* lay) {
+  if (desc.kind == NormKind::layer)
+    return merged_stride(t, 0, t.ndim - desc.trailing, &lay->n) &&
+           merged_stride(t, t.ndim - desc.trailing, t.ndim, &lay->c);
+  const int channel = channel_axis(desc, t);
+  lay->n = t.strides[0], lay->c = t.strides[channel];
+  return desc.channels_last ? merged_stride(t, 1, t.ndim - 1, &lay->p) : merged_stride(t, 2, t.ndim, &lay->p);
+}
+
+// One operand of a call in its memory order.
+template <class T>
+struct Image {
+  T* data = nullptr;
+  Lay s;
+  T* at(int64_t n, int64_t c, int64_t p) const { return data ? data + n * s.n + c * s.c + p * s.p : nullptr; }
+};
+
+bool same_shape(const TensorView& a, const TensorView& b) {
+  if (a.ndim != b.ndim) return false;
+  return std::equal(a.shape, a.shape + a.ndim, b.shape);
+}
+
+// The memory order that suits all operands that are present.
+Status common_order(const NormDesc& desc, const Shape& shape, const TensorView* const* views, Lay* lays, int count,
+                    Order* order) {
+  bool planes = shape.P > 1 || shape.C == 1, columns = true;
+  for (int i = 0; i < count; ++i) {
+    if (absent(*views[i])) continue;
+    if (!lay_of(desc, *views[i], &lays[i])) return Status::unsupported;
+    if (shape.P == 1) lays[i].p = 1;
+    if (shape.C == 1) lays[i].c = 1;
+    planes = planes && lays[i].p == 1;
+    columns = columns && lays[i].c == 1;
+  }
+  if (!planes && !columns) return Status::unsupported;
+  // A single channel is one long row.
+  *order = planes && (shape.C == 1 || !columns) ? Order::planes : Order::columns;
+  return Status::ok;
+}
+
+Status check_vector(const NormDesc& desc, const TensorView& x, const TensorView& v, int64_t channels) {
+  if (absent(v)) return Status::ok;
+  if (v.dtype != x.dtype) return Status::bad_dtype;
+  if (desc.kind != NormKind::layer) return v.ndim == 1 && v.shape[0] == channels ? Status::ok : Status::bad_shape;
+  if (v.ndim != desc.trailing) return Status::bad_shape;
+  for (int i = 0; i < v.ndim; ++i)
+    if (v.shape[i] != x.shape[x.ndim - desc.trailing + i]) return Status::bad_shape;
+  int64_t stride = 0;
+  return merged_stride(v, 0, v.ndim, &stride) ? Status::ok : Status::unsupported;
+}
+
+Status check_shape(const NormDesc& desc, const TensorView& x, Shape* shape) {
+  if (x.dtype != DType::f32 && x.dtype != DType::f64) return Status::bad_dtype;
+  if (desc.kind == NormKind::layer ? desc.trailing < 1 || x.ndim < desc.trailing : x.ndim < 2) return Status::bad_rank;
+  int64_t elements = 1;
+  for (int i = 0; i < x.ndim; ++i)
+    if (__builtin_mul_overflow(elements, std::max<int64_t>(1, x.shape[i]), &elements)) return Status::overflow;
+  *shape = shape_of(desc, x);
+  if (shape->C < 1) return Status::bad_shape;
+  if (desc.kind == NormKind::group && desc.groups > 0 && shape->C % desc.groups) return Status::bad_groups;
+  return Status::ok;
+}
+
+// An entry a channel, of any stride.
+template <class T>
+struct Channels {
+  const T* data;
+  int64_t stride;
+  explicit Channels(const TensorView& v) : data(static_cast<const T*>(v.data)), stride(1) {
+    if (data) merged_stride(v, 0, v.ndim, &stride);
+  }
+  double at(int64_t c, double otherwise) const { return data ? static_cast<double>(data[c * stride]) : otherwise; }
+};
+
+template <class T>
+void put(const TensorView& v, int64_t c, double value) {
+  if (absent(v)) return;
+  int64_t stride = 1;
+  merged_stride(v, 0, v.ndim, &stride);
+  static_cast<T*>(v.data)[c * stride] = static_cast<T>(value);
+}
+
+// A mean in two numbers of T and the reciprocal of the deviation.
+template <class T>
+struct Norm {
+  T high;
+  double low, inv;
+  Norm() = default;
+  Norm(double mean, double variance, double eps)
+      : high(static_cast<T>(mean)),
+        low(std::isfinite(mean) ? mean - static_cast<double>(high) : 0),
+        inv(1 / std::sqrt(variance + eps)) {}
+  Norm(const Moments& m, double eps) : Norm(m.mean(), m.deviation() / m.count, eps) {}
+};
+
+template <class T>
+class NormCall {
+ public:
+  NormCall(const NormDesc& desc, const Shape& shape, Order order)
+      : desc_(desc), shape_(shape), order_(order), kernels_(kernel_table<T>(current_isa())) {}
+
+  Status forward(const NormOperands& o, const Lay* lays) {
+    x_ = {static_cast<T*>(o.x.data), lays[0]};
+    y_ = {static_cast<T*>(o.y.data), lays[1]};
+    residual_ = {static_cast<T*>(o.residual.data), lays[2]};
+    act_ = o.act;
+    streaming_ = streams(bytes());
+    if (desc_.kind == NormKind::batch && !desc_.training) return inference(o);
+    if (desc_.kind == NormKind::layer) return layer_rows(o);
+    if (desc_.kind == NormKind::channels) return order_ == Order::columns ? layer_rows(o) : layer_planes(o);
+    return sets(o);
+  }
+
+  Status backward(const NormGradients& o, const Lay* lays) {
+    dy_ = {static_cast<T*>(o.dy.data), lays[0]};
+    x_ = {static_cast<T*>(o.x.data), lays[1]};
+    y_ = {static_cast<T*>(o.y.data), lays[2]};
+    dx_ = {static_cast<T*>(o.dx.data), lays[3]};
+    lower_ = static_cast<T>(o.lower), upper_ = static_cast<T>(o.upper);
+    streaming_ = streams(bytes());
+    if (desc_.kind == NormKind::batch) return batch_backward(o);
+    if (desc_.kind == NormKind::group) return group_backward(o);
+    if (desc_.kind == NormKind::channels && order_ == Order::planes) return layer_planes_backward(o);
+    return layer_rows_backward(o);
+  }
+
+ private:
+  int64_t bytes() const { return shape_.elements() * static_cast<int64_t>(sizeof(T)); }
+  double work(double streams_of_x) const { return static_cast<double>(bytes()) * kByte * streams_of_x; }
+
+  // --- apply -----------------------------------------------------------------------------------------------------
+
+  NormApplyArgs<T> apply_args(bool by_column, const T* mean, const T* scale, const T* offset) const {
+    NormApplyArgs<T> a{};
+    a.by_column = by_column;
+    a.mean = mean, a.scale = scale, a.offset = offset;
+    a.activation = static_cast<int32_t>(act_.kind);
+    a.a = static_cast<T>(act_.a), a.b = static_cast<T>(act_.b);
+    a.streaming = streaming_;
+    return a;
+  }
+
+  // Channels [c0, c1) and pixels [p0, p1) of image n, whose mean, scale and offset begin at channel c0.
+  void apply(NormApplyArgs<T> a, int64_t n, int64_t c0, int64_t c1, int64_t p0, int64_t p1) const {
+    a.x = x_.at(n, c0, p0), a.y = y_.at(n, c0, p0), a.residual = residual_.at(n, c0, p0);
+    const bool planes = order_ == Order::planes;
+    a.x_pitch = planes ? x_.s.c : x_.s.p, a.y_pitch = planes ? y_.s.c : y_.s.p;
+    a.residual_pitch = planes ? residual_.s.c : residual_.s.p;
+    a.rows = planes ? c1 - c0 : p1 - p0, a.columns = planes ? p1 - p0 : c1 - c0;
+    kernels_.norm_apply(a);
+  }
+
+  // All of images [n0, n1), mean, scale and offset by channel, in tasks; the last first, since what has just been read
+  // for the statistics is still in the caches.
+  Status apply_channels(int64_t n0, int64_t n1, const T* mean, const T* scale, const T* offset) const {
+    const bool planes = order_ == Order::planes;
+    const int64_t outer = planes ? shape_.C : shape_.P, inner = planes ? shape_.P : shape_.C;
+    const int64_t row_bytes = inner * static_cast<int64_t>(sizeof(T));
+    // Long rows are cut as well.
+    const int64_t high = std::clamp<int64_t>(kTaskBytes / row_bytes, 1, outer);
+    const int64_t wide =
+        high == 1 ? std::clamp<int64_t>(kTaskBytes / static_cast<int64_t>(sizeof(T)), 1, inner) : inner;
+    const int64_t down = (outer + high - 1) / high, across = (inner + wide - 1) / wide;
+    const int64_t tasks = (n1 - n0) * down * across;
+    const double all = static_cast<double>(n1 - n0) * static_cast<double>(outer * row_bytes) * kByte * 2;
+    const NormApplyArgs<T> args = apply_args(!planes, nullptr, nullptr, nullptr);
+    return parallel_for(tasks, all, [&](int64_t i, int) {
+      i = tasks - 1 - i;
+      const int64_t n = n0 + i / (down * across), r0 = i / across % down * high, k0 = i % across * wide;
+      const int64_t r1 = std::min(outer, r0 + high), k1 = std::min(inner, k0 + wide);
+      const int64_t c0 = planes ? r0 : k0;
+      NormApplyArgs<T> a = args;
+      a.mean = mean + c0, a.scale = scale + c0, a.offset = offset + c0;
+      if (planes)
+        apply(a, n, r0, r1, k0, k1);
+      else
+        apply(a, n, k0, k1, r0, r1);
+    });
+  }
+
+  // mean, scale and offset of channels [c0, c1) that share a norm: y = (x - high) * (inv * w) + (b - low * inv * w).
+  void fold(const Norm<T>& norm, const Channels<T>& weight, const Channels<T>& bias, int64_t c0, int64_t c1, T* mean,
+            T* scale, T* offset) const {
+    for (int64_t c = c0; c < c1; ++c) {
+      const double s = norm.inv * weight.at(c, 1);
+      mean[c] = norm.high;
+      scale[c] = static_cast<T>(s);
+      offset[c] = static_cast<T>(bias.at(c, 0) - norm.low * s);
+    }
+  }
+
+  Status inference(const NormOperands& o) {
+    Workspace vectors(sizeof(T) * static_cast<size_t>(3 * shape_.C));
+    if (!vectors) return Status::out_of_memory;
+    T* mean = static_cast<T*>(vectors.data());
+    const Channels<T> running_mean(o.running_mean), running_var(o.running_var), weight(o.weight), bias(o.bias);
+    for (int64_t c = 0; c < shape_.C; ++c)
+      fold({running_mean.at(c, 0), running_var.at(c, 1), desc_.eps}, weight, bias, c, c + 1, mean, mean + shape_.C,
+           mean + 2 * shape_.C);
+    return apply_channels(0, shape_.N, mean, mean + shape_.C, mean + 2 * shape_.C);
+  }
+
+  // --- statistics of a set: images [n0, n1) x channels [c0, c1)
+  // --------------------------------------------------------
+
+  // The pieces of one row of planes of `length`, or of rows that are merged.
+  struct RowPieces {
+    int64_t rows, length, high, wide;  // a piece is high x wide
+    RowPieces(int64_t r, int64_t l) : rows(r), length(l) {
+      const int64_t most = kPieceBytes / static_cast<int64_t>(sizeof(T));
+      wide = std::min(l, most);
+      high = l >= most ? 1 : std::clamp<int64_t>(most / l, 1, r);
+    }
+    int64_t down() const { return (rows + high - 1) / high; }
+    int64_t across() const { return (length + wide - 1) / wide; }
+    int64_t count() const { return down() * across(); }
+  };
+
+  struct Partial { T shift, sum, square; };
+
+  // The moments of rows `pitch` apart of `length` elements, merged. Large ones are summed by all threads.
+  Status row_moments(const T* data, int64_t rows, int64_t length, int64_t pitch, Moments* m) const {
+    const RowPieces pieces(rows, length);
+    auto piece = [&](int64_t k) {
+      const int64_t i = k / pieces.across(), j = k % pieces.across();
+      Partial s;
+      NormStatsArgs<T> a{};
+      a.x = data + i * pieces.high * pitch + j * pieces.wide;
+      a.rows = std::min(pieces.high, rows - i * pieces.high);
+      a.columns = std::min(pieces.wide, length - j * pieces.wide);
+      a.pitch = pitch;
+      a.count = 1;
+      a.shift = &s.shift, a.sum = &s.sum, a.square = &s.square;
+      kernels_.norm_stats(a);
+      return s;
+    };
+    auto join = [&](int64_t k, const Partial& s) {
+      const int64_t i = k / pieces.across(), j = k % pieces.across();
+      const double n = static_cast<double>(std::min(pieces.high, rows - i * pieces.high)) *
+                       static_cast<double>(std::min(pieces.wide, length - j * pieces.wide));
+      m->add(n, static_cast<double>(s.shift), static_cast<double>(s.sum), static_cast<double>(s.square));
+    };
+    *m = {};
+    const int64_t count = pieces.count();
+    if (!is_large(rows * length)) {
+      for (int64_t k = 0; k < count; ++k) join(k, piece(k));
+      return Status::ok;
+    }
+    Scratch partials(count * static_cast<int64_t>(sizeof(Partial)));
+    if (partials.failed()) return Status::out_of_memory;
+    Partial* all = static_cast<Partial*>(partials.data());
+    const int64_t tasks = (count + kPiecesATask - 1) / kPiecesATask;
+    const Status s = parallel_for(tasks, work(1), [&](int64_t i, int) {
+      for (int64_t k = i * kPiecesATask; k < std::min(count, (i + 1) * kPiecesATask); ++k) all[k] = piece(k);
+    });
+    if (s != Status::ok) return s;
+    for (int64_t k = 0; k < count; ++k) join(k, all[k]);
+    return Status::ok;
+  }
+
+  // Sets of so many elements are divided among threads; smaller ones are a task each.
+  static bool is_large(int64_t elements) { return elements * static_cast<int64_t>(sizeof(T)) > kLargeBytes; }
+
+  // The sums of each channel, one array after the other.
+  struct Columns {
+    double *about, *sum, *square;
+    Columns(double* data, int64_t C) : about(data), sum(data + C), square(data + 2 * C) {}
+    Moments at(int64_t c, double count) const {
+      Moments m;
+      m.count = count, m.about = about[c], m.sum = sum[c], m.square = square[c];
+      return m;
+    }
+  };
+
+  // Chunks of kPieceRows rows; those of one image follow those of another.
+  int64_t chunks_an_image() const { return (shape_.P + kPieceRows - 1) / kPieceRows; }
+
+  // Calls do_chunk(k, part) for each chunk of images [n0, n1), which leaves three arrays of C in `part`, and then
+  // join(k, part, c0, c1), in the order of the chunks. Large sets in several tasks.
+  template <class Chunk, class Join>
+  Status by_chunks(int64_t n0, int64_t n1, bool large, Chunk do_chunk, Join join) const {
+    const int64_t C = shape_.C, count = (n1 - n0) * chunks_an_image(), size = 3 * C;
+    if (!large) {
+      Workspace buffer(sizeof(T) * static_cast<size_t>(size));
+      if (!buffer) return Status::out_of_memory;
+      T* part = static_cast<T*>(buffer.data());
+      for (int64_t k = 0; k < count; ++k) do_chunk(k, part), join(k, part, 0, C);
+      return Status::ok;
+    }
+    Scratch partials(count * size * static_cast<int64_t>(sizeof(T)));
+    if (partials.failed()) return Status::out_of_memory;
+    T* all = static_cast<T*>(partials.data());
+    const int64_t step = std::max<int64_t>(1, kTaskBytes / (kPieceRows * C * static_cast<int64_t>(sizeof(T))));
+    Status s = parallel_for((count + step - 1) / step, work(1), [&](int64_t i, int) {
+      for (int64_t k = i * step; k < std::min(count, (i + 1) * step); ++k) do_chunk(k, all + k * size);
+    });
+    if (s != Status::ok) return s;
+    constexpr int64_t kWide = 64;
+    return parallel_for((C + kWide - 1) / kWide, static_cast<double>(count * C) * 2, [&](int64_t i, int) {
+      for (int64_t k = 0; k < count; ++k) join(k, all + k * size, i * kWide, std::min(C, (i + 1) * kWide));
+    });
+  }
+
+  int64_t chunk_rows(int64_t k) const { return std::min(kPieceRows, shape_.P - k % chunks_an_image() * kPieceRows); }
+
+  // The moments of the channels of images [n0, n1), in columns.
+  Status column_moments(int64_t n0, int64_t n1, bool large, Columns to) const {
+    const int64_t C = shape_.C;
+    return by_chunks(
+        n0, n1, large,
+        [&](int64_t k, T* part) {
+          const int64_t n = n0 + k / chunks_an_image(), p = k % chunks_an_image() * kPieceRows;
+          for (int64_t c = 0; c < C; c += kPieceColumns) {
+            NormStatsArgs<T> a{};
+            a.x = x_.at(n, c, p);
+            a.rows = chunk_rows(k), a.columns = std::min(kPieceColumns, C - c), a.pitch = x_.s.p;
+            a.by_column = 1;
+            a.shift = part + c, a.sum = part + C + c, a.square = part + 2 * C + c;
+            kernels_.norm_stats(a);
+          }
+        },
+        [&](int64_t k, const T* part, int64_t c0, int64_t c1) {
+          const double n = static_cast<double>(chunk_rows(k));
+          if (k == 0)
+            for (int64_t c = c0; c < c1; ++c)
+              to.about[c] = part[c], to.sum[c] = part[C + c], to.square[c] = part[2 * C + c];
+          else
+            for (int64_t c = c0; c < c1; ++c) {
+              const double d = part[c] - to.about[c], s = part[C + c];
+              to.sum[c] += s + n * d;
+              to.square[c] += part[2 * C + c] + d * (2 * s + n * d);
+            }
+        });
+  }
+
+  // --- batch and group norm ----------------------------------------------------------------------------------------
+
+  int64_t groups() const { return desc_.kind == NormKind::batch || desc_.groups == 0 ? shape_.C : desc_.groups; }
+
+  // Columns: mean, scale and offset of all channels of images [n0, n1), which share their statistics.
+  template <class Use>
+  Status column_norms(int64_t n0, int64_t n1, bool large, Use use) const {
+    const int64_t C = shape_.C, width = C / groups();
+    Workspace buffer(sizeof(double) * static_cast<size_t>(3 * C));
+    if (!buffer) return Status::out_of_memory;
+    const Columns sums(static_cast<double*>(buffer.data()), C);
+    const Status s = column_moments(n0, n1, large, sums);
+    if (s != Status::ok) return s;
+    const double count = static_cast<double>((n1 - n0) * shape_.P);
+    for (int64_t c = 0; c < C; c += width) {
+      Moments m = sums.at(c, count);
+      if (width > 1) {
+        Moments all;
+        for (int64_t i = c; i < c + width; ++i) {
+          const Moments one = sums.at(i, count);
+          all.add(count, one.mean(), 0, one.deviation());
+        }
+        m = all;
+      }
+      use(c, c + width, m);
+    }
+    return Status::ok;
+  }
+
+  // The moments of group g of image n, or of channel g of all images, in planes.
+  Status plane_moments(int64_t n, int64_t g, Moments* m) const {
+    const int64_t width = shape_.C / groups();
+    if (desc_.kind == NormKind::batch) return row_moments(x_.at(0, g, 0), shape_.N, shape_.P, x_.s.n, m);
+    if (x_.s.c == shape_.P) return row_moments(x_.at(n, g * width, 0), 1, width * shape_.P, 0, m);
+    return row_moments(x_.at(n, g * width, 0), width, shape_.P, x_.s.c, m);
+  }
+
+  Status sets(const NormOperands& o) {
+    const int64_t C = shape_.C, N = shape_.N, P = shape_.P, width = C / groups();
+    const bool batch = desc_.kind == NormKind::batch;
+    const Channels<T> weight(o.weight), bias(o.bias);
+    const int64_t set_images = batch ? N : 1, images = batch ? 1 : N;  // sets of images
+    const int64_t vectors = order_ == Order::planes && !batch ? N * C : C;
+    Scratch scratch(3 * vectors * static_cast<int64_t>(sizeof(T)));
+    if (scratch.failed()) return Status::out_of_memory;
+    T* mean = static_cast<T*>(scratch.data());
+    T *scale = mean + vectors, *offset = scale + vectors;
+    // What the call leaves behind, written when nothing can go wrong any more.
+    auto keep = [&](int64_t c, const Moments& m, const Norm<T>& norm) {
+      if (!batch) return;
+      put<T>(o.mean, c, static_cast<double>(norm.high));
+      put<T>(o.inv_std, c, norm.inv);
+      if (absent(o.running_mean) && absent(o.running_var)) return;
+      const double k = desc_.momentum, variance = m.deviation() / (desc_.unbiased ? m.count - 1 : m.count);
+      put<T>(o.running_mean, c, (1 - k) * Channels<T>(o.running_mean).at(c, 0) + k * m.mean());
+      put<T>(o.running_var, c, (1 - k) * Channels<T>(o.running_var).at(c, 0) + k * variance);
+    };
+    if (order_ == Order::columns) {
+      const bool large = batch || is_large(C * P);
+      auto image_set = [&](int64_t i, T* m) {
+        Status s = column_norms(i * set_images, (i + 1) * set_images, large,
+                                [&](int64_t c0, int64_t c1, const Moments& moments) {
+                                  const Norm<T> norm(moments, desc_.eps);
+                                  fold(norm, weight, bias, c0, c1, m, m + C, m + 2 * C);
+                                  keep(c0, moments, norm);
+                                });
+        if (s != Status::ok) return s;
+        return apply_channels(i * set_images, (i + 1) * set_images, m, m + C, m + 2 * C);
+      };
+      if (large) {
+        for (int64_t i = 0; i < images; ++i) {
+          const Status s = image_set(i, mean);
+          if (s != Status::ok) return s;
+        }
+        return Status::ok;
+      }
+      return each(images, work(2), [&](int64_t i) {
+        Workspace own(sizeof(T) * static_cast<size_t>(3 * C));
+        if (!own) return Status::out_of_memory;
+        return image_set(i, static_cast<T*>(own.data()));
+      });
+    }
+
+    auto statistics = [&](int64_t n, int64_t g) {
+      Moments m;
+      const Status s = plane_moments(n, g, &m);
+      if (s != Status::ok) return s;
+      const Norm<T> norm(m, desc_.eps);
+      const int64_t from = batch ? 0 : n * C;
+      fold(norm, weight, bias, g * width, (g + 1) * width, mean + from, scale + from, offset + from);
+      keep(g, m, norm);
+      return Status::ok;
+    };
+    const int64_t set = set_images * width * P;
+    if (is_large(set)) {
+      for (int64_t n = 0; n < images; ++n) {
+        for (int64_t g = 0; g < groups(); ++g) {
+          const Status s = statistics(n, g);
+          if (s != Status::ok) return s;
+        }
+        const int64_t from = n * C;
+        const Status s = apply_channels(n * set_images, (n + 1) * set_images, mean + from, scale + from, offset + from);
+        if (s != Status::ok) return s;
+      }
+      return Status::ok;
+    }
+    // Several sets in a task, which together stay in the second-level cache between the statistics and the result.
+    const int64_t together = std::clamp<int64_t>(kSetBytes / (set * static_cast<int64_t>(sizeof(T))), 1, groups());
+    const int64_t tasks_an_image = (groups() + together - 1) / together;
+    return each(images * tasks_an_image, work(2), [&](int64_t i) {
+      const int64_t n = i / tasks_an_image, g0 = i % tasks_an_image * together, g1 = std::min(groups(), g0 + together);
+      for (int64_t g = g0; g < g1; ++g) {
+        const Status s = statistics(n, g);
+        if (s != Status::ok) return s;
+      }
+      const int64_t from = batch ? 0 : n * C, c0 = g0 * width;
+      const NormApplyArgs<T> a = apply_args(false, mean + from + c0, scale + from + c0, offset + from + c0);
+      for (int64_t m = (n + 1) * set_images - 1; m >= n * set_images; --m) apply(a, m, c0, g1 * width, 0, P);
+      return Status::ok;
+    });
+  }
+
+  // parallel_for whose tasks may fail.
+  template <class Body>
+  Status each(int64_t tasks, double total, Body body) const {
+    std::atomic<int32_t> failed{0};
+    const Status s = parallel_for(tasks, total, [&](int64_t i, int) {
+      const Status own = body(i);
+      if (own != Status::ok) failed.store(static_cast<int32_t>(own), std::memory_order_relaxed);
+    });
+    return s != Status::ok ? s : static_cast<Status>(failed.load());
+  }
+
+  // --- layer norm: rows of neighbouring channels -------------------------------------------------------------------
+
+  // Rows are those of the tensor (kind layer) or the pixels of an image.
+  int64_t row_count() const { return desc_.kind == NormKind::layer ? shape_.N : shape_.P; }
+  int64_t row_images() const { return desc_.kind == NormKind::layer ? 1 : shape_.N; }
+  int64_t row_pitch(const Lay& s) const { return desc_.kind == NormKind::layer ? s.n : s.p; }
+
+  // The norms of rows [r0, r1) at x, and what a kernel wants of them: mean, scale and offset, `room` apart.
+  void row_norms(const T* x, int64_t rows, int64_t pitch, T* mean, int64_t room) const {
+    const int64_t C = shape_.C, most = kPieceBytes / static_cast<int64_t>(sizeof(T));
+    T *scale = mean + room, *offset = scale + room;
+    if (C <= most) {
+      NormStatsArgs<T> a{};
+      a.x = x, a.rows = 1, a.columns = C, a.count = rows, a.step = pitch;
+      a.shift = mean, a.sum = scale, a.square = offset;
+      kernels_.norm_stats(a);
+    }
+    // Of one piece, with as few divisions as can be: they are what a short row takes longest for.
+    const double share = 1 / static_cast<double>(C);
+    for (int64_t r = 0; C <= most && r < rows; ++r) {
+      const double shift = static_cast<double>(mean[r]), sum = static_cast<double>(scale[r]);
+      const double variance = (static_cast<double>(offset[r]) - sum * sum * share) * share;
+      const double exact = shift + sum * share, inv = 1 / std::sqrt((variance < 0 ? 0 : variance) + desc_.eps);
+      mean[r] = static_cast<T>(exact);
+      scale[r] = static_cast<T>(inv);
+      offset[r] = static_cast<T>((static_cast<double>(mean[r]) - exact) * inv);
+    }
+    for (int64_t r = 0; C > most && r < rows; ++r) {
+      Moments m;
+      for (int64_t c = 0; c < C; c += most) {
+        Partial s;
+        NormStatsArgs<T> a{};
+        a.x = x + r * pitch + c, a.rows = 1, a.columns = std::min(most, C - c), a.count = 1;
+        a.shift = &s.shift, a.sum = &s.sum, a.square = &s.square;
+        kernels_.norm_stats(a);
+        m.add(static_cast<double>(a.columns), static_cast<double>(s.shift), static_cast<double>(s.sum),
+              static_cast<double>(s.square));
+      }
+      const Norm<T> norm(m, desc_.eps);
+      mean[r] = norm.high;
+      scale[r] = static_cast<T>(norm.inv);
+      offset[r] = static_cast<T>(-norm.low * norm.inv);
+    }
+  }
+
+  // weight and bias as dense arrays; null where absent.
+  struct Dense {
+    Workspace memory;
+    const T *weight = nullptr, *bias = nullptr;
+    Dense(const TensorView& w, const TensorView& b, int64_t C) : memory(sizeof(T) * static_cast<size_t>(2 * C)) {
+      if (!memory) return;
+      T* to = static_cast<T*>(memory.data());
+      const Channels<T> from_w(w), from_b(b);
+      if (!absent(w)) {
+        for (int64_t c = 0; c < C; ++c) to[c] = from_w.data[c * from_w.stride];
+        weight = to;
+      }
+      if (!absent(b)) {
+        for (int64_t c = 0; c < C; ++c) to[C + c] = from_b.data[c * from_b.stride];
+        bias = to + C;
+      }
+    }
+  };
+
+  // Rows of a task, whose sums stay on its stack.
+  static constexpr int64_t kMostRows = 256;
+  int64_t rows_a_task(int64_t of_bytes) const {
+    return std::clamp<int64_t>(of_bytes / (shape_.C * static_cast<int64_t>(sizeof(T))), 1, kMostRows);
+  }
+
+  Status layer_rows(const NormOperands& o) {
+    const Dense params(o.weight, o.bias, shape_.C);
+    if (!params.memory) return Status::out_of_memory;
+    const int64_t rows = row_count(), high = rows_a_task(kTaskBytes / 2), down = (rows + high - 1) / high;
+    return parallel_for(row_images() * down, work(2), [&](int64_t i, int) {
+      const int64_t n = i / down, r0 = i % down * high, count = std::min(high, rows - r0);
+      const bool layer = desc_.kind == NormKind::layer;
+      auto at = [&](const auto& image) { return layer ? image.at(r0, 0, 0) : image.at(n, 0, r0); };
+      T vectors[3 * kMostRows];
+      row_norms(at(x_), count, row_pitch(x_.s), vectors, kMostRows);
+      NormApplyArgs<T> a = apply_args(false, vectors, vectors + kMostRows, vectors + 2 * kMostRows);
+      a.weight = params.weight, a.bias = params.bias;
+      a.x = at(x_), a.y = at(y_), a.residual = at(residual_);
+      a.x_pitch = row_pitch(x_.s), a.y_pitch = row_pitch(y_.s), a.residual_pitch = row_pitch(residual_.s);
+      a.rows = count, a.columns = shape_.C;
+      kernels_.norm_apply(a);
+    });
+  }
+
+  // --- layer norm over channels in planes: a norm a pixel ------------------------------------------------------------
+
+  // Pixels of a task: their channels together stay in the second-level cache. Follows from the shape alone.
+  static constexpr int64_t kMostPixels = 1024;
+  int64_t pixels_a_task() const {
+    const int64_t pixels = kTaskBytes / static_cast<int64_t>(sizeof(T)) / shape_.C;
+    return std::clamp<int64_t>(pixels / 64 * 64, 64, kMostPixels);
+  }
+
+  // The norms of pixels [p0, p1) of image n: mean, scale and offset, kMostPixels apart, and what the mean leaves.
+  void pixel_norms(int64_t n, int64_t p0, int64_t p1, T* mean, double* low = nullptr, double* inv = nullptr) const {
+    const int64_t C = shape_.C, wide = p1 - p0;
+    T part[3 * kMostPixels];
+    double sums[3 * kMostPixels];
+    const Columns to(sums, kMostPixels);
+    for (int64_t c = 0; c < C; c += kPieceRows) {
+      NormStatsArgs<T> a{};
+      a.x = x_.at(n, c, p0);
+      a.rows = std::min(kPieceRows, C - c), a.columns = wide, a.pitch = x_.s.c;
+      a.by_column = 1;
+      a.shift = part, a.sum = part + kMostPixels, a.square = part + 2 * kMostPixels;
+      kernels_.norm_stats(a);
+      const double rows = static_cast<double>(a.rows);
+      for (int64_t p = 0; p < wide; ++p) {
+        if (c == 0) to.about[p] = part[p], to.sum[p] = 0, to.square[p] = 0;
+        const double d = part[p] - to.about[p], s = part[kMostPixels + p];
+        to.sum[p] += s + rows * d;
+        to.square[p] += part[2 * kMostPixels + p] + d * (2 * s + rows * d);
+      }
+    }
+    for (int64_t p = 0; p < wide; ++p) {
+      const Norm<T> norm(to.at(p, static_cast<double>(C)), desc_.eps);
+      mean[p] = norm.high;
+      mean[kMostPixels + p] = static_cast<T>(norm.inv);
+      mean[2 * kMostPixels + p] = static_cast<T>(-norm.low * norm.inv);
+      if (low) low[p] = norm.low, inv[p] = norm.inv;
+    }
+  }
+
+  Status layer_planes(const NormOperands& o) {
+    const Dense params(o.weight, o.bias, shape_.C);
+    if (!params.memory) return Status::out_of_memory;
+    const int64_t P = shape_.P, wide = pixels_a_task(), across = (P + wide - 1) / wide;
+    return parallel_for(shape_.N * across, work(2), [&](int64_t i, int) {
+      const int64_t n = i / across, p0 = i % across * wide, p1 = std::min(P, p0 + wide);
+      T vectors[3 * kMostPixels];
+      pixel_norms(n, p0, p1, vectors);
+      NormApplyArgs<T> a = apply_args(true, vectors, vectors + kMostPixels, vectors + 2 * kMostPixels);
+      a.weight = params.weight, a.bias = params.bias;
+      apply(a, n, 0, shape_.C, p0, p1);
+    });
+  }
+
+  // --- gradients -----------------------------------------------------------------------------------------------------
+
+  NormSumsArgs<T> sums_args(int64_t n, int64_t c, int64_t p) const {
+    NormSumsArgs<T> a{};
+    const bool planes = order_ == Order::planes;
+    a.dy = dy_.at(n, c, p), a.x = x_.at(n, c, p), a.y = y_.at(n, c, p);
+    a.dy_pitch = planes ? dy_.s.c : dy_.s.p, a.x_pitch = planes ? x_.s.c : x_.s.p;
+    a.y_pitch = planes ? y_.s.c : y_.s.p;
+    a.lower = lower_, a.upper = upper_;
+    return a;
+  }
+
+  NormGradientArgs<T> gradient_args(int64_t n, int64_t c, int64_t p, bool needs_x) const {
+    NormGradientArgs<T> a{};
+    const NormSumsArgs<T> s = sums_args(n, c, p);
+    a.dx = dx_.at(n, c, p), a.dy = s.dy, a.x = needs_x ? s.x : nullptr, a.y = s.y;
+    a.dx_pitch = order_ == Order::planes ? dx_.s.c : dx_.s.p;
+    a.dy_pitch = s.dy_pitch, a.x_pitch = s.x_pitch, a.y_pitch = s.y_pitch;
+    a.lower = lower_, a.upper = upper_;
+    a.streaming = streaming_;
+    return a;
+  }
+
+  // A channel's, row's or pixel's sums of dy, dy * (x - mean) and x - mean.
+  struct Sums {
+    double g = 0, gt = 0, t = 0;
+    void add(T of_g, T of_gt, T of_t) {
+      g += static_cast<double>(of_g), gt += static_cast<double>(of_gt), t += static_cast<double>(of_t);
+    }
+  };
+
+  // dx = a * dy * weight + b * (x - high) + c over `count` elements, whose sums of dy * weight and of that times x
+  // minus the true mean are g and gt.
+  struct Coefficients {
+    double a, b, c;
+    Coefficients(double inv, double low, double g, double gt, double count)
+        : a(inv), b(-inv * inv * inv * gt / count), c(-inv * g / count - b * low) {}
+  };
+
+  // The vectors of NormGradientArgs, one behind the other.
+  struct Vectors {
+    T *mean, *a, *b, *c;
+    Vectors(T* data, int64_t room) : mean(data), a(data + room), b(data + 2 * room), c(data + 3 * room) {}
+    void set(int64_t i, T high, const Coefficients& k, double weight) const {
+      mean[i] = high, a[i] = static_cast<T>(k.a * weight), b[i] = static_cast<T>(k.b), c[i] = static_cast<T>(k.c);
+    }
+  };
+
+  // As apply: channels [c0, c1) and pixels [p0, p1), vectors by channel.
+  void gradient(const Vectors& v, int64_t n, int64_t c0, int64_t c1, int64_t p0, int64_t p1, bool needs_x) const {
+    NormGradientArgs<T> a = gradient_args(n, c0, p0, needs_x);
+    const bool planes = order_ == Order::planes;
+    a.by_column = !planes;
+    a.mean = v.mean + c0, a.a = v.a + c0, a.b = v.b + c0, a.c = v.c + c0;
+    a.rows = planes ? c1 - c0 : p1 - p0, a.columns = planes ? p1 - p0 : c1 - c0;
+    kernels_.norm_gradient(a);
+  }
+
+  // As apply_channels.
+  Status gradient_channels(int64_t n0, int64_t n1, const Vectors& v, bool needs_x) const {
+    const bool planes = order_ == Order::planes;
+    const int64_t outer = planes ? shape_.C : shape_.P, inner = planes ? shape_.P : shape_.C;
+    const int64_t row_bytes = inner * static_cast<int64_t>(sizeof(T));
+    const int64_t high = std::clamp<int64_t>(kTaskBytes / row_bytes, 1, outer);
+    const int64_t wide =
+        high == 1 ? std::clamp<int64_t>(kTaskBytes / static_cast<int64_t>(sizeof(T)), 1, inner) : inner;
+    const int64_t down = (outer + high - 1) / high, across = (inner + wide - 1) / wide;
+    const int64_t tasks = (n1 - n0) * down * across;
+    const double all = static_cast<double>(n1 - n0) * static_cast<double>(outer * row_bytes) * kByte * 3;
+    return parallel_for(tasks, all, [&](int64_t i, int) {
+      i = tasks - 1 - i;
+      const int64_t n = n0 + i / (down * across), r0 = i / across % down * high, k0 = i % across * wide;
+      const int64_t r1 = std::min(outer, r0 + high), k1 = std::min(inner, k0 + wide);
+      planes ? gradient(v, n, r0, r1, k0, k1, needs_x) : gradient(v, n, k0, k1, r0, r1, needs_x);
+    });
+  }
+
+  // Rows `pitches` apart of `length` elements at channel c of image n, in planes, merged, about `mean`.
+  Sums row_sums(int64_t n, int64_t c, int64_t rows, bool by_image, const T* mean) const {
+    const RowPieces pieces(rows, shape_.P);
+    Sums result;
+    for (int64_t i = 0; i < pieces.down(); ++i)
+      for (int64_t j = 0; j < pieces.across(); ++j) {
+        T g, gt, t;
+        NormSumsArgs<T> a = sums_args(n + (by_image ? i * pieces.high : 0), c, j * pieces.wide);
+        if (by_image) a.dy_pitch = dy_.s.n, a.x_pitch = x_.s.n, a.y_pitch = y_.s.n;
+        a.rows = std::min(pieces.high, rows - i * pieces.high);
+        a.columns = std::min(pieces.wide, shape_.P - j * pieces.wide);
+        a.merge = 1;
+        a.mean = mean;
+        a.sum_g = &g, a.sum_gt = &gt, a.sum_t = &t;
+        kernels_.norm_sums(a);
+        result.add(g, gt, t);
+      }
+    return result;
+  }
+
+  // The sums of all channels of images [n0, n1) in columns, about a mean a channel.
+  Status column_sums(int64_t n0, int64_t n1, bool large, const T* mean, Sums* to) const {
+    const int64_t C = shape_.C;
+    return by_chunks(
+        n0, n1, large,
+        [&](int64_t k, T* part) {
+          const int64_t n = n0 + k / chunks_an_image(), p = k % chunks_an_image() * kPieceRows;
+          for (int64_t c = 0; c < C; c += kPieceColumns) {
+            NormSumsArgs<T> a = sums_args(n, c, p);
+            a.rows = chunk_rows(k), a.columns = std::min(kPieceColumns, C - c);
+            a.by_column = a.norm_by_column = 1;
+            a.mean = mean + c;
+            a.sum_g = part + c, a.sum_gt = part + C + c, a.sum_t = part + 2 * C + c;
+            kernels_.norm_sums(a);
+          }
+        },
+        [&](int64_t k, const T* part, int64_t c0, int64_t c1) {
+          for (int64_t c = c0; c < c1; ++c) {
+            if (k == 0) to[c] = {};
+            to[c].add(part[c], part[C + c], part[2 * C + c]);
+          }
+        });
+  }
+
+  Status batch_backward(const NormGradients& o) {
+    const int64_t C = shape_.C, N = shape_.N, P = shape_.P;
+    const bool planes = order_ == Order::planes, training = desc_.training;
+    const bool needs_x = training, needs_sums = training || !absent(o.dw) || !absent(o.db);
+    const double count = static_cast<double>(N * P);
+    const Channels<T> weight(o.weight), mean(o.mean), inv(o.inv_std);
+    Workspace vectors(sizeof(T) * static_cast<size_t>(4 * C));
+    Scratch scratch(C * static_cast<int64_t>(sizeof(Sums)));
+    if (!vectors || scratch.failed()) return Status::out_of_memory;
+    const Vectors v(static_cast<T*>(vectors.data()), C);
+    Sums* sums = static_cast<Sums*>(scratch.data());
+    for (int64_t c = 0; c < C; ++c) v.mean[c] = mean.data[c * mean.stride];
+    auto finish = [&](int64_t c) {
+      const Sums s = needs_sums ? sums[c] : Sums{};
+      // The mean that was given has been rounded; what is missing is the mean of the differences from it.
+      const double low = training ? s.t / count : 0, gt = s.gt - low * s.g, r = inv.at(c, 1), w = weight.at(c, 1);
+      put<T>(o.dw, c, gt * r);
+      put<T>(o.db, c, s.g);
+      Coefficients k(r, low, training ? s.g * w : 0, training ? gt * w : 0, count);
+      v.set(c, v.mean[c], k, w);
+    };
+    if (!planes) {
+      Status s = Status::ok;
+      if (needs_sums && (s = column_sums(0, N, true, v.mean, sums)) != Status::ok) return s;
+      for (int64_t c = 0; c < C; ++c) finish(c);
+      return absent(o.dx) ? s : gradient_channels(0, N, v, needs_x);
+    }
+    const int64_t set = N * P;
+    const bool large = is_large(set);
+    const int64_t together = std::clamp<int64_t>(kSetBytes / (2 * set * static_cast<int64_t>(sizeof(T))), 1, C);
+    const Status s = parallel_for((C + together - 1) / together, work(3), [&](int64_t i, int) {
+      const int64_t c0 = i * together, c1 = std::min(C, c0 + together);
+      for (int64_t c = c0; c < c1; ++c) {
+        if (needs_sums) sums[c] = row_sums(0, c, N, true, v.mean + c);
+        finish(c);
+      }
+      if (!large && !absent(o.dx))
+        for (int64_t n = N - 1; n >= 0; --n) gradient(v, n, c0, c1, 0, P, needs_x);
+    });
+    return s != Status::ok || absent(o.dx) || !large ? s : gradient_channels(0, N, v, needs_x);
+  }
+
+  // The sums of dw and db of each image or part of one, joined in order.
+  Status join_parts(const NormGradients& o, const double* parts, int64_t count) const {
+    const int64_t C = shape_.C;
+    constexpr int64_t kWide = 64;
+    return parallel_for((C + kWide - 1) / kWide, static_cast<double>(count * C) * 2, [&](int64_t i, int) {
+      for (int64_t c = i * kWide; c < std::min(C, (i + 1) * kWide); ++c) {
+        double dw = 0, db = 0;
+        for (int64_t k = 0; k < count; ++k) dw += parts[2 * C * k + c], db += parts[2 * C * k + C + c];
+        put<T>(o.dw, c, dw);
+        put<T>(o.db, c, db);
+      }
+    });
+  }
+
+  Status group_backward(const NormGradients& o) {
+    const int64_t C = shape_.C, N = shape_.N, P = shape_.P, width = C / groups();
+    const double count = static_cast<double>(width * P);
+    const Channels<T> weight(o.weight);
+    Scratch parts(N * 2 * C * static_cast<int64_t>(sizeof(double)));
+    if (parts.failed()) return Status::out_of_memory;
+    double* all = static_cast<double*>(parts.data());
+    // From the sums of a group's channels to its coefficients and its image's share of dw and db.
+    auto finish = [&](int64_t n, int64_t c0, int64_t c1, const Norm<T>& norm, const Sums* sums, const Vectors& v) {
+      double g = 0, gt = 0;
+      for (int64_t c = c0; c < c1; ++c) {
+        const Sums& s = sums[c - c0];
+        const double own = s.gt - norm.low * s.g, w = weight.at(c, 1);
+        all[2 * C * n + c] = own * norm.inv, all[2 * C * n + C + c] = s.g;
+        g += w * s.g, gt += w * own;
+      }
+      const Coefficients k(norm.inv, norm.low, g, gt, count);
+      for (int64_t c = c0; c < c1; ++c) v.set(c, norm.high, k, weight.at(c, 1));
+    };
+    Status s;
+    if (order_ == Order::columns) {
+      const bool large = is_large(C * P);
+      auto image = [&](int64_t n) {
+        Workspace memory(static_cast<size_t>(C) * (sizeof(Sums) + sizeof(Norm<T>) + 4 * sizeof(T)));
+        if (!memory) return Status::out_of_memory;
+        Sums* sums = static_cast<Sums*>(memory.data());
+        Norm<T>* norms = reinterpret_cast<Norm<T>*>(sums + C);
+        const Vectors v(reinterpret_cast<T*>(norms + C), C);
+        Status own = column_norms(n, n + 1, large, [&](int64_t c0, int64_t c1, const Moments& m) {
+          norms[c0] = Norm<T>(m, desc_.eps);
+          for (int64_t c = c0; c < c1; ++c) v.mean[c] = norms[c0].high;
+        });
+        if (own == Status::ok) own = column_sums(n, n + 1, large, v.mean, sums);
+        if (own != Status::ok) return own;
+        for (int64_t c = 0; c < C; c += width) finish(n, c, c + width, norms[c], sums + c, v);
+        return absent(o.dx) ? own : gradient_channels(n, n + 1, v, true);
+      };
+      s = Status::ok;
+      if (large)
+        for (int64_t n = 0; n < N && s == Status::ok; ++n) s = image(n);
+      else
+        s = each(N, work(3), image);
+    } else {
+      const int64_t set = width * P;
+      const int64_t together =
+          std::clamp<int64_t>(kSetBytes / (2 * set * static_cast<int64_t>(sizeof(T))), 1, groups());
+      const int64_t tasks_an_image = (groups() + together - 1) / together;
+      s = each(N * tasks_an_image, work(3), [&](int64_t i) {
+        const int64_t n = i / tasks_an_image, g0 = i % tasks_an_image * together;
+        const int64_t g1 = std::min(groups(), g0 + together), c0 = g0 * width, room = (g1 - g0) * width;
+        Workspace memory(static_cast<size_t>(room) * (sizeof(Sums) + 4 * sizeof(T)));
+        if (!memory) return Status::out_of_memory;
+        Sums* sums = static_cast<Sums*>(memory.data());
+        Vectors v(reinterpret_cast<T*>(sums + room), room);
+        v.mean -= c0, v.a -= c0, v.b -= c0, v.c -= c0;  // by channel of the image
+        for (int64_t g = g0; g < g1; ++g) {
+          Moments m;
+          const Status own = plane_moments(n, g, &m);
+          if (own != Status::ok) return own;
+          const Norm<T> norm(m, desc_.eps);
+          for (int64_t c = 0; c < width; ++c) sums[c] = row_sums(n, g * width + c, 1, false, &norm.high);
+          finish(n, g * width, (g + 1) * width, norm, sums, v);
+        }
+        if (!absent(o.dx)) gradient(v, n, c0, g1 * width, 0, P, true);
+        return Status::ok;
+      });
+    }
+    return s != Status::ok || (absent(o.dw) && absent(o.db)) ? s : join_parts(o, all, N);
+  }
+
+  Status layer_rows_backward(const NormGradients& o) {
+    const Dense params(o.weight, {}, shape_.C);
+    if (!params.memory) return Status::out_of_memory;
+    const bool layer = desc_.kind == NormKind::layer, vectors_needed = !absent(o.dw) || !absent(o.db);
+    const int64_t C = shape_.C, rows = row_count(), high = rows_a_task(kTaskBytes / 4), down = (rows + high - 1) / high;
+    const int64_t chunks = row_images() * down;
+    // Chunks whose shares of dw and db a task adds up: it follows from the shape, as they fix the order of the sums.
+    const int64_t together = std::clamp<int64_t>(chunks / 16, 1, 16), tasks = (chunks + together - 1) / together;
+    Scratch parts(vectors_needed ? tasks * 2 * C * static_cast<int64_t>(sizeof(double)) : 0);
+    if (parts.failed()) return Status::out_of_memory;
+    double* all = static_cast<double*>(parts.data());
+    const double count = static_cast<double>(C);
+    Status s = each(tasks, work(3), [&](int64_t task) {
+      Workspace memory(sizeof(T) * static_cast<size_t>(3 * C));
+      if (!memory) return Status::out_of_memory;
+      T* columns = static_cast<T*>(memory.data());
+      double* share = all + 2 * C * task;
+      if (vectors_needed) std::fill(share, share + 2 * C, 0.0);
+      for (int64_t chunk = task * together; chunk < std::min(chunks, (task + 1) * together); ++chunk) {
+        const int64_t i = chunk / down, r0 = chunk % down * high, most = std::min(high, rows - r0);
+        const int64_t n = layer ? r0 : i, p = layer ? 0 : r0;
+        T norms[3 * kMostRows], vectors[3 * kMostRows], sums[3 * kMostRows];
+        row_norms(x_.at(n, 0, p), most, row_pitch(x_.s), norms, kMostRows);
+        NormSumsArgs<T> a = sums_args(n, 0, p);
+        a.dy_pitch = row_pitch(dy_.s), a.x_pitch = row_pitch(x_.s);
+        a.rows = most, a.columns = C;
+        a.mean = norms;
+        a.weight = params.weight;
+        a.sum_g = sums, a.sum_gt = sums + kMostRows, a.sum_t = sums + 2 * kMostRows;
+        if (!absent(o.dx)) {
+          kernels_.norm_sums(a);
+          for (int64_t r = 0; r < most; ++r) {
+            const double inv = static_cast<double>(norms[kMostRows + r]);
+            const double low = -static_cast<double>(norms[2 * kMostRows + r]) / inv;
+            const double g = static_cast<double>(sums[r]), gt = static_cast<double>(sums[kMostRows + r]) - low * g;
+            const Coefficients k(inv, low, g, gt, count);
+            vectors[r] = static_cast<T>(k.a), vectors[kMostRows + r] = static_cast<T>(k.b);
+            vectors[2 * kMostRows + r] = static_cast<T>(k.c);
+          }
+          NormGradientArgs<T> d = gradient_args(n, 0, p, true);
+          d.dx_pitch = row_pitch(dx_.s), d.dy_pitch = a.dy_pitch, d.x_pitch = a.x_pitch;
+          d.rows = most, d.columns = C;
+          d.mean = norms, d.a = vectors, d.b = vectors + kMostRows, d.c = vectors + 2 * kMostRows;
+          d.weight = params.weight;
+          kernels_.norm_gradient(d);
+        }
+        if (!vectors_needed) continue;
+        a.by_column = 1;
+        a.weight = nullptr;
+        a.scale = norms + kMostRows, a.offset = norms + 2 * kMostRows;
+        a.sum_g = columns, a.sum_gt = columns + C, a.sum_t = columns + 2 * C;
+        kernels_.norm_sums(a);
+        for (int64_t c = 0; c < C; ++c) {
+          share[c] += static_cast<double>(columns[C + c]);
+          share[C + c] += static_cast<double>(columns[c]);
+        }
+      }
+      return Status::ok;
+    });
+    return s != Status::ok || !vectors_needed ? s : join_parts(o, all, tasks);
+  }
+
+  Status layer_planes_backward(const NormGradients& o) {
+    const Dense params(o.weight, {}, shape_.C);
+    if (!params.memory) return Status::out_of_memory;
+    const int64_t C = shape_.C, P = shape_.P, wide = pixels_a_task(), across = (P + wide - 1) / wide;
+    const bool vectors_needed = !absent(o.dw) || !absent(o.db);
+    Scratch parts(vectors_needed ? shape_.N * across * 2 * C * static_cast<int64_t>(sizeof(double)) : 0);
+    if (parts.failed()) return Status::out_of_memory;
+    double* all = static_cast<double*>(parts.data());
+    const double count = static_cast<double>(C);
+    Status s = each(shape_.N * across, work(3), [&](int64_t i) {
+      const int64_t n = i / across, p0 = i % across * wide, p1 = std::min(P, p0 + wide);
+      T norms[3 * kMostPixels], part[3 * kMostPixels];
+      double low[kMostPixels], inv[kMostPixels];
+      pixel_norms(n, p0, p1, norms, low, inv);
+      NormSumsArgs<T> a = sums_args(n, 0, p0);
+      a.columns = p1 - p0;
+      a.norm_by_column = 1;
+      a.mean = norms;
+      if (!absent(o.dx)) {
+        Sums sums[kMostPixels];
+        for (int64_t c = 0; c < C; c += kPieceRows) {
+          NormSumsArgs<T> b = sums_args(n, c, p0);
+          b.rows = std::min(kPieceRows, C - c), b.columns = p1 - p0;
+          b.by_column = b.norm_by_column = 1;
+          b.mean = norms;
+          b.weight = params.weight ? params.weight + c : nullptr;
+          b.sum_g = part, b.sum_gt = part + kMostPixels, b.sum_t = part + 2 * kMostPixels;
+          kernels_.norm_sums(b);
+          for (int64_t p = 0; p < p1 - p0; ++p) sums[p].add(part[p], part[kMostPixels + p], part[2 * kMostPixels + p]);
+        }
+        for (int64_t p = 0; p < p1 - p0; ++p) {
+          const Coefficients k(inv[p], low[p], sums[p].g, sums[p].gt - low[p] * sums[p].g, count);
+          part[p] = static_cast<T>(k.a), part[kMostPixels + p] = static_cast<T>(k.b);
+          part[2 * kMostPixels + p] = static_cast<T>(k.c);
+        }
+        NormGradientArgs<T> d = gradient_args(n, 0, p0, true);
+        d.rows = C, d.columns = p1 - p0;
+        d.by_column = 1;
+        d.mean = norms, d.a = part, d.b = part + kMostPixels, d.c = part + 2 * kMostPixels;
+        d.weight = params.weight;
+        kernels_.norm_gradient(d);
+      }
+      if (!vectors_needed) return Status::ok;
+      Workspace memory(sizeof(T) * static_cast<size_t>(3 * C));
+      if (!memory) return Status::out_of_memory;
+      T* rows = static_cast<T*>(memory.data());
+      a.rows = C;
+      a.scale = norms + kMostPixels, a.offset = norms + 2 * kMostPixels;
+      a.sum_g = rows, a.sum_gt = rows + C, a.sum_t = rows + 2 * C;
+      kernels_.norm_sums(a);
+      for (int64_t c = 0; c < C; ++c) {
+        all[2 * C * i + c] = static_cast<double>(rows[C + c]);
+        all[2 * C * i + C + c] = static_cast<double>(rows[c]);
+      }
+      return Status::ok;
+    });
+    return s != Status::ok || !vectors_needed ? s : join_parts(o, all, shape_.N * across);
+  }
+
+  const NormDesc& desc_;
+  Shape shape_;
+  const Order order_;
+  const KernelTable<T>& kernels_;
+  Image<T> x_, y_, residual_, dy_, dx_;
+  Activation act_;
+  T lower_ = 0, upper_ = 0;
+  bool streaming_ = false;
+};
+
+// Images that follow each other are one long image where only their pixels count.
+template <int kCount>
+void merge_images(const TensorView* const (&views)[kCount], Lay (&lays)[kCount], Shape* shape) {
+  for (int i = 0; i < kCount; ++i) {
+    if (shape->P == 1) lays[i].p = lays[i].n;
+    if (!absent(*views[i]) && shape->N > 1 && lays[i].n != shape->P * lays[i].p) return;
+  }
+  shape->P *= shape->N;
+  shape->N = 1;
+}
+
+template <class T>
+Status forward(const NormDesc& desc, const NormOperands& o, const Shape& shape, Order order, const Lay* lays) {
+  NormCall<T> call(desc, shape, order);
+  return call.forward(o, lays);
+}
+
+template <class T>
+Status backward(const NormDesc& desc, const NormGradients& o, const Shape& shape, Order order, const Lay* lays) {
+  NormCall<T> call(desc, shape, order);
+  return call.backward(o, lays);
+}
+
+// The gradient of nothing.
+template <class T>
+void clear(const TensorView& v, int64_t C) {
+  for (int64_t c = 0; c < C; ++c) put<T>(v, c, 0);
+}
+
+// --- local response normalisation ----------------------------------------------------------------------------------
+
+// Pixels that are computed together, all their channels: a constant, so that the loops over them are vectors.
+constexpr int64_t kPixels = 64;
+
+template <class T>
+struct Response {
+  const ResponseDesc& desc;
+  int64_t C;
+  T *x, *power, *share, *denominator;  // C x kPixels each
+
+  static int64_t bytes(int64_t C) { return 4 * C * kPixels * static_cast<int64_t>(sizeof(T)); }
+  Response(const ResponseDesc& d, int64_t channels, void* memory)
+      : desc(d),
+        C(channels),
+        x(static_cast<T*>(memory)),
+        power(x + C * kPixels),
+        share(power + C * kPixels),
+        denominator(share + C * kPixels) {}
+
+  // sum[q] = the sum of v over channels [c - before, c + after] that exist, in their order.
+  void window(const T* v, int64_t c, int64_t before, int64_t after, T* sum) const {
+    for (int64_t q = 0; q < kPixels; ++q) sum[q] = 0;
+    for (int64_t i = std::max<int64_t>(0, c - before); i <= std::min(C - 1, c + after); ++i)
+      for (int64_t q = 0; q < kPixels; ++q) sum[q] += v[i * kPixels + q];
+  }
+
+  // denominator and its power -beta, from x.
+  void powers() {
+    for (int64_t i = 0; i < C * kPixels; ++i) share[i] = x[i] * x[i];
+    const T factor = static_cast<T>(desc.alpha / static_cast<double>(desc.size)), k = static_cast<T>(desc.k);
+    for (int64_t c = 0; c < C; ++c) {
+      T sum[kPixels];
+      window(share, c, desc.size / 2, (desc.size - 1) / 2, sum);
+      T *d = denominator + c * kPixels, *p = power + c * kPixels;
+      for (int64_t q = 0; q < kPixels; ++q) d[q] = k + factor * sum[q];
+      // The exponent that everyone uses is two roots; pow is many times as slow.
+      if (desc.beta == 0.75) {
+        for (int64_t q = 0; q < kPixels; ++q) {
+          const T root = std::sqrt(d[q]);
+          p[q] = 1 / (root * std::sqrt(root));
+        }
+      } else {
+        for (int64_t q = 0; q < kPixels; ++q) p[q] = std::pow(d[q], static_cast<T>(-desc.beta));
+      }
+    }
+  }
+};
+
+// Calls task(n, p0, pixels, response) for blocks of pixels, x gathered; pixels beyond the image are 0.
+template <class T, class Task>
+Status response_blocks(const ResponseDesc& desc, const Shape& shape, const TensorView& x, const Lay& s, Task task) {
+  const int64_t C = shape.C, across = (shape.P + kPixels - 1) / kPixels;
+  std::atomic<bool> failed{false};
+  const double work = static_cast<double>(shape.elements()) * 4;
+  const Status status = parallel_for(shape.N * across, work, [&](int64_t i, int) {
+    Workspace memory(static_cast<size_t>(Response<T>::bytes(C)));
+    if (!memory) return failed.store(true);
+    Response<T> r(desc, C, memory.data());
+    const int64_t n = i / across, p0 = i % across * kPixels, pixels = std::min(kPixels, shape.P - p0);
+    const T* from = static_cast<const T*>(x.data) + n * s.n + p0 * s.p;
+    for (int64_t c = 0; c < C; ++c)
+      for (int64_t q = 0; q < kPixels; ++q) r.x[c * kPixels + q] = q < pixels ? from[c * s.c + q * s.p] : 0;
+    r.powers();
+    task(n, p0, pixels, r);
+  });
+  return status == Status::ok && failed.load() ? Status::out_of_memory : status;
+}
+
+template <class T>
+Status response(const ResponseDesc& desc, const Shape& shape, const TensorView* const* views, const Lay* lays) {
+  const bool backward = !absent(*views[2]);
+  return response_blocks<T>(
+      desc, shape, *views[0], lays[0], [&](int64_t n, int64_t p0, int64_t pixels, Response<T>& r) {
+        T* to = static_cast<T*>(views[1]->data) + n * lays[1].n + p0 * lays[1].p;
+        const Lay& s = lays[1];
+        if (!backward) {
+          for (int64_t c = 0; c < r.C; ++c)
+            for (int64_t q = 0; q < pixels; ++q) {
+              const int64_t i = c * kPixels + q;
+              to[c * s.c + q * s.p] = r.x[i] * r.power[i];
+            }
+          return;
+        }
+        const T* dy = static_cast<const T*>(views[2]->data) + n * lays[2].n + p0 * lays[2].p;
+        const Lay& g = lays[2];
+        for (int64_t c = 0; c < r.C; ++c)
+          for (int64_t q = 0; q < kPixels; ++q) {
+            const int64_t i = c * kPixels + q;
+            r.share[i] = q < pixels ? dy[c * g.c + q * g.p] * r.x[i] * r.power[i] / r.denominator[i] : 0;
+          }
+        const T factor = static_cast<T>(2 * desc.alpha * desc.beta / static_cast<double>(desc.size));
+        for (int64_t c = 0; c < r.C; ++c) {
+          // The windows that hold c are those of the channels that lie as far on its other side.
+          T sum[kPixels];
+          r.window(r.share, c, (desc.size - 1) / 2, desc.size / 2, sum);
+          for (int64_t q = 0; q < pixels; ++q) {
+            const int64_t i = c * kPixels + q;
+            to[c * s.c + q * s.p] = dy[c * g.c + q * g.p] * r.power[i] - factor * r.x[i] * sum[q];
+          }
+        }
+      });
+}
+
+// x, the result and, for a gradient, dy.
+Status run_response(const ResponseDesc& desc, const TensorView& x, const TensorView& result, const TensorView& dy) {
+  NormDesc axes;
+  axes.kind = NormKind::channels;
+  axes.channels_last = desc.channels_last;
+  Shape shape;
+  const Status s = check_shape(axes, x, &shape);
+  if (s != Status::ok) return s;
+  if (desc.size < 1) return Status::bad_stride;
+  if (result.dtype != x.dtype || (!absent(dy) && dy.dtype != x.dtype)) return Status::bad_dtype;
+  if (!absent(dy) && !same_shape(x, dy)) return Status::bad_shape;
+  if (!same_shape(x, result)) return Status::bad_output;
+  if (shape.elements() == 0) return Status::ok;
+  const TensorView* const views[] = {&x, &result, &dy};
+  Lay lays[3];
+  for (int i = 0; i < 3; ++i)
+    if (!absent(*views[i]) && !lay_of(axes, *views[i], &lays[i])) return Status::unsupported;
+  return x.dtype == DType::f32 ? response<float>(desc, shape, views, lays) : response<double>(desc, shape, views, lays);
+}
+
+}  // namespace
+}  // namespace ops
+
+using namespace ops;
+
+bool norm_is_channels_last(const NormDesc& desc, const TensorView& x) {
+  if (desc.kind == NormKind::layer) return true;
+  const int channel = channel_axis(desc, x);
+  if (x.ndim < 3) return desc.channels_last;
+  bool last = true, first = true;  // how x reads
+  const int64_t own = std::abs(x.strides[channel]);
+  if (x.shape[channel] == 1) return desc.channels_last;
+  for (int i = 1; i < x.ndim; ++i) {
+    if (i == channel || x.shape[i] == 1) continue;
+    last = last && own < std::abs(x.strides[i]);
+    first = first && own > std::abs(x.strides[i]);
+  }
+  return last == first ? desc.channels_last : last;
+}
+
+Status norm_run(const NormDesc& desc, const NormOperands& o) {
+  Shape shape;
+  Status s = check_shape(desc, o.x, &shape);
+  if (s != Status::ok) return s;
+  if (o.y.dtype != o.x.dtype || (!absent(o.residual) && o.residual.dtype != o.x.dtype)) return Status::bad_dtype;
+  if (!same_shape(o.x, o.y)) return Status::bad_output;
+  if (!absent(o.residual) && !same_shape(o.x, o.residual)) return Status::bad_shape;
+  for (const TensorView* v : {&o.weight, &o.bias})
+    if ((s = check_vector(desc, o.x, *v, shape.C)) != Status::ok) return s;
+  const bool batch = desc.kind == NormKind::batch;
+  for (const TensorView* v : {&o.running_mean, &o.running_var, &o.mean, &o.inv_std})
+    if (batch && (s = check_vector(desc, o.x, *v, shape.C)) != Status::ok) return s;
+  if (batch && !desc.training && (absent(o.running_mean) || absent(o.running_var))) return Status::unsupported;
+  if (batch && desc.training && shape.N * shape.P < 2) return Status::empty_output;
+  if (shape.elements() == 0) return Status::ok;
+  const TensorView* const views[] = {&o.x, &o.y, &o.residual};
+  Lay lays[3];
+  Order order;
+  if ((s = common_order(desc, shape, views, lays, 3, &order)) != Status::ok) return s;
+  // A row of the trailing axes is a pixel's channels; a single one is a plane of one pixel in no order that is served.
+  if (desc.kind == NormKind::layer) order = Order::columns;
+  if (batch && order == Order::columns) merge_images(views, lays, &shape);
+  return o.x.dtype == DType::f32 ? forward<float>(desc, o, shape, order, lays)
+                                 : forward<double>(desc, o, shape, order, lays);
+}
+
+Status norm_backward(const NormDesc& desc, const NormGradients& o) {
+  Shape shape;
+  Status s = check_shape(desc, o.dy, &shape);
+  if (s != Status::ok) return s;
+  for (const TensorView* v : {&o.x, &o.y, &o.dx}) {
+    if (absent(*v)) continue;
+    if (v->dtype != o.dy.dtype) return Status::bad_dtype;
+    if (!same_shape(o.dy, *v)) return v == &o.dx ? Status::bad_output : Status::bad_shape;
+  }
+  if (absent(o.x)) return Status::bad_shape;
+  for (const TensorView* v : {&o.weight, &o.mean, &o.inv_std})
+    if ((s = check_vector(desc, o.dy, *v, shape.C)) != Status::ok) return s;
+  for (const TensorView* v : {&o.dw, &o.db})
+    if ((s = check_vector(desc, o.dy, *v, shape.C)) != Status::ok) return s;
+  const bool batch = desc.kind == NormKind::batch;
+  if (batch && (absent(o.mean) || absent(o.inv_std))) return Status::bad_shape;
+  if (!batch && !absent(o.y)) return Status::unsupported;
+  if (shape.elements() == 0) {
+    for (const TensorView* v : {&o.dw, &o.db})
+      o.dy.dtype == DType::f32 ? clear<float>(*v, shape.C) : clear<double>(*v, shape.C);
+    return Status::ok;
+  }
+  const TensorView* const views[] = {&o.dy, &o.x, &o.y, &o.dx};
+  Lay lays[4];
+  Order order;
+  if ((s = common_order(desc, shape, views, lays, 4, &order)) != Status::ok) return s;
+  if (desc.kind == NormKind::layer) order = Order::columns;
+  if (batch && order == Order::columns) merge_images(views, lays, &shape);
+  return o.dy.dtype == DType::f32 ? backward<float>(desc, o, shape, order, lays)
+                                  : backward<double>(desc, o, shape, order, lays);
+}
+
+Status response_run(const ResponseDesc& desc, const TensorView& x, const TensorView& y) {
+  return run_response(desc, x, y, {});
+}
+
+Status response_backward(const ResponseDesc& desc, const TensorView& dy, const TensorView& x, const TensorView& dx) {
+  return absent(dy) ? Status::bad_shape : run_response(desc, x, dx, dy);
+}
+
+}  // namespace fastconv
