@@ -91,10 +91,10 @@ T* pixel(const void* base, const Strides& s, int64_t n, int64_t c, int64_t d, in
 // --- Lanes are channels
 
 // Output rows copied at a time, so that neighbouring ones share their input, within a quarter of L2.
-int64_t rows_copied(const DenseJob& job, const Machine& m, int64_t channels, int64_t columns, int64_t item_size) {
-  const int64_t width = (columns - 1) * job.stride[2] + (job.filter[2] - 1) * job.dilation[2] + 1;
+int64_t rows_copied(const DenseJob& job, const Machine& m, const Cut& cut, int64_t item_size) {
+  const int64_t width = (cut.columns - 1) * job.stride[2] + (job.filter[2] - 1) * job.dilation[2] + 1;
   const int64_t height = (job.filter[1] - 1) * job.dilation[1] + 1;
-  const int64_t fit = m.l2 / 4 / std::max<int64_t>(1, width * channels * job.filter[0] * item_size);
+  const int64_t fit = m.l2 / 4 / std::max<int64_t>(1, width * cut.channels * job.filter[0] * item_size);
   return std::clamp<int64_t>((fit - height) / job.stride[1] + 1, 1, 8);
 }
 
@@ -125,7 +125,7 @@ int64_t rows_at_once(const DenseJob& job) {
 }
 
 template <class T>
-void run_channels(const Run<T>& run, const Context<T>& ctx, const Piece& task, Arena& arena) {
+void run_channels(const Run<T>& run, const Context<T>& ctx, const Cut& cut, const Piece& task, Arena& arena) {
   const DenseJob& job = run.job;
   const Choice& choice = run.choice;
   const int64_t channels = task.c1 - task.c0, q = task.q1 - task.q0;
@@ -142,7 +142,8 @@ void run_channels(const Run<T>& run, const Context<T>& ctx, const Piece& task, A
       if (moved.residual && i < channels) moved.residual_column[i] = i * job.rs.c;
     }
   int64_t band = std::min(rows_at_once(job), task.row1 - task.row0);
-  if (copied) band = std::min(band, rows_copied(job, ctx.machine, channels, q, sizeof(T)));
+  // As many as in the widest task, which the scratch was measured for.
+  if (copied) band = std::min(band, rows_copied(job, ctx.machine, cut, sizeof(T)));
   if (moved.output || moved.residual) band = 1;
   ChannelsTask<T> s(input_lines(job, band), std::max<int64_t>(lines, 1), channels, arena);
   std::fill_n(s.zeros, channels, T{0});
@@ -272,12 +273,12 @@ int64_t plane_lines(const DenseJob& job, int64_t rows) {
 }
 
 template <class T>
-void run_planes(const Run<T>& run, const Context<T>& ctx, const Piece& task, Arena& arena) {
+void run_planes(const Run<T>& run, const Context<T>& ctx, const Cut& cut, const Piece& task, Arena& arena) {
   const DenseJob& job = run.job;
   const Choice& choice = run.choice;
   const int64_t q = task.q1 - task.q0, lines = job.filter[0] * job.filter[1], W = ctx.machine.lanes;
   const bool in_place = reads_in_place(job, ctx.machine, ctx.map.active);
-  const int64_t most = std::min(rows_together(job, ctx.machine, q, sizeof(T)), task.row1 - task.row0);
+  const int64_t most = std::min(rows_together(job, ctx.machine, cut.columns, sizeof(T)), task.row1 - task.row0);
   Moved<T> moved(job, choice, most, q, W, arena);
   if (moved.output || moved.residual)
     for (int64_t i = 0; i < std::max(q, most); ++i) {
@@ -372,7 +373,7 @@ int64_t scratch_bytes(const DenseJob& job, const Choice& choice, const Machine& 
     Moved<T>(job, choice, q, channels, m.lanes, count);
     ChannelsTask<T>(input_lines(job, rows_at_once(job)), lines + 1, channels, count);
     if (choice.copy_pixels || job.mode != PaddingMode::zeros) {
-      const int64_t band = std::min(rows_copied(job, m, channels, q, sizeof(T)), job.out[1]);
+      const int64_t band = std::min(rows_copied(job, m, cut, sizeof(T)), job.out[1]);
       const SlabShape shape(part, 0, band * q);
       count.take<T>(shape.depth * shape.height * shape.padded_columns * channels);
       count.take<int64_t>(shape.depth * shape.height);
@@ -381,7 +382,7 @@ int64_t scratch_bytes(const DenseJob& job, const Choice& choice, const Machine& 
     }
     return count.size();
   }
-  const int64_t most = rows_together(job, m, q, sizeof(T));
+  const int64_t most = rows_together(job, m, cut.columns, sizeof(T));
   Moved<T>(job, choice, most, q, m.lanes, count);
   PlanesTask<T>(job, plane_lines(job, most), count);
   if (job.taps() > 0) Slab<T>(part, 0, most * q, 1, m.lanes, count);
@@ -466,12 +467,12 @@ Status run_depthwise(const std::vector<Run<T>>& runs, const Machine& machine, co
       failed.store(true, std::memory_order_relaxed);
       return;
     }
-    Arena arena(scratch.data());
+    Arena arena(scratch.data(), bytes);
     const Piece piece = piece_of(runs[r].job, cuts[r], i);
     if (runs[r].choice.role == Role::pixel_rows)
-      run_channels(runs[r], ctx, piece, arena);
+      run_channels(runs[r], ctx, cuts[r], piece, arena);
     else
-      run_planes(runs[r], ctx, piece, arena);
+      run_planes(runs[r], ctx, cuts[r], piece, arena);
   });
   return failed ? Status::out_of_memory : status;
 }
@@ -479,6 +480,14 @@ Status run_depthwise(const std::vector<Run<T>>& runs, const Machine& machine, co
 template <class T>
 int64_t depthwise_workspace(const DenseJob& job, const Choice& choice, const Machine& machine) {
   return scratch_bytes<T>(job, choice, machine, Cut(job, choice, machine, sizeof(T), 1));
+}
+
+template <class T>
+void depthwise_block(const DenseJob& job, const Choice& choice, const Machine& machine, int64_t* channels,
+                     int64_t* pixels) {
+  const Cut cut(job, choice, machine, sizeof(T), 1);
+  *channels = cut.channels;
+  *pixels = cut.rows * cut.columns;
 }
 
 // --- The gradient of the filters
@@ -508,6 +517,21 @@ struct FilterSplit {
   }
 };
 
+// Rows of input that a piece reads.
+int64_t filter_lines(const DenseJob& job, const FilterSplit& split) {
+  return std::max(input_lines(job, split.rows), plane_lines(job, split.rows));
+}
+
+// Scratch of a task: the table of rows, their pitches, and a row of zeros.
+template <class T>
+int64_t filter_scratch(const DenseJob& job, const FilterSplit& split) {
+  Arena count(nullptr);
+  count.take<const T*>(filter_lines(job, split));
+  count.take<int64_t>(filter_lines(job, split));
+  count.take<T>(split.by_channels ? split.channels : job.in[2]);
+  return count.size();
+}
+
 }  // namespace
 
 template <class T>
@@ -521,11 +545,12 @@ WeightForm filter_gradient_form(const DenseJob& job, const Machine& m) {
   const FilterSplit split(job, m, sizeof(T));
   WeightForm form{};
   form.by_rows = split.by_channels;
-  form.terms = split.rows * job.out[2];
-  form.pieces = job.N * job.out[0] * ceil_div(job.out[1], split.rows) + split.parts;
+  const int64_t rows = job.filter[0] > 1 ? 1 : split.rows;
+  form.terms = rows * job.out[2];
+  form.pieces = job.N * job.out[0] * ceil_div(job.out[1], rows) + split.parts;
+  for (int64_t lanes = m.lanes; !split.by_channels && lanes > 1; lanes /= 2) ++form.joins;
   form.channels = split.channels;
-  form.workspace = 8 * (input_lines(job, split.rows) * 2 + plane_lines(job, split.rows)) +
-                   static_cast<int64_t>(sizeof(T)) * (split.channels + job.in[2]) + 512;
+  form.workspace = filter_scratch<T>(job, split);
   form.copied = (split.parts + split.by_channels) * job.G * job.taps();
   form.passed_over = split.by_channels ? "lanes of pixels: the channels are neighbours in memory"
                                        : "lanes of channels: the columns are neighbours in memory";
@@ -553,17 +578,16 @@ Status run_filter_gradient(const DenseJob& job, const Machine& m, const KernelTa
     const int64_t part = task % split.parts, c0 = task / split.parts * split.channels;
     const int64_t channels = std::min(split.channels, job.G - c0);
     const int64_t first = lines * part / split.parts, last = lines * (part + 1) / split.parts;
-    const int64_t table = std::max(input_lines(job, split.rows), plane_lines(job, split.rows));
-    Workspace scratch(static_cast<size_t>(table) * (sizeof(T*) + sizeof(int64_t)) +
-                      static_cast<size_t>(channels + job.in[2]) * sizeof(T) + 256);
+    const int64_t table_bytes = filter_scratch<T>(job, split);
+    Workspace scratch(static_cast<size_t>(table_bytes));
     if (!scratch) {
       failed.store(true, std::memory_order_relaxed);
       return;
     }
-    Arena arena(scratch.data());
-    const T** rows = arena.take<const T*>(table);
-    int64_t* row_pitch = arena.take<int64_t>(table);
-    T* zeros = arena.take<T>(split.by_channels ? channels : job.in[2]);
+    Arena arena(scratch.data(), table_bytes);
+    const T** rows = arena.take<const T*>(filter_lines(job, split));
+    int64_t* row_pitch = arena.take<int64_t>(filter_lines(job, split));
+    T* zeros = arena.take<T>(split.by_channels ? split.channels : job.in[2]);
     std::fill_n(zeros, split.by_channels ? channels : job.in[2], T{0});
     T* sum = sums + part * size;
     FilterChannelsArgs<T> g{};
@@ -638,7 +662,8 @@ Status run_filter_gradient(const DenseJob& job, const Machine& m, const KernelTa
   template void pack_filters<T>(const Run<T>&, const Machine&, const KernelTable<T>&, T*);                  \
   template Status run_depthwise<T>(const std::vector<Run<T>>&, const Machine&, const KernelTable<T>&,       \
                                    const Finish<T>&, const InputMap<T>&, int64_t, bool);                    \
-  template int64_t depthwise_workspace<T>(const DenseJob&, const Choice&, const Machine&);
+  template int64_t depthwise_workspace<T>(const DenseJob&, const Choice&, const Machine&);                  \
+  template void depthwise_block<T>(const DenseJob&, const Choice&, const Machine&, int64_t*, int64_t*);
 FASTCONV_INSTANTIATE(float)
 FASTCONV_INSTANTIATE(double)
 #undef FASTCONV_INSTANTIATE

@@ -21,6 +21,10 @@ Status run_depthwise(const std::vector<Run<T>>& runs, const Machine& machine, co
                      const Finish<T>& finish, const InputMap<T>& map, int64_t gate_batch_stride, bool accumulate);
 template <class T>
 int64_t depthwise_workspace(const DenseJob& job, const Choice& choice, const Machine& machine);
+// The channels and pixels of an image that a task goes through at most.
+template <class T>
+void depthwise_block(const DenseJob& job, const Choice& choice, const Machine& machine, int64_t* channels,
+                     int64_t* pixels);
 
 // The gradient of the filters, for the layers that has_filter_gradient() names; as run_weight_gradient().
 template <class T>
