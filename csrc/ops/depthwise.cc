@@ -155,7 +155,8 @@ void run_channels(const Run<T>& run, const Context<T>& ctx, const Cut& cut, cons
   g.row_stride = job.filter[0] > 1 ? 0 : job.stride[1], g.row_dilation = job.filter[0] > 1 ? 1 : job.dilation[1];
   g.weight_pitch = pitch, g.taps = job.filter[2], g.stride = job.stride[2], g.dilation = job.dilation[2];
   g.channels = channels, g.pixels = q;
-  g.skip_zeros = run.skip_zeros;
+  // The pitch 0 marks rows of zeros, unless the image's own columns all lie in one place.
+  g.skip_zeros = run.skip_zeros && (copied || job.is.s[2] != 0);
   g.scale = ctx.finish.scale ? ctx.finish.scale + task.c0 : nullptr;
   g.shift = ctx.finish.shift ? ctx.finish.shift + task.c0 : nullptr;
   g.activation = ctx.finish.activation, g.a = ctx.finish.a, g.b = ctx.finish.b;
