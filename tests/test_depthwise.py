@@ -278,6 +278,19 @@ def test_columns_that_are_one_column_in_memory() -> None:
                 np.testing.assert_array_equal(getattr(got, name), getattr(wanted, name), err_msg=f"{op} {name}")
 
 
+def test_tasks_of_unlike_channels() -> None:
+    """The last channels are fewer: their task's copy of the input, which may have more rows, takes no more memory."""
+    rng = np.random.default_rng(0)
+    for channels in (240, 176, 144, 112):
+        x, w = testing.integer_data((1, 17, 114, channels), seed=1), testing.integer_data((channels, 1, 3, 3), seed=2)
+        options: dict[str, Any] = {"groups": channels, "layout": "NHWC", "padding": 1}
+        options["input_scale"] = rng.integers(-2, 3, channels).astype(np.float32)
+        for threads in (1, 2):
+            with fastconv.num_threads(threads):
+                y = functional.conv2d(x, w, **options)
+            np.testing.assert_array_equal(y, reference.conv2d(x, w, **options))
+
+
 def test_residues_that_no_tap_meets() -> None:
     """A stride beyond the filter leaves pixels of the transposed layer without a term: the epilogue of zero."""
     for layout, channels, rank in itertools.product(LAYOUTS, (1, 40), (1, 2, 3)):
@@ -538,7 +551,7 @@ def test_scratch_is_what_explain_says(op: str, shape: Any, kernel: Any, options:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("mode", ["zeros", "circular"])
 def test_scratch_is_bounded(layout: str, mode: str) -> None:
-    for size, channels, kernel in itertools.product(((2000, 2000), (40, 30), (14, 100000)), (1, 64, 2048), (3, 5, 7)):
+    for size, channels, kernel in itertools.product(((2000, 2000), (40, 30), (14, 5000000)), (1, 64, 2048), (3, 5, 7)):
         shape = (1, channels, *size) if layout == "NCHW" else (1, *size, channels)
         options = {"groups": channels, "layout": layout, "padding": 1, "padding_mode": mode}
         for extra in ({}, {"stride": 2}, {"dilation": 2}):

@@ -262,11 +262,16 @@ struct PlanesTask {
   int64_t* row_offset;
   T* zeros;
 
-  PlanesTask(const DenseJob& job, int64_t lines, Arena& arena)
+  PlanesTask(const DenseJob& job, int64_t lines, int64_t columns, Arena& arena)
       : rows(arena.take<const T*>(lines)),
         row_offset(arena.take<int64_t>(job.filter[0] * job.filter[1])),
-        zeros(arena.take<T>(job.in[2])) {}
+        zeros(arena.take<T>(columns)) {}
 };
+
+// Columns of the image that so many pixels of a row read at most in whole vectors, when it is read in place.
+int64_t columns_read(const DenseJob& job, const Machine& m, int64_t pixels) {
+  return std::min(job.in[2], (pixels + 2 * m.lanes) * job.stride[2] + job.filter[2]);
+}
 
 // Rows of the table: of the image, or of the slab.
 int64_t plane_lines(const DenseJob& job, int64_t rows) {
@@ -288,8 +293,8 @@ void run_planes(const Run<T>& run, const Context<T>& ctx, const Cut& cut, const 
       if (moved.residual && i < most) moved.residual_row[i] = i * job.rs.s[1];
       if (moved.residual && i < q) moved.residual_column[i] = i * job.rs.s[2];
     }
-  PlanesTask<T> s(job, plane_lines(job, most), arena);
-  if (in_place) std::fill_n(s.zeros, job.in[2], T{0});
+  PlanesTask<T> s(job, plane_lines(job, most), columns_read(job, ctx.machine, q), arena);
+  if (in_place) std::fill_n(s.zeros, columns_read(job, ctx.machine, q), T{0});
   DenseJob part = job;
   part.pad[2] -= task.q0 * job.stride[2];
   part.out[2] = q;
@@ -297,7 +302,10 @@ void run_planes(const Run<T>& run, const Context<T>& ctx, const Cut& cut, const 
   g.rows = s.rows, g.row_offset = s.row_offset, g.zero_row = s.zeros;
   g.filter_rows = job.taps() > 0 ? lines : 0, g.taps = job.filter[2], g.stride = job.stride[2];
   g.row_stride = job.stride[1];
-  g.first_column = -part.pad[2], g.columns = job.in[2];
+  // Columns are counted from the first that the task reads, so that its row of zeros need not be longer.
+  const int64_t passed = std::clamp<int64_t>(-part.pad[2], 0, job.in[2]);
+  g.first_column = -part.pad[2] - passed;
+  g.columns = std::min(job.in[2] - passed, columns_read(job, ctx.machine, q));
   g.pixels = q;
   g.skip_zeros = run.skip_zeros;
   g.activation = ctx.finish.activation, g.a = ctx.finish.a, g.b = ctx.finish.b;
@@ -332,7 +340,7 @@ void run_planes(const Run<T>& run, const Context<T>& ctx, const Cut& cut, const 
         for (int64_t i = 0; i < (g.out_rows - 1) * job.stride[1] + job.filter[1]; ++i) {
           const int64_t di = d * job.stride[0] - job.pad[0], hi = h * job.stride[1] - job.pad[1] + i;
           const bool zero = di < 0 || di >= job.in[0] || hi < 0 || hi >= job.in[1];
-          s.rows[i] = zero ? s.zeros : image + di * job.is.s[0] + hi * job.is.s[1];
+          s.rows[i] = zero ? s.zeros : image + di * job.is.s[0] + hi * job.is.s[1] + passed;
         }
       } else if (slab) {
         slab->fill(ctx.kernels, image, 1, map_at(ctx.map, task.n, ctx.gate_batch_stride, c));
@@ -385,7 +393,7 @@ int64_t scratch_bytes(const DenseJob& job, const Choice& choice, const Machine& 
   }
   const int64_t most = rows_together(job, m, cut.columns, sizeof(T));
   Moved<T>(job, choice, most, q, m.lanes, count);
-  PlanesTask<T>(job, plane_lines(job, most), count);
+  PlanesTask<T>(job, plane_lines(job, most), columns_read(job, m, q), count);
   if (job.taps() > 0) Slab<T>(part, 0, most * q, 1, m.lanes, count);
   return count.size();
 }
