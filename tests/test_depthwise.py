@@ -341,6 +341,19 @@ def test_nonfinite_values_reach_what_the_reference_says(
             target[at] = kept
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("kernel", "options"), FILTERS[:5], ids=str)
+def test_a_plan_of_infinite_weights(kernel: Any, options: Any, layout: str) -> None:
+    """Rows of padding are passed over where all filters are finite, and only there."""
+    options = {**options, "groups": 20, "layout": layout}
+    x, w, _ = operands("conv2d", (2, 20, 12, 13), kernel, np.float32, options)
+    for value in (np.inf, np.nan):
+        w[3, 0, 0, 0] = value
+        y = fastconv.plan("conv2d", x, w, **options)(x)
+        testing.assert_close_to_reference(y, "conv2d", x, w, **options)
+        assert np.isnan(y[..., 3] if layout == "NHWC" else y[:, 3]).any()
+
+
 # ---------------------------------------------------------------------------------------------------------- the bits
 
 
@@ -524,6 +537,20 @@ def test_proven_bound(layout: str, channels: int, kernel: Any) -> None:
                 exact = getattr(reference, op)(*(a.astype(np.float64) for a in arrays), *operands[2:], **options)
                 error = np.abs(getattr(functional, op)(*arrays, *operands[2:], **options) - exact)
                 assert (error <= proven * np.finfo(np.float32).eps * exact).all(), (op, size, value)
+
+
+def test_long_rows_are_summed_in_pieces() -> None:
+    """With channels innermost a chain would otherwise be as long as a row: of 20000 equal terms its error shows."""
+    for channels, size, kernel in ((40, (20000,), (3,)), (40, (2, 9000), (3, 3))):
+        op = f"conv{len(size)}d_backward_weight"
+        options = {"groups": channels, "layout": "NHWC", "padding": 1}
+        operands = [(1, *size, channels), (1, *size, channels), (channels, 1, *kernel)]
+        proven = fastconv.explain(op, *operands, **options).decision["error_bound"]
+        assert proven < 1024 + 40
+        arrays = [np.full(shape, 1.1, np.float32) for shape in operands[:2]]
+        exact = getattr(reference, op)(*(a.astype(np.float64) for a in arrays), operands[2], **options)
+        error = np.abs(getattr(functional, op)(*arrays, operands[2], **options) - exact)
+        assert (error <= proven * np.finfo(np.float32).eps * exact).all()
 
 
 def peak(function: Any, arguments: Any, options: Any) -> int:

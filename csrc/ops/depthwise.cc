@@ -507,17 +507,22 @@ bool filter_by_channels(const DenseJob& job, const Machine& m) {
   return job.is.c == 1 && job.os.c == 1 && 2 * job.G > m.lanes && job.mode == PaddingMode::zeros && job.taps() > 0;
 }
 
-// The reduction over images and rows in pieces: sums of at most so many rows are made in registers and added up.
+// The reduction over images and rows in pieces: sums of at most so many rows, or of a part of a long row, are made in
+// registers and added up.
 struct FilterSplit {
   bool by_channels;
-  int64_t rows;     // of a piece
-  int64_t parts;    // ranges of (image, row) with sums of their own, joined at the end
+  int64_t rows, columns;  // of a piece
+  int64_t row_parts;      // pieces of a long row
+  int64_t parts;          // ranges of (image, row, piece of it) with sums of their own, joined at the end
   int64_t channels; // of a task
 
   // Nothing here depends on the threads.
   FilterSplit(const DenseJob& job, const Machine& m, int64_t item_size) : by_channels(filter_by_channels(job, m)) {
-    const int64_t line = 64 / item_size, lines = job.N * job.out[0] * job.out[1];
-    // About 512 terms: the input of a few channels stays close meanwhile.
+    const int64_t line = 64 / item_size;
+    // About 512 terms: the input of a few channels stays close meanwhile. Only rows that are alone in a piece are cut.
+    columns = std::clamp<int64_t>(job.out[2], 1, 1024);
+    row_parts = ceil_div(job.out[2], columns);
+    const int64_t lines = job.N * job.out[0] * job.out[1] * row_parts;
     rows = std::clamp<int64_t>(512 / std::max<int64_t>(1, job.out[2]), 1, job.out[1]);
     channels = by_channels ? std::min(job.G, 4 * line) : std::min<int64_t>(job.G, 8);
     // Few channels leave threads without work: the rows are divided, too.
@@ -533,11 +538,11 @@ int64_t filter_lines(const DenseJob& job, const FilterSplit& split) {
 
 // Scratch of a task: the table of rows, their pitches, and a row of zeros.
 template <class T>
-int64_t filter_scratch(const DenseJob& job, const FilterSplit& split) {
+int64_t filter_scratch(const DenseJob& job, const Machine& m, const FilterSplit& split) {
   Arena count(nullptr);
   count.take<const T*>(filter_lines(job, split));
   count.take<int64_t>(filter_lines(job, split));
-  count.take<T>(split.by_channels ? split.channels : job.in[2]);
+  count.take<T>(split.by_channels ? split.channels : columns_read(job, m, split.columns));
   return count.size();
 }
 
@@ -555,11 +560,11 @@ WeightForm filter_gradient_form(const DenseJob& job, const Machine& m) {
   WeightForm form{};
   form.by_rows = split.by_channels;
   const int64_t rows = job.filter[0] > 1 ? 1 : split.rows;
-  form.terms = rows * job.out[2];
-  form.pieces = job.N * job.out[0] * ceil_div(job.out[1], rows) + split.parts;
+  form.terms = rows * split.columns;
+  form.pieces = job.N * job.out[0] * ceil_div(job.out[1], rows) * split.row_parts + split.parts;
   for (int64_t lanes = m.lanes; !split.by_channels && lanes > 1; lanes /= 2) ++form.joins;
   form.channels = split.channels;
-  form.workspace = filter_scratch<T>(job, split);
+  form.workspace = filter_scratch<T>(job, m, split);
   form.copied = (split.parts + split.by_channels) * job.G * job.taps();
   form.passed_over = split.by_channels ? "lanes of pixels: the channels are neighbours in memory"
                                        : "lanes of channels: the columns are neighbours in memory";
@@ -570,7 +575,7 @@ template <class T>
 Status run_filter_gradient(const DenseJob& job, const Machine& m, const KernelTable<T>& kernels, T* dw,
                            bool accumulate) {
   const FilterSplit split(job, m, sizeof(T));
-  const int64_t taps = job.taps(), planes = job.N * job.out[0], lines = planes * job.out[1];
+  const int64_t taps = job.taps(), lines = job.N * job.out[0] * job.out[1] * split.row_parts;
   const int64_t blocks = ceil_div(job.G, split.channels), W = m.lanes;
   const int64_t pitch = split.by_channels ? round_up(job.G, W) : job.G, size = pitch * taps;
   if (lines == 0 || job.out[2] == 0) {
@@ -587,7 +592,7 @@ Status run_filter_gradient(const DenseJob& job, const Machine& m, const KernelTa
     const int64_t part = task % split.parts, c0 = task / split.parts * split.channels;
     const int64_t channels = std::min(split.channels, job.G - c0);
     const int64_t first = lines * part / split.parts, last = lines * (part + 1) / split.parts;
-    const int64_t table_bytes = filter_scratch<T>(job, split);
+    const int64_t table_bytes = filter_scratch<T>(job, m, split);
     Workspace scratch(static_cast<size_t>(table_bytes));
     if (!scratch) {
       failed.store(true, std::memory_order_relaxed);
@@ -596,38 +601,44 @@ Status run_filter_gradient(const DenseJob& job, const Machine& m, const KernelTa
     Arena arena(scratch.data(), table_bytes);
     const T** rows = arena.take<const T*>(filter_lines(job, split));
     int64_t* row_pitch = arena.take<int64_t>(filter_lines(job, split));
-    T* zeros = arena.take<T>(split.by_channels ? split.channels : job.in[2]);
-    std::fill_n(zeros, split.by_channels ? channels : job.in[2], T{0});
+    const int64_t width = columns_read(job, m, split.columns), zero_count = split.by_channels ? split.channels : width;
+    T* zeros = arena.take<T>(zero_count);
+    std::fill_n(zeros, zero_count, T{0});
     T* sum = sums + part * size;
     FilterChannelsArgs<T> g{};
     g.rows = rows, g.row_pitch = row_pitch;
     g.filter_rows = job.filter[0] * job.filter[1];
     g.row_stride = job.stride[1], g.row_dilation = job.filter[0] > 1 ? 1 : job.dilation[1];
     g.taps = job.filter[2], g.stride = job.stride[2], g.dilation = job.dilation[2];
-    g.first_column = -job.pad[2], g.columns = job.in[2];
-    g.channels = channels, g.pixels = job.out[2];
+    g.columns = job.in[2];
+    g.channels = channels;
     g.dy_row_pitch = job.os.s[1], g.dy_pitch = job.os.s[2];
     g.sum = sum + c0, g.sum_pitch = pitch;
     FilterPlanesArgs<T> f{};
     f.rows = rows, f.zero_row = zeros;
     f.channel_pitch = job.is.c;
     f.taps = job.filter[2], f.stride = job.stride[2];
-    f.first_column = -job.pad[2], f.columns = job.in[2];
-    f.channels = channels, f.pixels = job.out[2];
+    f.channels = channels;
     f.dy_channel_pitch = job.os.c, f.dy_row_pitch = job.os.s[1];
     f.sum = sum + c0 * taps;
     // Of a filter of several planes a row of output at a time, its rows of input in the order of the taps.
     const int64_t most = job.filter[0] > 1 ? 1 : split.rows;
-    for (int64_t line = first, end; line < last; line = end) {
+    for (int64_t at = first, end; at < last; at = end) {
+      const int64_t line = at / split.row_parts, q0 = at % split.row_parts * split.columns;
       const int64_t plane = line / job.out[1], n = plane / job.out[0], d = plane % job.out[0], h = line % job.out[1];
       // Pieces begin at multiples of their length in each plane, whatever the part.
-      end = std::min({last, (plane + 1) * job.out[1], line - h + (h / most + 1) * most});
-      const T* image = pixel<T>(job.input, job.is, n, c0, 0, 0, 0);
-      const T* dy = pixel<T>(job.output, job.os, n, c0, d, h, 0);
+      end = at + 1;
+      if (split.row_parts == 1) end = std::min({last, (plane + 1) * job.out[1], line - h + (h / most + 1) * most});
+      const int64_t out_rows = end - at, pixels = std::min(split.columns, job.out[2] - q0);
+      const int64_t begin = q0 * job.stride[2] - job.pad[2];
+      // Where columns are innermost they are counted from the first that the piece reads, as the row of zeros is.
+      const int64_t passed = split.by_channels ? 0 : std::clamp<int64_t>(begin, 0, job.in[2]);
+      const T* image = pixel<T>(job.input, job.is, n, c0, 0, 0, 0) + passed;
+      const T* dy = pixel<T>(job.output, job.os, n, c0, d, h, q0);
       int64_t i = 0;
       for (int64_t a = 0; a < job.filter[0]; ++a) {
         const int64_t di = d * job.stride[0] - job.pad[0] + a * job.dilation[0];
-        const int64_t count = job.filter[0] > 1 ? job.filter[1] : input_lines(job, end - line);
+        const int64_t count = job.filter[0] > 1 ? job.filter[1] : input_lines(job, out_rows);
         for (int64_t b = 0; b < count; ++b, ++i) {
           const int64_t hi = h * job.stride[1] - job.pad[1] + b * (job.filter[0] > 1 ? job.dilation[1] : 1);
           const bool zero = di < 0 || di >= job.in[0] || hi < 0 || hi >= job.in[1];
@@ -636,10 +647,13 @@ Status run_filter_gradient(const DenseJob& job, const Machine& m, const KernelTa
         }
       }
       if (split.by_channels) {
-        g.out_rows = end - line, g.dy = dy, g.accumulate = line > first;
+        g.out_rows = out_rows, g.pixels = pixels, g.first_column = begin;
+        g.dy = dy, g.accumulate = at > first;
         kernels.filter_channels(g);
       } else {
-        f.out_rows = end - line, f.dy = dy, f.accumulate = line > first;
+        f.out_rows = out_rows, f.pixels = pixels;
+        f.first_column = begin - passed, f.columns = std::min(job.in[2] - passed, width);
+        f.dy = dy, f.accumulate = at > first;
         kernels.filter_planes(f);
       }
     }
