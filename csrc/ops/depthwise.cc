@@ -60,7 +60,10 @@ struct Cut {
   }
 };
 
-struct Piece { int64_t n, c0, c1, row0, row1, q0, q1; };
+struct Piece {
+  int64_t n, c0, c1, row0, row1, q0, q1;
+  int64_t most_channels, most_columns;  // of the largest piece, which the scratch is measured for
+};
 
 Piece piece_of(const DenseJob& job, const Cut& cut, int64_t i) {
   Piece p{};
@@ -70,6 +73,7 @@ Piece piece_of(const DenseJob& job, const Cut& cut, int64_t i) {
   p.c0 = channel * cut.channels, p.c1 = std::min(job.G, p.c0 + cut.channels);
   p.row0 = row * cut.rows, p.row1 = std::min(job.out[0] * job.out[1], p.row0 + cut.rows);
   p.q0 = column * cut.columns, p.q1 = std::min(job.out[2], p.q0 + cut.columns);
+  p.most_channels = cut.channels, p.most_columns = cut.columns;
   return p;
 }
 
@@ -91,10 +95,10 @@ T* pixel(const void* base, const Strides& s, int64_t n, int64_t c, int64_t d, in
 // --- Lanes are channels
 
 // Output rows copied at a time, so that neighbouring ones share their input, within a quarter of L2.
-int64_t rows_copied(const DenseJob& job, const Machine& m, const Cut& cut, int64_t item_size) {
-  const int64_t width = (cut.columns - 1) * job.stride[2] + (job.filter[2] - 1) * job.dilation[2] + 1;
+int64_t rows_copied(const DenseJob& job, const Machine& m, int64_t channels, int64_t columns, int64_t item_size) {
+  const int64_t width = (columns - 1) * job.stride[2] + (job.filter[2] - 1) * job.dilation[2] + 1;
   const int64_t height = (job.filter[1] - 1) * job.dilation[1] + 1;
-  const int64_t fit = m.l2 / 4 / std::max<int64_t>(1, width * cut.channels * job.filter[0] * item_size);
+  const int64_t fit = m.l2 / 4 / std::max<int64_t>(1, width * channels * job.filter[0] * item_size);
   return std::clamp<int64_t>((fit - height) / job.stride[1] + 1, 1, 8);
 }
 
@@ -125,7 +129,7 @@ int64_t rows_at_once(const DenseJob& job) {
 }
 
 template <class T>
-void run_channels(const Run<T>& run, const Context<T>& ctx, const Cut& cut, const Piece& task, Arena& arena) {
+void run_channels(const Run<T>& run, const Context<T>& ctx, const Piece& task, Arena& arena) {
   const DenseJob& job = run.job;
   const Choice& choice = run.choice;
   const int64_t channels = task.c1 - task.c0, q = task.q1 - task.q0;
@@ -142,8 +146,8 @@ void run_channels(const Run<T>& run, const Context<T>& ctx, const Cut& cut, cons
       if (moved.residual && i < channels) moved.residual_column[i] = i * job.rs.c;
     }
   int64_t band = std::min(rows_at_once(job), task.row1 - task.row0);
-  // As many as in the widest task, which the scratch was measured for.
-  if (copied) band = std::min(band, rows_copied(job, ctx.machine, cut, sizeof(T)));
+  // As many as in the largest piece: a smaller one might have room for more rows, but not the scratch.
+  if (copied) band = std::min(band, rows_copied(job, ctx.machine, task.most_channels, task.most_columns, sizeof(T)));
   if (moved.output || moved.residual) band = 1;
   ChannelsTask<T> s(input_lines(job, band), std::max<int64_t>(lines, 1), channels, arena);
   std::fill_n(s.zeros, channels, T{0});
@@ -155,7 +159,7 @@ void run_channels(const Run<T>& run, const Context<T>& ctx, const Cut& cut, cons
   g.row_stride = job.filter[0] > 1 ? 0 : job.stride[1], g.row_dilation = job.filter[0] > 1 ? 1 : job.dilation[1];
   g.weight_pitch = pitch, g.taps = job.filter[2], g.stride = job.stride[2], g.dilation = job.dilation[2];
   g.channels = channels, g.pixels = q;
-  // The pitch 0 marks rows of zeros, unless the image's own columns all lie in one place.
+  // A broadcast image has columns 0 elements apart, as rows of zeros have.
   g.skip_zeros = run.skip_zeros && (copied || job.is.s[2] != 0);
   g.scale = ctx.finish.scale ? ctx.finish.scale + task.c0 : nullptr;
   g.shift = ctx.finish.shift ? ctx.finish.shift + task.c0 : nullptr;
@@ -279,12 +283,12 @@ int64_t plane_lines(const DenseJob& job, int64_t rows) {
 }
 
 template <class T>
-void run_planes(const Run<T>& run, const Context<T>& ctx, const Cut& cut, const Piece& task, Arena& arena) {
+void run_planes(const Run<T>& run, const Context<T>& ctx, const Piece& task, Arena& arena) {
   const DenseJob& job = run.job;
   const Choice& choice = run.choice;
   const int64_t q = task.q1 - task.q0, lines = job.filter[0] * job.filter[1], W = ctx.machine.lanes;
   const bool in_place = reads_in_place(job, ctx.machine, ctx.map.active);
-  const int64_t most = std::min(rows_together(job, ctx.machine, cut.columns, sizeof(T)), task.row1 - task.row0);
+  const int64_t most = std::min(rows_together(job, ctx.machine, task.most_columns, sizeof(T)), task.row1 - task.row0);
   Moved<T> moved(job, choice, most, q, W, arena);
   if (moved.output || moved.residual)
     for (int64_t i = 0; i < std::max(q, most); ++i) {
@@ -382,7 +386,7 @@ int64_t scratch_bytes(const DenseJob& job, const Choice& choice, const Machine& 
     Moved<T>(job, choice, q, channels, m.lanes, count);
     ChannelsTask<T>(input_lines(job, rows_at_once(job)), lines + 1, channels, count);
     if (choice.copy_pixels || job.mode != PaddingMode::zeros) {
-      const int64_t band = std::min(rows_copied(job, m, cut, sizeof(T)), job.out[1]);
+      const int64_t band = std::min(rows_copied(job, m, channels, q, sizeof(T)), job.out[1]);
       const SlabShape shape(part, 0, band * q);
       count.take<T>(shape.depth * shape.height * shape.padded_columns * channels);
       count.take<int64_t>(shape.depth * shape.height);
@@ -391,7 +395,7 @@ int64_t scratch_bytes(const DenseJob& job, const Choice& choice, const Machine& 
     }
     return count.size();
   }
-  const int64_t most = rows_together(job, m, cut.columns, sizeof(T));
+  const int64_t most = rows_together(job, m, q, sizeof(T));
   Moved<T>(job, choice, most, q, m.lanes, count);
   PlanesTask<T>(job, plane_lines(job, most), columns_read(job, m, q), count);
   if (job.taps() > 0) Slab<T>(part, 0, most * q, 1, m.lanes, count);
@@ -479,9 +483,9 @@ Status run_depthwise(const std::vector<Run<T>>& runs, const Machine& machine, co
     Arena arena(scratch.data(), bytes);
     const Piece piece = piece_of(runs[r].job, cuts[r], i);
     if (runs[r].choice.role == Role::pixel_rows)
-      run_channels(runs[r], ctx, cuts[r], piece, arena);
+      run_channels(runs[r], ctx, piece, arena);
     else
-      run_planes(runs[r], ctx, cuts[r], piece, arena);
+      run_planes(runs[r], ctx, piece, arena);
   });
   return failed ? Status::out_of_memory : status;
 }
