@@ -513,6 +513,11 @@ def test_explain(isa: str, dtype: Any) -> None:
         if in_place:
             assert d["role"] == ("lanes of channels" if by_channels else "lanes of pixels")
             assert d["pixel_block"] == 20 * 21
+            # One sum a part of the images' rows, in vectors.
+            pitch = -(-channels // lanes) * lanes if by_channels else channels
+            parts, rest = divmod(d["packed_weight_bytes"], pitch * 9 * np.dtype(dtype).itemsize)
+            assert 1 <= parts <= 16
+            assert rest == 0
     # Two outputs a channel are not depthwise in this sense: the tile computes them.
     assert fastconv.explain("conv2d", (1, 8, 9, 9), (16, 1, 3, 3), groups=8).decision["algorithm"] == "direct"
 

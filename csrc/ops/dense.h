@@ -70,7 +70,7 @@ struct WeightForm {
   int64_t joins;  // additions that make one sum of the lanes of a piece; 0: every lane is a result
   int64_t channels;  // input channels of a task at most
   int64_t workspace;  // scratch bytes of a task
-  int64_t copied;  // elements of the second dw, which is transposed at the end
+  int64_t copied;  // elements of the second dw, which is transposed at the end, or of the sums that are joined then
   const char* passed_over;
 };
 template <class T>

@@ -569,7 +569,7 @@ WeightForm filter_gradient_form(const DenseJob& job, const Machine& m) {
   for (int64_t lanes = m.lanes; !split.by_channels && lanes > 1; lanes /= 2) ++form.joins;
   form.channels = split.channels;
   form.workspace = filter_scratch<T>(job, m, split);
-  form.copied = (split.parts + split.by_channels) * job.G * job.taps();
+  form.copied = split.parts * (split.by_channels ? round_up(job.G, m.lanes) : job.G) * job.taps();
   form.passed_over = split.by_channels ? "lanes of pixels: the channels are neighbours in memory"
                                        : "lanes of channels: the columns are neighbours in memory";
   return form;
