@@ -1423,6 +1423,34 @@ def test_bounds_are_checked(isa, dtype, shape):
         _testing.sum_columns(isa, sum=other, x=x, rows=1, pitch=1, columns=1)
 
 
+def test_bounds_of_depthwise_kernels_are_checked(rng, isa, dtype):
+    for options, slab in depthwise_forms(isa):
+        job = Depthwise(rng, isa, dtype, channels=3, pixels=9, **options)
+        kernel = _testing.depthwise_planes if job.planes else _testing.depthwise_channels
+        whole = job.arguments(slab) | {"out": marked(int(job.index.max()) + 1, dtype)} | job.output("out", "out_start")
+        kernel(isa, **whole)
+        for name in ("out", "weights"):
+            used = whole[name].size - (0 if job.planes or name == "out" else 3)  # rows of weights end with a gap
+            with pytest.raises(ValueError, match="breaks the rule"):
+                kernel(isa, **whole | {name: whole[name][: used - 1 - (name == "weights" and not job.planes)].copy()})
+        for name, wrong in (("row_starts", whole["row_starts"][:-1]), ("row_starts", [10**6] * 40), ("channels", 9)):
+            with pytest.raises(ValueError, match="breaks the rule"):
+                kernel(isa, **whole | {name: wrong})
+        if slab:
+            continue
+        arguments = job.rows_of_planes() if job.planes else job.rows_of_channels()
+        kernel = _testing.filter_planes if job.planes else _testing.filter_channels
+        taps = job.filter_rows * job.taps
+        if not job.planes:
+            arguments |= {"filter_rows": job.filter_rows, "sum_pitch": 3}
+        dy = job.spread(job.block())[: int(job.index.max()) + 1].copy()
+        whole = arguments | {"dy": dy, **job.output("dy", "dy_start"), "sum": marked(3 * taps, dtype)}
+        kernel(isa, **whole)
+        for name in ("dy", "sum"):
+            with pytest.raises(ValueError, match="breaks the rule"):
+                kernel(isa, **whole | {name: whole[name][:-1].copy()})
+
+
 def test_every_kernel_has_a_test(isa, dtype):
     """A row of kernels.inc without a test above fails here."""
     assert set(_testing.kernel_names()) == COVERED

@@ -93,21 +93,25 @@ Status conv_backward_bias(const ConvDesc& desc, const TensorView& dy, const Tens
 // What a pass is going to do, for explain(), the log and the tests. The same object drives execution.
 //
 // A weight gradient's rows are output channels and its terms are pixels: its role says how their inputs are packed.
+//
+// Of a depthwise layer, in every pass, the role says what a vector holds, and the tile is one vector: 1 and its lanes.
+// reduction_block counts the taps (of the gradient, a run of pixels), channel_block and pixel_block what a task of a
+// single thread goes through, packed_weight_bytes the packed filters (of the gradient, the sums that are joined).
 struct Decision {
   const char* algorithm = "";     // "direct" or "depthwise"
   const char* role = "";          // "pixel rows" or "pixel columns": which operand the tile broadcasts;
-                          // "pixel terms by rows" or "pixel terms by slab"; of a depthwise layer, all passes,
-                          // "lanes of channels" or "lanes of pixels": the outputs (sums) of a vector
+                                  // "pixel terms by rows" or "pixel terms by slab";
+                                  // "lanes of channels" or "lanes of pixels"
   const char* isa = "";
-  int32_t tile_rows = 0, tile_columns = 0;  // the full register tile; depthwise: one vector, 1 and its lanes
-  int64_t reduction_block = 0;  // terms of the reduction a block (KC); depthwise: the taps, or the gradient's pixels
-  int64_t channel_block = 0;  // input channels a block; of a weight gradient and of a depthwise layer a task
-  int64_t pixel_block = 0;  // output pixels a task (depthwise: at most, as on one thread)
+  int32_t tile_rows = 0, tile_columns = 0;  // the full register tile
+  int64_t reduction_block = 0;    // terms of the reduction a block (KC)
+  int64_t channel_block = 0;      // input channels a block; of a weight gradient a task
+  int64_t pixel_block = 0;        // output pixels a task
   int64_t workspace_per_thread = 0;  // bytes
   int64_t packed_weight_bytes = 0;  // of a weight gradient: a second dw in another order, where one is made
-  double flops = 0, bytes = 0;  // 2 * multiply-adds, and the least traffic
-  double error_bound = 0;  // proven constant c of |y - y64| <= c * eps * conv(|x|, |w|)
-  std::string passed_over;  // the other candidates and why, one a line
+  double flops = 0, bytes = 0;    // 2 * multiply-adds, and the least traffic
+  double error_bound = 0;         // proven constant c of |y - y64| <= c * eps * conv(|x|, |w|)
+  std::string passed_over;        // the other candidates and why, one a line
 };
 Status conv_decide(const ConvDesc& desc, Pass pass, const ConvOperands& operands, Decision* out);
 
