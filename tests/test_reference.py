@@ -180,7 +180,7 @@ def test_blocks_give_the_same_as_one_product(rng, monkeypatch):
     y, dy = reference.conv2d(x, w, padding=1), rng.standard_normal((3, 6, 9, 8))
     dw = reference.conv2d_backward_weight(dy, x, w.shape, padding=1)
     for limit in (1, 10_000, 50_000):  # a row, some rows, some images at a time
-        monkeypatch.setattr(reference, "_COLUMN_BYTES", limit)
+        monkeypatch.setattr(reference.conv, "_COLUMN_BYTES", limit)
         np.testing.assert_allclose(reference.conv2d(x, w, padding=1), y, rtol=1e-12, atol=1e-12)
         blocked = reference.conv2d_backward_weight(dy, x, w.shape, padding=1)
         np.testing.assert_allclose(blocked, dw, rtol=1e-12, atol=1e-12)

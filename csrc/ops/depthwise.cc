@@ -350,7 +350,7 @@ void run_planes(const Run<T>& run, const Context<T>& ctx, const Piece& task, Are
         slab->fill(ctx.kernels, image, 1, map_at(ctx.map, task.n, ctx.gate_batch_stride, c));
       }
       g.channels = channels;
-      g.weights = run.packed + c * job.taps();
+      g.weights = (run.packed ? run.packed : static_cast<const T*>(job.weight)) + c * job.taps();
       g.scale = ctx.finish.scale ? ctx.finish.scale + c : nullptr;
       g.shift = ctx.finish.shift ? ctx.finish.shift + c : nullptr;
       T* out = pixel<T>(job.output, job.os, task.n, c, d, h, task.q0);
@@ -402,10 +402,14 @@ int64_t scratch_bytes(const DenseJob& job, const Choice& choice, const Machine& 
   return count.size();
 }
 
-}  // namespace
-
-int64_t packed_filters_size(const DenseJob& job, const Choice& choice, const Machine& machine) {
-  return job.taps() * (choice.role == Role::pixel_rows ? round_up(job.G, machine.lanes) : job.G);
+// Whether the filters lie as (channels)(taps).
+bool filters_are_rows(const DenseJob& job) {
+  int64_t expected = 1;
+  for (int a = 2; a >= 0; --a) {
+    if (job.filter[a] > 1 && job.wf[a] != expected) return false;
+    expected *= job.filter[a];
+  }
+  return job.G == 1 || job.wg == expected;
 }
 
 template <class T>
@@ -429,6 +433,7 @@ void pack_filters(const Run<T>& run, const Machine& machine, const KernelTable<T
   }
 }
 
+// Whether looking at the filters is worth it, and finds them finite. `always`: the look costs nothing (a plan).
 template <class T>
 bool may_skip_rows(const DenseJob& job, const T* packed, int64_t size, bool always) {
   if (job.mode != PaddingMode::zeros) return false;
@@ -452,6 +457,23 @@ bool may_skip_rows(const DenseJob& job, const T* packed, int64_t size, bool alwa
   for (; i < size; ++i) sum[0] += 0 * packed[i];
   for (int k = 1; k < 8; ++k) sum[0] += sum[k];
   return sum[0] == 0;
+}
+
+}  // namespace
+
+int64_t packed_filters_size(const DenseJob& job, const Choice& choice, const Machine& machine, bool keep) {
+  if (choice.role == Role::pixel_columns && !keep && filters_are_rows(job)) return 0;
+  return job.taps() * (choice.role == Role::pixel_rows ? round_up(job.G, machine.lanes) : job.G);
+}
+
+template <class T>
+void prepare_filters(Run<T>* run, const Machine& machine, const KernelTable<T>& kernels, bool keep) {
+  const DenseJob& job = run->job;
+  if (job.taps() == 0) return;
+  if (run->packed) pack_filters(*run, machine, kernels, const_cast<T*>(run->packed));
+  const T* filters = run->packed ? run->packed : static_cast<const T*>(job.weight);
+  const int64_t size = packed_filters_size(job, run->choice, machine, true);
+  run->skip_zeros = may_skip_rows(job, filters, size, keep);
 }
 
 template <class T>
@@ -685,8 +707,7 @@ Status run_filter_gradient(const DenseJob& job, const Machine& m, const KernelTa
   template bool has_filter_gradient<T>(const DenseJob&, const Machine&);                                    \
   template WeightForm filter_gradient_form<T>(const DenseJob&, const Machine&);                             \
   template Status run_filter_gradient<T>(const DenseJob&, const Machine&, const KernelTable<T>&, T*, bool); \
-  template bool may_skip_rows<T>(const DenseJob&, const T*, int64_t, bool);                                 \
-  template void pack_filters<T>(const Run<T>&, const Machine&, const KernelTable<T>&, T*);                  \
+  template void prepare_filters<T>(Run<T>*, const Machine&, const KernelTable<T>&, bool);                   \
   template Status run_depthwise<T>(const std::vector<Run<T>>&, const Machine&, const KernelTable<T>&,       \
                                    const Finish<T>&, const InputMap<T>&, int64_t, bool);                    \
   template int64_t depthwise_workspace<T>(const DenseJob&, const Choice&, const Machine&);                  \

@@ -5,15 +5,13 @@
 namespace fastconv::ops {
 
 // The filters in the order that the kernels read: (taps)(channels), padded to whole vectors, where lanes are channels;
-// (channels)(taps) elsewhere.
-int64_t packed_filters_size(const DenseJob& job, const Choice& choice, const Machine& machine);
+// (channels)(taps) elsewhere, where a plain call reads them as they lie if they lie so (0 elements are packed). `keep`:
+// a plan, which packs always.
+int64_t packed_filters_size(const DenseJob& job, const Choice& choice, const Machine& machine, bool keep);
+// Packs to run->packed, where that is not null, and looks whether rows of padding can be passed over
+// without changing a bit: the filters are finite. A plain call looks only where that saves more than it costs.
 template <class T>
-void pack_filters(const Run<T>& run, const Machine& machine, const KernelTable<T>& kernels, T* packed);
-
-// Whether rows of padding can be passed over without changing a bit: the filters are finite. A plain call looks only
-// where that saves more than it costs; `always`: a plan.
-template <class T>
-bool may_skip_rows(const DenseJob& job, const T* packed, int64_t size, bool always);
+void prepare_filters(Run<T>* run, const Machine& machine, const KernelTable<T>& kernels, bool keep);
 
 // As run_dense(), for runs whose choice is depthwise.
 template <class T>
