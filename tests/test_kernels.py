@@ -1355,6 +1355,537 @@ def test_softmax_gradient(rng, isa, dtype, shape, by_column, logarithm):
         np.testing.assert_array_equal(total[columns:], MARK)
 
 
+# -------------------------------------------------------------------------------------------------------- depthwise
+
+
+class Depthwise:
+    """Some output rows of a depthwise product and what they read; all else in the arrays is NaN.
+
+    The image has `lines` rows; those in `zeros` lie in the padding. Its columns begin at `first` of the first pixel's
+    first tap, and `beyond` more of them exist than the taps reach (or fewer).
+    """
+
+    def __init__(
+        self,
+        rng,
+        isa,
+        dtype,
+        *,
+        channels,
+        pixels,
+        out_rows=1,
+        filter_rows=3,
+        taps=3,
+        stride=1,
+        dilation=1,
+        row_stride=1,
+        row_dilation=1,
+        first=-1,
+        beyond=-1,
+        zeros=(),
+        values=integers,
+        planes=False,
+    ):
+        self.rng, self.isa, self.dtype, self.values = rng, isa, dtype, values
+        self.lanes = _testing.tile_shape(isa, np.dtype(dtype).name)["lanes"]
+        self.channels, self.pixels, self.out_rows = channels, pixels, out_rows
+        self.filter_rows, self.taps, self.planes = filter_rows, taps, planes
+        self.stride, self.dilation, self.row_stride, self.row_dilation = stride, dilation, row_stride, row_dilation
+        self.first = first
+        reach = (pixels - 1) * stride + (taps - 1) * dilation + 1
+        self.columns = max(first + reach + beyond, 0)
+        line = np.add.outer(np.arange(out_rows) * row_stride, np.arange(filter_rows) * row_dilation)  # p, r
+        column = np.add.outer(np.arange(pixels) * stride, np.arange(taps) * dilation) + first  # q, s
+        lines = (out_rows - 1) * row_stride + (filter_rows - 1) * row_dilation + 1
+        self.zeros = [i for i in zeros if i < lines]
+        used_lines = np.isin(np.arange(lines), line)
+        used = np.isin(np.arange(self.columns), column) & used_lines[:, None]
+        self.image = np.full((lines, self.columns, channels), np.nan, dtype)
+        self.image[used] = values(rng, int(used.sum()) * channels, dtype).reshape(-1, channels)
+        self.image[self.zeros] = 0
+        inside = (column >= 0) & (column < self.columns)
+        clipped = np.clip(column, 0, max(self.columns - 1, 0))
+        if self.columns:
+            picked = self.image[line[:, :, None, None], clipped]  # p, r, q, s, c
+            self.terms = np.where(inside[..., None], picked, 0).astype(np.float64)
+        else:
+            self.terms = np.zeros((out_rows, filter_rows, pixels, taps, channels))
+        self.weights = values(rng, filter_rows * taps * channels, dtype).reshape(filter_rows, taps, channels)
+        axes = (channels, out_rows, pixels) if planes else (out_rows, pixels, channels)
+        # Room between the rows and the pixels (planes), which nothing may be written to.
+        self.pitches = (
+            (out_rows * (pixels + 3) + 1, pixels + 3, 1) if planes else (pixels * (channels + 2) + 1, channels + 2, 1)
+        )
+        self.index = 5 + sum(i * p for i, p in zip(np.ogrid[tuple(slice(n) for n in axes)], self.pitches, strict=True))
+
+    def product(self):
+        with np.errstate(invalid="ignore"):
+            return np.einsum("prqsc,rsc->pqc", self.terms, self.weights.astype(np.float64))
+
+    def gradient(self, dy):
+        return np.einsum("prqsc,pqc->rsc", self.terms, dy.astype(np.float64))
+
+    def spread(self, block, background=MARK):
+        """(p, q, c) as the kernels read and write it."""
+        array = np.full(int(self.index.max(initial=0)) + 6, background, self.dtype)
+        array[self.index] = block.transpose(2, 0, 1) if self.planes else block
+        return array
+
+    def block(self):
+        shape = (self.out_rows, self.pixels, self.channels)
+        return self.values(self.rng, math.prod(shape), self.dtype).reshape(shape)
+
+    def output(self, name, start):
+        names = ("channel_pitch", "row_pitch") if self.planes else ("row_pitch", "pitch")
+        return {start: 5, f"{name}_{names[0]}": self.pitches[0], f"{name}_{names[1]}": self.pitches[1]}
+
+    def common(self):
+        return {
+            "taps": self.taps,
+            "stride": self.stride,
+            "first_column": self.first,
+            "columns": self.columns,
+            "channels": self.channels,
+            "out_rows": self.out_rows,
+            "pixels": self.pixels,
+        }
+
+    def rows_of_channels(self):
+        pitch = self.channels + 2
+        length = self.columns * pitch
+        starts, size = scattered(self.rng, len(self.image), length)
+        rows = np.full(size + self.channels, np.nan, self.dtype)
+        pitches = [pitch] * len(starts)
+        for i, start in enumerate(starts):
+            rows[start : start + length].reshape(self.columns, pitch)[:, : self.channels] = self.image[i]
+        rows[size:] = 0
+        for i in self.zeros:
+            starts[i], pitches[i] = size, 0
+        both = {"row_stride": self.row_stride, "row_dilation": self.row_dilation, "dilation": self.dilation}
+        return {**self.common(), **both, "rows": rows, "row_starts": starts, "row_pitch": pitches}
+
+    def rows_of_planes(self):
+        starts, size = scattered(self.rng, len(self.image), self.columns)
+        rows = np.full(self.channels * size + self.columns, np.nan, self.dtype)
+        for c, (i, start) in itertools.product(range(self.channels), enumerate(starts)):
+            rows[c * size + start : c * size + start + self.columns] = self.image[i, :, c]
+        rows[self.channels * size :] = 0
+        for i in self.zeros:
+            starts[i] = self.channels * size
+        return {
+            **self.common(),
+            "rows": rows,
+            "row_starts": starts,
+            "zero_row": self.channels * size,
+            "channel_pitch": size,
+        }
+
+    def rows_of_slab(self):
+        """Columns by their residue of the stride, each padded; W - 1 elements follow a row."""
+        length = self.pixels + (self.taps - 1) * self.dilation // self.stride
+        residues = sorted({s * self.dilation % self.stride for s in range(self.taps)}, reverse=True)
+        row_length = len(residues) * length + self.lanes
+        starts, size = scattered(self.rng, len(self.image), row_length)
+        rows = np.full(self.channels * size + self.lanes, np.nan, self.dtype)
+        for f, residue in enumerate(residues):
+            column = self.first + residue + np.arange(length) * self.stride
+            inside = (column >= 0) & (column < self.columns)
+            for i, start in enumerate(starts):
+                for c in range(self.channels):
+                    to = c * size + start + f * length
+                    rows[to : to + length] = 0
+                    rows[to : to + length][inside] = self.image[i, column[inside], c]
+        options = self.common()
+        del options["stride"]
+        return {
+            **options,
+            "rows": rows,
+            "row_starts": [s - 2 for s in starts],
+            "offset": 2,
+            "channel_pitch": size,
+            "row_stride": self.row_stride,
+            "row_offset": [r * self.row_dilation for r in range(self.filter_rows)],
+            "column_offset": [
+                residues.index(s * self.dilation % self.stride) * length + s * self.dilation // self.stride
+                for s in range(self.taps)
+            ],
+        }
+
+    def arguments(self, slab=False):
+        if self.planes:
+            rows = self.rows_of_slab() if slab else self.rows_of_planes()
+            weights = np.ascontiguousarray(self.weights.transpose(2, 0, 1)).ravel()
+            return {**rows, "filter_rows": self.filter_rows, "weights": weights}
+        whole = -(-self.channels // self.lanes) * self.lanes
+        starts, size = scattered(self.rng, self.filter_rows, self.taps * (whole + 1))
+        weights = np.full(size, np.nan, self.dtype)
+        for r, start in enumerate(starts):
+            rows = weights[start : start + self.taps * (whole + 1)].reshape(self.taps, whole + 1)
+            rows[:, : self.channels] = self.weights[r]
+        return {
+            **self.rows_of_channels(),
+            "weights": weights,
+            "weight_starts": starts,
+            "weight_pitch": whole + 1,
+        }
+
+    def run(self, *, before=None, residual=None, slab=False, **options):
+        out = self.spread(np.full((self.out_rows, self.pixels, self.channels), MARK) if before is None else before)
+        if residual is not None:
+            options |= {"residual": self.spread(residual, np.nan), **self.output("residual", "residual_start")}
+        kernel = _testing.depthwise_planes if self.planes else _testing.depthwise_channels
+        kernel(self.isa, **self.arguments(slab), out=out, **self.output("out", "out_start"), **options)
+        return out
+
+    def check(self, expected, **options):
+        np.testing.assert_array_equal(self.run(**options), self.spread(expected))
+
+    def run_gradient(self, dy, before=None):
+        """(taps and their channels, everything around them)."""
+        arguments = self.rows_of_planes() if self.planes else self.rows_of_channels()
+        taps = self.filter_rows * self.taps
+        if self.planes:
+            kernel, index = _testing.filter_planes, 4 + np.add.outer(np.arange(taps), np.arange(self.channels) * taps)
+        else:
+            kernel, index = (
+                _testing.filter_channels,
+                4 + np.add.outer(np.arange(taps) * (self.channels + 3), np.arange(self.channels)),
+            )
+            arguments |= {"filter_rows": self.filter_rows, "sum_pitch": self.channels + 3}
+        total = marked(int(index.max(initial=0)) + 5, self.dtype)
+        if before is not None:
+            total[index] = before.reshape(index.shape)
+        kernel(
+            self.isa,
+            **arguments,
+            dy=self.spread(dy, np.nan),
+            **self.output("dy", "dy_start"),
+            sum=total,
+            sum_start=4,
+            accumulate=before is not None,
+        )
+        sums = total[index].reshape(self.filter_rows, self.taps, self.channels)
+        total[index] = MARK
+        assert (total == MARK).all()
+        return sums
+
+    def check_gradient(self, dy):
+        np.testing.assert_array_equal(self.run_gradient(dy), self.gradient(dy))
+        before = self.values(self.rng, self.weights.size, self.dtype).reshape(self.weights.shape)
+        np.testing.assert_array_equal(self.run_gradient(dy, before), self.gradient(dy) + before)
+
+
+# Every path of the kernels: (filter rows, taps, stride, dilation, row stride, row dilation, output rows).
+CHANNEL_PATHS = [
+    *[(3, 3, s, 1, s, 1, rows) for s in (1, 2) for rows in range(1, 10)],  # the window of AVX-512 from 2 rows on
+    *[(1, taps, s, d, 1, 1, 1) for taps in (3, 5, 7) for s, d in ((1, 1), (1, 2), (1, 3), (2, 1), (2, 3), (3, 1))],
+    (2, 1, 1, 1, 1, 1, 2),
+    (3, 3, 1, 1, 2, 1, 2),
+    (3, 3, 2, 1, 1, 1, 2),
+    (3, 3, 1, 1, 1, 2, 3),
+    (2, 4, 1, 2, 1, 3, 2),
+    (1, 8, 2, 1, 1, 1, 2),
+]
+PLANE_PATHS = [(f, s, rows) for f, s in ((3, 1), (3, 2), (5, 1), (5, 2), (7, 1)) for rows in (1, 2, 3, 4, 7, 9, 16)]
+
+
+def path_of_channels(path):
+    names = ("filter_rows", "taps", "stride", "dilation", "row_stride", "row_dilation", "out_rows")
+    return dict(zip(names, path, strict=True))
+
+
+def path_of_planes(path):
+    f, s, rows = path
+    return {"filter_rows": f, "taps": f, "stride": s, "row_stride": s, "out_rows": rows, "planes": True}
+
+
+def edges(rng, reach):
+    """(first, beyond): inside, and outside on one side or both, up to all taps of a pixel."""
+    return [
+        (0, 0),
+        (2, 3),
+        (-1, 1),
+        (int(-rng.integers(1, reach + 1)), int(-rng.integers(0, reach + 1))),
+    ][int(rng.integers(4))]
+
+
+def some_zeros(rng, lines=40):
+    return np.flatnonzero(rng.integers(0, 4, lines) == 0).tolist()
+
+
+@covers("depthwise_channels", "filter_channels")
+@pytest.mark.parametrize("path", CHANNEL_PATHS, ids=str)
+def test_depthwise_channels_of_every_tail_and_width(rng, isa, dtype, shape, path):
+    lanes, options = shape["lanes"], path_of_channels(path)
+    reach = (options["taps"] - 1) * options["dilation"] + 1
+    cases = [(c, int(rng.integers(1, 18))) for c in range(1, 2 * lanes + 2)]
+    cases += [(int(rng.integers(1, lanes + 3)), q) for q in range(1, 41)]
+    for channels, pixels in cases:
+        first, beyond = edges(rng, reach)
+        job = Depthwise(
+            rng,
+            isa,
+            dtype,
+            channels=channels,
+            pixels=pixels,
+            first=first,
+            beyond=beyond,
+            zeros=some_zeros(rng),
+            **options,
+        )
+        job.check(job.product(), skip_zeros=bool(rng.integers(2)))
+        job.check_gradient(job.block())
+
+
+@pytest.mark.parametrize("taps", range(1, 9))
+def test_depthwise_channels_of_every_filter(rng, isa, dtype, shape, taps):
+    for filter_rows, stride, dilation in itertools.product(range(1, 6), (1, 2, 3), (1, 2, 3)):
+        first, beyond = edges(rng, (taps - 1) * dilation + 1)
+        job = Depthwise(
+            rng,
+            isa,
+            dtype,
+            channels=shape["lanes"] + 1,
+            pixels=int(rng.integers(1, 24)),
+            out_rows=int(rng.integers(1, 5)),
+            filter_rows=filter_rows,
+            taps=taps,
+            stride=stride,
+            dilation=dilation,
+            row_stride=int(rng.integers(1, 4)),
+            row_dilation=int(rng.integers(1, 4)),
+            first=first,
+            beyond=beyond,
+            zeros=some_zeros(rng),
+        )
+        job.check(job.product())
+        job.check(job.product(), skip_zeros=True)
+        job.check_gradient(job.block())
+
+
+def has_own_sizes(isa):
+    return isa != "portable"  # which computes all planes out of a slab
+
+
+@covers("depthwise_planes", "filter_planes")
+@pytest.mark.parametrize("path", PLANE_PATHS, ids=str)
+def test_depthwise_planes_in_place(rng, isa, dtype, path):
+    if not has_own_sizes(isa):
+        job = Depthwise(rng, isa, dtype, channels=1, pixels=1, **path_of_planes(path))
+        with pytest.raises(ValueError, match="on an ISA that has them"):
+            job.run()
+        with pytest.raises(ValueError, match="on an ISA that has them"):
+            job.run_gradient(job.block())
+        return
+    for pixels in range(1, 41):
+        first, beyond = edges(rng, path[0])
+        options = {"channels": 1 + pixels % 3, "first": first, "beyond": beyond, "zeros": some_zeros(rng)}
+        job = Depthwise(rng, isa, dtype, pixels=pixels, **options, **path_of_planes(path))
+        job.check(job.product(), skip_zeros=bool(rng.integers(2)))
+        job.check_gradient(job.block())
+
+
+@pytest.mark.parametrize("taps", range(1, 9))
+def test_depthwise_planes_out_of_a_slab(rng, isa, dtype, taps):
+    for filter_rows, stride, dilation in itertools.product(range(1, 6), (1, 2, 3), (1, 2, 3)):
+        first, beyond = edges(rng, (taps - 1) * dilation + 1)
+        for out_rows in (int(rng.integers(1, 4)), 9):
+            job = Depthwise(
+                rng,
+                isa,
+                dtype,
+                channels=2,
+                pixels=int(rng.integers(1, 41)),
+                out_rows=out_rows,
+                filter_rows=filter_rows,
+                taps=taps,
+                stride=stride,
+                dilation=dilation,
+                row_stride=int(rng.integers(1, 4)),
+                row_dilation=int(rng.integers(1, 4)),
+                first=first,
+                beyond=beyond,
+                planes=True,
+            )
+            job.check(job.product(), slab=True)
+
+
+def depthwise_forms(isa):
+    """(options, slab) of one job for each form of the forward kernels."""
+    common = {"first": -1, "beyond": -1}
+    yield {**common, "out_rows": 1}, False
+    yield {**common, "out_rows": 4}, False
+    yield {**common, "out_rows": 3, "stride": 2, "row_stride": 2}, False
+    yield {**common, "out_rows": 2, "taps": 4}, False
+    yield {**common, "out_rows": 9, "planes": True}, True
+    if has_own_sizes(isa):
+        yield {**common, "out_rows": 10, "planes": True}, False
+        yield {**common, "out_rows": 6, "stride": 2, "row_stride": 2, "planes": True}, False
+
+
+def test_depthwise_of_nothing(rng, isa, dtype, shape):
+    for options, slab in depthwise_forms(isa):
+        for none in ("channels", "pixels", "out_rows"):
+            job = Depthwise(rng, isa, dtype, **{"channels": 3, "pixels": 5, **options, none: 1})
+            arguments = job.arguments(slab) | {none: 0}
+            out = marked(100, dtype)
+            kernel = _testing.depthwise_planes if job.planes else _testing.depthwise_channels
+            kernel(isa, **arguments, out=out, **job.output("out", "out_start"))
+            assert (out == MARK).all()
+    # A sum of no terms: the epilogue of zero.
+    job = Depthwise(rng, isa, dtype, channels=shape["lanes"] + 1, pixels=5)
+    arguments = job.arguments() | {"weight_starts": []}
+    out = job.spread(np.full((1, 5, job.channels), np.nan))
+    _testing.depthwise_channels(isa, **arguments, out=out, **job.output("out", "out_start"))
+    np.testing.assert_array_equal(out, job.spread(np.zeros((1, 5, job.channels))))
+    job = Depthwise(rng, isa, dtype, channels=2, pixels=5, planes=True)
+    arguments = job.arguments(slab=True) | {"filter_rows": 0, "row_offset": []}
+    out = job.spread(np.full((1, 5, 2), np.nan))
+    _testing.depthwise_planes(isa, **arguments, out=out, **job.output("out", "out_start"))
+    np.testing.assert_array_equal(out, job.spread(np.zeros((1, 5, 2))))
+
+
+def test_depthwise_finishes(rng, isa, dtype, shape):
+    """Every combination of accumulate, scale, shift, residual and clamp."""
+    clamps = {None: (0, 0), "relu": (1, (0, np.inf)), "relu6": (2, (0, 6)), "clip": (11, (-5, 9))}
+    lanes = shape["lanes"]
+    for options, slab in depthwise_forms(isa):
+        for accumulate, use_scale, use_shift, use_residual, clamp in itertools.product(*[(False, True)] * 4, clamps):
+            job = Depthwise(
+                rng,
+                isa,
+                dtype,
+                channels=3 if options.get("planes") else lanes + int(rng.integers(0, lanes + 1)),
+                pixels=int(rng.integers(1, 2 * lanes + 3)) if options.get("planes") else int(rng.integers(1, 12)),
+                **options,
+            )
+            expected = job.product()
+            finish = {"accumulate": accumulate, "slab": slab, "before": job.block()}
+            if accumulate:
+                expected = expected + finish["before"]
+            if use_scale:
+                finish["scale"] = integers(rng, job.channels, dtype)
+                expected = expected * finish["scale"]
+            if use_shift:
+                finish["shift"] = integers(rng, job.channels, dtype)
+                expected = expected + finish["shift"]
+            if use_residual:
+                finish["residual"] = job.block()
+                expected = expected + finish["residual"]
+            if clamp:
+                finish["activation"], (finish["a"], finish["b"]) = clamps[clamp]
+                expected = np.clip(expected, finish["a"], finish["b"])
+            job.check(expected, **finish)
+
+
+@pytest.mark.parametrize("kind", [3, 4, 5, 6, 7, 8, 9, 10])
+def test_depthwise_applies_every_activation(rng, isa, dtype, shape, kind):
+    """The same bits as activate_run."""
+    for (options, slab), n in itertools.product(depthwise_forms(isa), (1, 5, shape["lanes"], shape["lanes"] + 3)):
+        channels, pixels = (2, n) if options.get("planes") else (n, 4)
+        job = Depthwise(rng, isa, dtype, channels=channels, pixels=pixels, **options)
+        scale = rng.normal(0, 0.1, channels).astype(dtype)
+        expected = (job.product().astype(dtype) * scale).ravel()
+        _testing.activate_run(isa, x=expected, n=expected.size, kind=kind, a=0.25)
+        job.check(expected.reshape(job.product().shape), slab=slab, scale=scale, activation=kind, a=0.25)
+
+
+def test_depthwise_propagates_infinite_weights(rng, isa, dtype, shape):
+    """Against a zero of the padding, above, below or beside the image, an infinity is a NaN."""
+    for (options, slab), r in itertools.product(depthwise_forms(isa), range(3)):
+        zeros = () if slab else (0, 5)
+        channels = 2 if options.get("planes") else shape["lanes"] + 2
+        job = Depthwise(rng, isa, dtype, channels=channels, pixels=shape["lanes"] + 5, zeros=zeros, **options)
+        job.weights[r, 0, 1] = np.inf  # whose column of the first pixel does not exist
+        product = job.product()
+        assert np.isnan(product).any()
+        assert not np.isnan(np.delete(product, 1, 2)).any()
+        job.check(product, slab=slab)
+
+
+def test_depthwise_rounds_alike_everywhere(rng, isa, dtype, shape):
+    """An output has the same bits alone as in any strip, block or window."""
+    for options, slab in depthwise_forms(isa):
+        planes = options.get("planes", False)
+        job = Depthwise(
+            rng,
+            isa,
+            dtype,
+            channels=3 if planes else 2 * shape["lanes"] + 3,
+            pixels=4 * shape["lanes"] + 5 if planes else 23,
+            zeros=() if slab else (0, 4),
+            values=normal,
+            **options,
+        )
+        arguments = job.arguments(slab)
+        finish = {"scale": normal(rng, job.channels, dtype), "shift": normal(rng, job.channels, dtype)}
+        kernel = _testing.depthwise_planes if planes else _testing.depthwise_channels
+        whole = job.run(slab=slab, **finish)[job.index]
+        whole = whole.transpose(1, 2, 0) if planes else whole
+        rounded = 16 * np.finfo(dtype).eps * np.abs(job.terms).max() * np.abs(job.weights).max()
+        exact = job.product() * finish["scale"] + finish["shift"]
+        np.testing.assert_allclose(whole, exact, rtol=0, atol=16 * rounded)
+        # The same arrays, read where this run of the job placed them.
+        again = marked(whole.size * 2 + 100, dtype)
+        places = [tuple(int(rng.integers(n)) for n in whole.shape) for _ in range(60)]
+        places += [(p, q, 0) for p in range(job.out_rows) for q in range(job.pixels)]
+        for p, q, c in places:
+            alone = arguments | {"channels": 1, "out_rows": 1, "pixels": 1}
+            alone |= {name: vector[c : c + 1] for name, vector in finish.items()}
+            alone["row_starts"] = alone["row_starts"][p * job.row_stride :]
+            if planes:
+                taps = job.filter_rows * job.taps
+                alone["weights"] = alone["weights"][c * taps : (c + 1) * taps]
+                alone["offset"] = alone.get("offset", 0) + c * alone["channel_pitch"]
+                if slab:
+                    alone["offset"] += q
+                else:
+                    alone["first_column"] += q * job.stride
+                pitches = {"out_channel_pitch": 1, "out_row_pitch": 1}
+            else:
+                # The row of zeros is as good from its second channel on, as long as it has one.
+                alone["row_starts"] = [
+                    s + (c if n else 0)
+                    for s, n in zip(alone["row_starts"], alone["row_pitch"][p * job.row_stride :], strict=True)
+                ]
+                alone["row_pitch"] = alone["row_pitch"][p * job.row_stride :]
+                alone["weight_starts"] = [s + c for s in alone["weight_starts"]]
+                alone["weights"] = np.append(alone["weights"], np.full(shape["lanes"], np.nan, dtype))
+                alone["first_column"] += q * job.stride
+                pitches = {"out_row_pitch": 1, "out_pitch": 1}
+            kernel(isa, **alone, out=again, **pitches)
+            assert again[0] == whole[p, q, c], (options, slab, p, q, c)
+
+
+def test_filter_gradients_round_alike_everywhere(rng, isa, dtype, shape):
+    """A channel's sums have the same bits alone as among others, and those of a tap in whatever block it lies."""
+    paths = [{}, {"taps": 5}, {"taps": 7, "filter_rows": 4}, {"taps": 8, "filter_rows": 2}, {"stride": 2}]
+    for options in paths:
+        job = Depthwise(
+            rng, isa, dtype, channels=shape["lanes"] + 3, pixels=29, out_rows=3, zeros=(0,), values=normal, **options
+        )
+        dy = job.block()
+        whole = job.run_gradient(dy)
+        bound = 100 * np.finfo(dtype).eps * np.einsum("prqsc,pqc->rsc", np.abs(job.terms), np.abs(dy))
+        np.testing.assert_array_less(np.abs(whole - job.gradient(dy)), bound + np.finfo(dtype).tiny)
+        for c in (0, shape["lanes"] - 1, shape["lanes"] + 2):
+            alone = Depthwise(rng, isa, dtype, channels=1, pixels=29, out_rows=3, zeros=(0,), values=normal, **options)
+            alone.image = job.image[..., c : c + 1]
+            np.testing.assert_array_equal(alone.run_gradient(dy[..., c : c + 1])[..., 0], whole[..., c])
+    if has_own_sizes(isa):
+        for path in ((3, 1, 5), (3, 2, 5), (5, 1, 5), (5, 2, 5), (7, 1, 5)):
+            options = {"pixels": 29, "zeros": (0,), "values": normal, **path_of_planes(path)}
+            job = Depthwise(rng, isa, dtype, channels=3, **options)
+            dy = job.block()
+            whole = job.run_gradient(dy)
+            bound = 100 * np.finfo(dtype).eps * np.einsum("prqsc,pqc->rsc", np.abs(job.terms), np.abs(dy))
+            np.testing.assert_array_less(np.abs(whole - job.gradient(dy)), bound + np.finfo(dtype).tiny)
+            for c in range(3):
+                alone = Depthwise(rng, isa, dtype, channels=1, **options)
+                alone.image = job.image[..., c : c + 1]
+                np.testing.assert_array_equal(alone.run_gradient(dy[..., c : c + 1])[..., 0], whole[..., c])
+
+
 # ------------------------------------------------------------------------------------------------------ the binding
 
 
@@ -1373,6 +1904,34 @@ def test_bounds_are_checked(isa, dtype, shape):
     other = np.zeros(4, np.float64 if dtype is np.float32 else np.float32)
     with pytest.raises(TypeError):
         _testing.sum_columns(isa, sum=other, x=x, rows=1, pitch=1, columns=1)
+
+
+def test_bounds_of_depthwise_kernels_are_checked(rng, isa, dtype):
+    for options, slab in depthwise_forms(isa):
+        job = Depthwise(rng, isa, dtype, channels=3, pixels=9, **options)
+        kernel = _testing.depthwise_planes if job.planes else _testing.depthwise_channels
+        whole = job.arguments(slab) | {"out": marked(int(job.index.max()) + 1, dtype)} | job.output("out", "out_start")
+        kernel(isa, **whole)
+        for name in ("out", "weights"):
+            used = whole[name].size - (0 if job.planes or name == "out" else 3)  # rows of weights end with a gap
+            with pytest.raises(ValueError, match="breaks the rule"):
+                kernel(isa, **whole | {name: whole[name][: used - 1 - (name == "weights" and not job.planes)].copy()})
+        for name, wrong in (("row_starts", whole["row_starts"][:-1]), ("row_starts", [10**6] * 40), ("channels", 9)):
+            with pytest.raises(ValueError, match="breaks the rule"):
+                kernel(isa, **whole | {name: wrong})
+        if slab:
+            continue
+        arguments = job.rows_of_planes() if job.planes else job.rows_of_channels()
+        kernel = _testing.filter_planes if job.planes else _testing.filter_channels
+        taps = job.filter_rows * job.taps
+        if not job.planes:
+            arguments |= {"filter_rows": job.filter_rows, "sum_pitch": 3}
+        dy = job.spread(job.block())[: int(job.index.max()) + 1].copy()
+        whole = arguments | {"dy": dy, **job.output("dy", "dy_start"), "sum": marked(3 * taps, dtype)}
+        kernel(isa, **whole)
+        for name in ("dy", "sum"):
+            with pytest.raises(ValueError, match="breaks the rule"):
+                kernel(isa, **whole | {name: whole[name][:-1].copy()})
 
 
 def test_every_kernel_has_a_test(isa, dtype):

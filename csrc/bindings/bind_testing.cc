@@ -730,6 +730,246 @@ void softmax_gradient(const std::string& isa, Array<T> dx, const Array<T>& dy, c
       {dx.mutable_data(), dy.data(), y.data(), rows, columns, pitch, by_column, logarithm, sum.mutable_data()});
 }
 
+// The columns of one input row that a depthwise kernel reads: those of `pixels` outputs and all taps that exist.
+Reach& columns_read(Reach& reach, int64_t first, int64_t columns, int64_t pixels, int64_t stride, int64_t taps,
+                    int64_t dilation, int64_t pitch) {
+  require(small(stride) >= 1 && small(dilation) >= 1, "strides and dilations are positive");
+  int64_t last = small(first);
+  if (natural(pixels) > 0) last += small(small(pixels - 1) * stride);
+  if (natural(taps) > 0) last += small((taps - 1) * dilation);
+  const int64_t low = std::max<int64_t>(first, 0), high = std::min(last, natural(columns) - 1);
+  return reach.plus(small(low * small(pitch))).steps(std::max<int64_t>(0, high - low + 1), pitch);
+}
+
+// The rows that both kernels with channels innermost read.
+template <class T>
+void channel_rows_within(const Array<T>& rows, const Indices& starts, const Indices& pitches, int64_t lines,
+                         int64_t first, int64_t columns, int64_t pixels, int64_t stride, int64_t taps, int64_t dilation,
+                         int64_t channels) {
+  require(lines <= static_cast<int64_t>(starts.size()) && starts.size() == pitches.size(),
+          "the tables have an entry a row");
+  for (size_t i = 0; i < starts.size(); ++i) {
+    Reach reach;
+    reach.plus(starts[i]).steps(channels, 1);
+    columns_read(reach, first, columns, pixels, stride, taps, dilation, pitches[i]);
+    reach.within(rows, "rows lie within their array");
+    // A column outside the image is read as channel 0 of a row of zeros.
+    if (pitches[i] == 0) Reach().plus(starts[i]).steps(channels, 1).within(rows, "a row of zeros has all channels");
+  }
+}
+
+int64_t lines_read(int64_t out_rows, int64_t row_stride, int64_t filter_rows, int64_t row_dilation) {
+  if (natural(out_rows) == 0 || natural(filter_rows) == 0) return 0;
+  return small((out_rows - 1) * natural(row_stride)) + small((filter_rows - 1) * natural(row_dilation)) + 1;
+}
+
+template <class T>
+void depthwise_channels(const std::string& isa, const Array<T>& rows, const Indices& row_starts,
+                        const Indices& row_pitch, const Array<T>& weights, const Indices& weight_starts,
+                        int64_t row_stride, int64_t row_dilation, int64_t weight_pitch, int64_t taps, int64_t stride,
+                        int64_t dilation, int64_t first_column, int64_t columns, int64_t channels, int64_t out_rows,
+                        int64_t pixels, bool skip_zeros, Array<T> out, int64_t out_start, int64_t out_row_pitch,
+                        int64_t out_pitch, const Optional<T>& residual, int64_t residual_start,
+                        int64_t residual_row_pitch, int64_t residual_pitch, const Optional<T>& scale,
+                        const Optional<T>& shift, int32_t activation, T a, T b, bool accumulate) {
+  const KernelTable<T>& kernels = table<T>(isa);
+  const auto filter_rows = static_cast<int64_t>(weight_starts.size());
+  channel_rows_within(rows, row_starts, row_pitch, lines_read(out_rows, row_stride, filter_rows, row_dilation),
+                      first_column, columns, pixels, stride, taps, dilation, channels);
+  Reach()
+      .any_of(weight_starts)
+      .steps(taps, weight_pitch)
+      .steps(up_to_multiple(natural(channels), kernels.lanes), 1)
+      .within(weights, "rows of weights hold whole vectors");
+  Reach()
+      .plus(out_start)
+      .steps(out_rows, out_row_pitch)
+      .steps(pixels, out_pitch)
+      .steps(channels, 1)
+      .within(out, "the output holds its rows");
+  if (residual) {
+    Reach()
+        .plus(residual_start)
+        .steps(out_rows, residual_row_pitch)
+        .steps(pixels, residual_pitch)
+        .steps(channels, 1)
+        .within(*residual, "the residual holds its rows");
+  }
+  for (const auto* vector : {&scale, &shift}) {
+    if (*vector) Reach().steps(channels, 1).within(**vector, "scale and shift have an entry a channel");
+  }
+  const std::vector<const T*> row_table = pointers(rows.data(), row_starts);
+  const std::vector<const T*> weight_table = pointers(weights.data(), weight_starts);
+  DepthwiseChannelsArgs<T> g{};
+  g.rows = row_table.data(), g.row_pitch = row_pitch.data(), g.weights = weight_table.data();
+  g.filter_rows = filter_rows, g.row_stride = row_stride, g.row_dilation = row_dilation;
+  g.weight_pitch = weight_pitch, g.taps = taps, g.stride = stride, g.dilation = dilation;
+  g.first_column = first_column, g.columns = columns;
+  g.channels = channels, g.out_rows = out_rows, g.pixels = pixels;
+  g.skip_zeros = skip_zeros;
+  g.out = out.mutable_data() + out_start, g.out_row_pitch = out_row_pitch, g.out_pitch = out_pitch;
+  g.residual = residual ? residual->data() + residual_start : nullptr;
+  g.residual_row_pitch = residual_row_pitch, g.residual_pitch = residual_pitch;
+  g.scale = data_or_null<T>(scale), g.shift = data_or_null<T>(shift);
+  g.activation = known_activation(activation);
+  g.a = a, g.b = b;
+  g.accumulate = accumulate;
+  kernels.depthwise_channels(g);
+}
+
+// The rows that both kernels with columns innermost read where they lie.
+template <class T>
+void plane_rows_within(const std::string& isa, const Array<T>& rows, const Indices& starts,
+                       std::optional<int64_t> zero_row, int64_t offset, int64_t channel_pitch, int64_t taps,
+                       int64_t stride, int64_t first, int64_t columns, int64_t channels, int64_t out_rows,
+                       int64_t pixels) {
+  require(isa_of(isa) != Isa::portable &&
+              (((taps == 3 || taps == 5) && (stride == 1 || stride == 2)) || (taps == 7 && stride == 1)),
+          "3 or 5 taps with stride 1 or 2, or 7 with stride 1, on an ISA that has them");
+  require(lines_read(out_rows, stride, taps, 1) <= static_cast<int64_t>(starts.size()),
+          "row_starts has an entry a row");
+  for (const int64_t start : starts) {
+    Reach reach;
+    reach.plus(start);
+    if (start != zero_row) reach.plus(offset).steps(channels, channel_pitch);
+    columns_read(reach, first, columns, pixels, stride, taps, 1, 1).within(rows, "rows lie within their array");
+  }
+}
+
+template <class T>
+void depthwise_planes(const std::string& isa, const Array<T>& rows, const Indices& row_starts,
+                      std::optional<int64_t> zero_row, int64_t offset, int64_t channel_pitch, int64_t filter_rows,
+                      int64_t taps, int64_t stride, int64_t first_column, int64_t columns,
+                      const std::optional<Indices>& column_offset, const Indices& row_offset, int64_t row_stride,
+                      const Array<T>& weights, int64_t channels, int64_t out_rows, int64_t pixels, bool skip_zeros,
+                      Array<T> out, int64_t out_start, int64_t out_channel_pitch, int64_t out_row_pitch,
+                      const Optional<T>& residual, int64_t residual_start, int64_t residual_channel_pitch,
+                      int64_t residual_row_pitch, const Optional<T>& scale, const Optional<T>& shift,
+                      int32_t activation, T a, T b, bool accumulate) {
+  const KernelTable<T>& kernels = table<T>(isa);
+  natural(channels), natural(out_rows), natural(filter_rows), natural(taps);
+  if (column_offset) {
+    require(static_cast<int64_t>(column_offset->size()) >= taps, "column_offset has an entry a tap");
+    require(static_cast<int64_t>(row_offset.size()) >= filter_rows, "row_offset has an entry a filter row");
+    Reach lines;
+    lines.steps(out_rows, natural(row_stride)).any_of(row_offset.data(), filter_rows);
+    lines.within(row_starts, "row_starts has an entry a row");
+    Reach()
+        .any_of(row_starts)
+        .plus(offset)
+        .steps(channels, channel_pitch)
+        .any_of(column_offset->data(), lines.empty ? 0 : taps)
+        .steps(up_to_multiple(natural(pixels), kernels.lanes), 1)
+        .within(rows, "the slab has W - 1 elements past a row");
+  } else {
+    require(filter_rows == taps, "the filter is square");
+    plane_rows_within(isa, rows, row_starts, zero_row, offset, channel_pitch, taps, stride, first_column, columns,
+                      channels, out_rows, pixels);
+  }
+  Reach().steps(small(channels * small(filter_rows * taps)), 1).within(weights, "the weights lie within their array");
+  Reach()
+      .plus(out_start)
+      .steps(channels, out_channel_pitch)
+      .steps(out_rows, out_row_pitch)
+      .steps(pixels, 1)
+      .within(out, "the output holds its rows");
+  if (residual) {
+    Reach()
+        .plus(residual_start)
+        .steps(channels, residual_channel_pitch)
+        .steps(out_rows, residual_row_pitch)
+        .steps(pixels, 1)
+        .within(*residual, "the residual holds its rows");
+  }
+  for (const auto* vector : {&scale, &shift}) {
+    if (*vector) Reach().steps(channels, 1).within(**vector, "scale and shift have an entry a channel");
+  }
+  const std::vector<const T*> row_table = pointers(rows.data(), row_starts);
+  DepthwisePlanesArgs<T> g{};
+  g.rows = row_table.data();
+  g.zero_row = zero_row ? rows.data() + small(*zero_row) : nullptr;
+  g.offset = offset, g.channel_pitch = channel_pitch;
+  g.filter_rows = filter_rows, g.taps = taps, g.stride = stride;
+  g.first_column = first_column, g.columns = columns;
+  g.column_offset = column_offset ? column_offset->data() : nullptr;
+  g.row_offset = row_offset.data(), g.row_stride = row_stride;
+  g.weights = weights.data();
+  g.channels = channels, g.out_rows = out_rows, g.pixels = pixels;
+  g.skip_zeros = skip_zeros;
+  g.out = out.mutable_data() + out_start, g.out_channel_pitch = out_channel_pitch, g.out_row_pitch = out_row_pitch;
+  g.residual = residual ? residual->data() + residual_start : nullptr;
+  g.residual_channel_pitch = residual_channel_pitch, g.residual_row_pitch = residual_row_pitch;
+  g.scale = data_or_null<T>(scale), g.shift = data_or_null<T>(shift);
+  g.activation = known_activation(activation);
+  g.a = a, g.b = b;
+  g.accumulate = accumulate;
+  kernels.depthwise_planes(g);
+}
+
+template <class T>
+void filter_channels(const std::string& isa, const Array<T>& rows, const Indices& row_starts, const Indices& row_pitch,
+                     int64_t filter_rows, int64_t row_stride, int64_t row_dilation, int64_t taps, int64_t stride,
+                     int64_t dilation, int64_t first_column, int64_t columns, int64_t channels, int64_t out_rows,
+                     int64_t pixels, const Array<T>& dy, int64_t dy_start, int64_t dy_row_pitch, int64_t dy_pitch,
+                     Array<T> sum, int64_t sum_start, int64_t sum_pitch, bool accumulate) {
+  channel_rows_within(rows, row_starts, row_pitch, lines_read(out_rows, row_stride, filter_rows, row_dilation),
+                      first_column, columns, pixels, stride, taps, dilation, channels);
+  Reach()
+      .plus(dy_start)
+      .steps(out_rows, dy_row_pitch)
+      .steps(pixels, dy_pitch)
+      .steps(channels, 1)
+      .within(dy, "dy holds its rows");
+  Reach()
+      .plus(sum_start)
+      .steps(small(filter_rows * taps), sum_pitch)
+      .steps(channels, 1)
+      .within(sum, "there is a sum a tap and channel");
+  const std::vector<const T*> row_table = pointers(rows.data(), row_starts);
+  FilterChannelsArgs<T> g{};
+  g.rows = row_table.data(), g.row_pitch = row_pitch.data();
+  g.filter_rows = filter_rows, g.row_stride = row_stride, g.row_dilation = row_dilation;
+  g.taps = taps, g.stride = stride, g.dilation = dilation;
+  g.first_column = first_column, g.columns = columns;
+  g.channels = channels, g.out_rows = out_rows, g.pixels = pixels;
+  g.dy = dy.data() + dy_start, g.dy_row_pitch = dy_row_pitch, g.dy_pitch = dy_pitch;
+  g.sum = sum.mutable_data() + sum_start, g.sum_pitch = sum_pitch;
+  g.accumulate = accumulate;
+  table<T>(isa).filter_channels(g);
+}
+
+template <class T>
+void filter_planes(const std::string& isa, const Array<T>& rows, const Indices& row_starts,
+                   std::optional<int64_t> zero_row, int64_t channel_pitch, int64_t taps, int64_t stride,
+                   int64_t first_column, int64_t columns, int64_t channels, int64_t out_rows, int64_t pixels,
+                   const Array<T>& dy, int64_t dy_start, int64_t dy_channel_pitch, int64_t dy_row_pitch, Array<T> sum,
+                   int64_t sum_start, bool accumulate) {
+  plane_rows_within(isa, rows, row_starts, zero_row, 0, channel_pitch, taps, stride, first_column, columns, channels,
+                    out_rows, pixels);
+  Reach()
+      .plus(dy_start)
+      .steps(channels, dy_channel_pitch)
+      .steps(out_rows, dy_row_pitch)
+      .steps(pixels, 1)
+      .within(dy, "dy holds its rows");
+  Reach()
+      .plus(sum_start)
+      .steps(small(natural(channels) * taps * taps), 1)
+      .within(sum, "there is a sum a channel and tap");
+  const std::vector<const T*> row_table = pointers(rows.data(), row_starts);
+  FilterPlanesArgs<T> g{};
+  g.rows = row_table.data();
+  g.zero_row = zero_row ? rows.data() + small(*zero_row) : nullptr;
+  g.channel_pitch = channel_pitch;
+  g.taps = taps, g.stride = stride;
+  g.first_column = first_column, g.columns = columns;
+  g.channels = channels, g.out_rows = out_rows, g.pixels = pixels;
+  g.dy = dy.data() + dy_start, g.dy_channel_pitch = dy_channel_pitch, g.dy_row_pitch = dy_row_pitch;
+  g.sum = sum.mutable_data() + sum_start;
+  g.accumulate = accumulate;
+  table<T>(isa).filter_planes(g);
+}
+
 // --- the module --------------------------------------------------------------------------------------------------
 
 bool is_float(const std::string& dtype) {
@@ -809,6 +1049,34 @@ void bind_kernels(py::module_& m) {
   m.def("max_run", &max_run<T>, isa, options, array("x"), py::arg("n"));
   m.def("activate_run", &activate_run<T>, isa, options, array("x"), py::arg("n"), py::arg("kind"), py::arg("a") = T{0},
         py::arg("b") = T{0});
+  m.def("depthwise_channels", &depthwise_channels<T>, isa, options, array("rows"), py::arg("row_starts"),
+        py::arg("row_pitch"), array("weights"), py::arg("weight_starts"), py::arg("row_stride") = 1,
+        py::arg("row_dilation") = 1, py::arg("weight_pitch"), py::arg("taps"), py::arg("stride") = 1,
+        py::arg("dilation") = 1, py::arg("first_column"), py::arg("columns"), py::arg("channels"), py::arg("out_rows"),
+        py::arg("pixels"), py::arg("skip_zeros") = false, array("out"), py::arg("out_start") = 0,
+        py::arg("out_row_pitch"), py::arg("out_pitch"), absent("residual"), py::arg("residual_start") = 0,
+        py::arg("residual_row_pitch") = 0, py::arg("residual_pitch") = 0, absent("scale"), absent("shift"),
+        py::arg("activation") = 0, py::arg("a") = T{0}, py::arg("b") = T{0}, py::arg("accumulate") = false);
+  m.def("depthwise_planes", &depthwise_planes<T>, isa, options, array("rows"), py::arg("row_starts"),
+        py::arg("zero_row") = py::none(), py::arg("offset") = 0, py::arg("channel_pitch"), py::arg("filter_rows"),
+        py::arg("taps"), py::arg("stride") = 1, py::arg("first_column") = 0, py::arg("columns") = 0,
+        py::arg("column_offset") = py::none(), py::arg("row_offset") = Indices(), py::arg("row_stride") = 1,
+        array("weights"), py::arg("channels"), py::arg("out_rows"), py::arg("pixels"), py::arg("skip_zeros") = false,
+        array("out"), py::arg("out_start") = 0, py::arg("out_channel_pitch"), py::arg("out_row_pitch"),
+        absent("residual"), py::arg("residual_start") = 0, py::arg("residual_channel_pitch") = 0,
+        py::arg("residual_row_pitch") = 0, absent("scale"), absent("shift"), py::arg("activation") = 0,
+        py::arg("a") = T{0}, py::arg("b") = T{0}, py::arg("accumulate") = false);
+  m.def("filter_channels", &filter_channels<T>, isa, options, array("rows"), py::arg("row_starts"),
+        py::arg("row_pitch"), py::arg("filter_rows"), py::arg("row_stride") = 1, py::arg("row_dilation") = 1,
+        py::arg("taps"), py::arg("stride") = 1, py::arg("dilation") = 1, py::arg("first_column"), py::arg("columns"),
+        py::arg("channels"), py::arg("out_rows"), py::arg("pixels"), array("dy"), py::arg("dy_start") = 0,
+        py::arg("dy_row_pitch"), py::arg("dy_pitch"), array("sum"), py::arg("sum_start") = 0, py::arg("sum_pitch"),
+        py::arg("accumulate") = false);
+  m.def("filter_planes", &filter_planes<T>, isa, options, array("rows"), py::arg("row_starts"),
+        py::arg("zero_row") = py::none(), py::arg("channel_pitch"), py::arg("taps"), py::arg("stride") = 1,
+        py::arg("first_column"), py::arg("columns"), py::arg("channels"), py::arg("out_rows"), py::arg("pixels"),
+        array("dy"), py::arg("dy_start") = 0, py::arg("dy_channel_pitch"), py::arg("dy_row_pitch"), array("sum"),
+        py::arg("sum_start") = 0, py::arg("accumulate") = false);
   m.def("norm_stats", &norm_stats<T>, isa, options, array("x"), py::arg("rows"), py::arg("columns"), py::arg("pitch"),
         py::arg("by_column"), py::arg("count") = 1, py::arg("step") = 0, array("shift"), array("sum"), array("square"));
   m.def("norm_apply", &norm_apply<T>, isa, options, array("y"), py::arg("offset"), array("x"),

@@ -721,7 +721,9 @@ __attribute__((noinline)) void filter_plane(const FilterPlanesArgs<T>& g, int64_
     const int64_t live = g.pixels - q < W ? g.pixels - q : W;
     typename V::Range masks[kRowLoads<S, ST>];
     for (int k = 0; k < kRowLoads<S, ST>; ++k) {
-      const int64_t begin = first + (ST == 1 ? k : k / 2 * 2 + k % 2 * W), left = g.columns - begin;
+      const int64_t half = ST == 1 ? 0 : k % 2 * W, begin = first + (ST == 1 ? k : k / 2 * 2) + half;
+      // Beyond the last pixel dy is zero, but a column may be infinite.
+      const int64_t existing = g.columns - begin, met = live * ST - half, left = existing < met ? existing : met;
       const int64_t lo = begin >= 0 ? 0 : -begin < W ? -begin : W;
       masks[k] = V::range(lo, left < lo ? lo : left < W ? left : W);
     }

@@ -8,6 +8,7 @@
 #include <new>
 
 #include "ops/dense.h"
+#include "ops/depthwise.h"
 #include "ops/layer.h"
 #include "ops/memory.h"
 #include "ops/parallel.h"
@@ -314,6 +315,14 @@ Decision summary_of(const Machine& m, const Geometry& g, double bytes) {
   return d;
 }
 
+// Of a depthwise layer there is no tile: a vector of outputs for each of some rows or pixels.
+void summarise_depthwise(const Machine& m, bool channels, Decision* d) {
+  d->algorithm = "depthwise";
+  d->role = channels ? "lanes of channels" : "lanes of pixels";
+  d->tile_rows = 1;
+  d->tile_columns = m.lanes;
+}
+
 // What a term of a result passes through at most: the longest chain of fused additions, the chains that are added to
 // one another, and the elements of the frame that are folded into it.
 struct Sums {
@@ -336,6 +345,10 @@ Decision summarise(const std::vector<Run<T>>& runs, const Machine& m, const Geom
   d.reduction_block = c.reduction_block();
   d.channel_block = c.chunks[0].channels;
   d.pixel_block = c.pixel_block;
+  if (c.depthwise) {
+    summarise_depthwise(m, c.role == Role::pixel_rows, &d);
+    depthwise_block<T>(runs[0].job, c, m, &d.channel_block, &d.pixel_block);
+  }
   for (const Run<T>& run : runs)
     d.workspace_per_thread = std::max(d.workspace_per_thread, task_workspace<T>(run.job, run.choice, m));
   sums.cover(runs);
@@ -354,10 +367,11 @@ Decision summarise_weight_gradient(const DenseJob& job, const Machine& m, const 
   d.reduction_block = form.terms;
   d.channel_block = form.channels;
   d.pixel_block = job.pixels();
+  if (has_filter_gradient<T>(job, m)) summarise_depthwise(m, form.by_rows, &d);
   d.workspace_per_thread = form.workspace;
   d.packed_weight_bytes = form.copied * static_cast<int64_t>(sizeof(T));
   // As forward, without an epilogue; what the gradient is added to joins the chain of the pieces.
-  d.error_bound += static_cast<double>(form.terms + form.pieces);
+  d.error_bound += static_cast<double>(form.terms + form.joins + form.pieces);
   d.passed_over = form.passed_over;
   return d;
 }

@@ -728,7 +728,7 @@ double job_nanoseconds(const DenseJob& job) {
 }  // namespace
 
 int64_t packed_size(const DenseJob& job, const Choice& choice, const Machine& m, bool keep) {
-  if (choice.depthwise) return packed_filters_size(job, choice, m);
+  if (choice.depthwise) return packed_filters_size(job, choice, m, keep);
   const int64_t terms = job.C * job.taps();
   if (choice.role == Role::pixel_rows)
     return !keep && (reads_weights_in_place(job, choice) || packs_late(job, choice))
@@ -861,13 +861,11 @@ Status pack_runs(std::vector<Run<T>>& runs, const Machine& m, const KernelTable<
   }
   if (phases && !runs[0].choice.depthwise) return pack_phases(runs, m, kernels);
   for (Run<T>& run : runs) {
-    if (!run.packed) continue;
     if (run.choice.depthwise) {
-      T* packed = const_cast<T*>(run.packed);
-      pack_filters(run, m, kernels, packed);
-      run.skip_zeros = may_skip_rows(run.job, packed, packed_filters_size(run.job, run.choice, m), keep);
+      prepare_filters(&run, m, kernels, keep);
       continue;
     }
+    if (!run.packed) continue;
     const Status s = pack_job(run.job, run.choice, m, kernels, const_cast<T*>(run.packed));
     if (s != Status::ok) return s;
   }

@@ -82,9 +82,10 @@ Status run_weight_gradient(const DenseJob& job, const Machine& machine, const Ke
 struct WeightForm {
   bool by_rows;  // a row of the panel is a copy of one pixel's channels; otherwise a column is transposed out of a slab
   int64_t terms, pieces;  // pixels of a piece of the reduction, and the number of pieces
+  int64_t joins;  // additions that make one sum of the lanes of a piece; 0: every lane is a result
   int64_t channels;  // input channels of a task at most
   int64_t workspace;  // scratch bytes of a task
-  int64_t copied;  // elements of the second dw, which is transposed at the end
+  int64_t copied;  // elements of the second dw, which is transposed at the end, or of the sums that are joined then
   const char* passed_over;
 };
 template <class T>

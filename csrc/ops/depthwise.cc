@@ -63,7 +63,10 @@ struct Cut {
   }
 };
 
-struct Piece { int64_t n, c0, c1, row0, row1, q0, q1; };
+struct Piece {
+  int64_t n, c0, c1, row0, row1, q0, q1;
+  int64_t most_channels, most_columns;  // of the largest piece, which the scratch is measured for
+};
 
 Piece piece_of(const DenseJob& job, const Cut& cut, int64_t i) {
   Piece p{};
@@ -73,6 +76,7 @@ Piece piece_of(const DenseJob& job, const Cut& cut, int64_t i) {
   p.c0 = channel * cut.channels, p.c1 = std::min(job.G, p.c0 + cut.channels);
   p.row0 = row * cut.rows, p.row1 = std::min(job.out[0] * job.out[1], p.row0 + cut.rows);
   p.q0 = column * cut.columns, p.q1 = std::min(job.out[2], p.q0 + cut.columns);
+  p.most_channels = cut.channels, p.most_columns = cut.columns;
   return p;
 }
 
@@ -145,7 +149,8 @@ void run_channels(const Run<T>& run, const Context<T>& ctx, const Piece& task, A
       if (moved.residual && i < channels) moved.residual_column[i] = i * job.rs.c;
     }
   int64_t band = std::min(rows_at_once(job), task.row1 - task.row0);
-  if (copied) band = std::min(band, rows_copied(job, ctx.machine, channels, q, sizeof(T)));
+  // As many as in the largest piece: a smaller one might have room for more rows, but not the scratch.
+  if (copied) band = std::min(band, rows_copied(job, ctx.machine, task.most_channels, task.most_columns, sizeof(T)));
   if (moved.output || moved.residual) band = 1;
   ChannelsTask<T> s(input_lines(job, band), std::max<int64_t>(lines, 1), channels, arena);
   std::fill_n(s.zeros, channels, T{0});
@@ -264,11 +269,16 @@ struct PlanesTask {
   int64_t* row_offset;
   T* zeros;
 
-  PlanesTask(const DenseJob& job, int64_t lines, Arena& arena)
+  PlanesTask(const DenseJob& job, int64_t lines, int64_t columns, Arena& arena)
       : rows(arena.take<const T*>(lines)),
         row_offset(arena.take<int64_t>(job.filter[0] * job.filter[1])),
-        zeros(arena.take<T>(job.in[2])) {}
+        zeros(arena.take<T>(columns)) {}
 };
+
+// Columns of the image that so many pixels of a row read at most in whole vectors, when it is read in place.
+int64_t columns_read(const DenseJob& job, const Machine& m, int64_t pixels) {
+  return std::min(job.in[2], (pixels + 2 * m.lanes) * job.stride[2] + job.filter[2]);
+}
 
 // Rows of the table: of the image, or of the slab.
 int64_t plane_lines(const DenseJob& job, int64_t rows) {
@@ -281,7 +291,7 @@ void run_planes(const Run<T>& run, const Context<T>& ctx, const Piece& task, Are
   const Choice& choice = run.choice;
   const int64_t q = task.q1 - task.q0, lines = job.filter[0] * job.filter[1], W = ctx.machine.lanes;
   const bool in_place = reads_in_place(job, ctx.machine, ctx.map.active);
-  const int64_t most = std::min(rows_together(job, ctx.machine, q, sizeof(T)), task.row1 - task.row0);
+  const int64_t most = std::min(rows_together(job, ctx.machine, task.most_columns, sizeof(T)), task.row1 - task.row0);
   Moved<T> moved(job, choice, most, q, W, arena);
   if (moved.output || moved.residual)
     for (int64_t i = 0; i < std::max(q, most); ++i) {
@@ -290,8 +300,8 @@ void run_planes(const Run<T>& run, const Context<T>& ctx, const Piece& task, Are
       if (moved.residual && i < most) moved.residual_row[i] = i * job.rs.s[1];
       if (moved.residual && i < q) moved.residual_column[i] = i * job.rs.s[2];
     }
-  PlanesTask<T> s(job, plane_lines(job, most), arena);
-  if (in_place) std::fill_n(s.zeros, job.in[2], T{0});
+  PlanesTask<T> s(job, plane_lines(job, most), columns_read(job, ctx.machine, q), arena);
+  if (in_place) std::fill_n(s.zeros, columns_read(job, ctx.machine, q), T{0});
   DenseJob part = job;
   part.pad[2] -= task.q0 * job.stride[2];
   part.out[2] = q;
@@ -299,7 +309,10 @@ void run_planes(const Run<T>& run, const Context<T>& ctx, const Piece& task, Are
   g.rows = s.rows, g.row_offset = s.row_offset, g.zero_row = s.zeros;
   g.filter_rows = job.taps() > 0 ? lines : 0, g.taps = job.filter[2], g.stride = job.stride[2];
   g.row_stride = job.stride[1];
-  g.first_column = -part.pad[2], g.columns = job.in[2];
+  // Columns are counted from the first that the task reads, so that its row of zeros need not be longer.
+  const int64_t passed = std::clamp<int64_t>(-part.pad[2], 0, job.in[2]);
+  g.first_column = -part.pad[2] - passed;
+  g.columns = std::min(job.in[2] - passed, columns_read(job, ctx.machine, q));
   g.pixels = q;
   g.skip_zeros = run.skip_zeros;
   g.activation = ctx.finish.activation, g.a = ctx.finish.a, g.b = ctx.finish.b;
@@ -334,13 +347,13 @@ void run_planes(const Run<T>& run, const Context<T>& ctx, const Piece& task, Are
         for (int64_t i = 0; i < (g.out_rows - 1) * job.stride[1] + job.filter[1]; ++i) {
           const int64_t di = d * job.stride[0] - job.pad[0], hi = h * job.stride[1] - job.pad[1] + i;
           const bool zero = di < 0 || di >= job.in[0] || hi < 0 || hi >= job.in[1];
-          s.rows[i] = zero ? s.zeros : image + di * job.is.s[0] + hi * job.is.s[1];
+          s.rows[i] = zero ? s.zeros : image + di * job.is.s[0] + hi * job.is.s[1] + passed;
         }
       } else if (slab) {
         slab->fill(ctx.kernels, image, 1, map_at(ctx.map, task.n, ctx.gate_batch_stride, c));
       }
       g.channels = channels;
-      g.weights = run.packed + c * job.taps();
+      g.weights = (run.packed ? run.packed : static_cast<const T*>(job.weight)) + c * job.taps();
       g.scale = ctx.finish.scale ? ctx.finish.scale + c : nullptr;
       g.shift = ctx.finish.shift ? ctx.finish.shift + c : nullptr;
       T* out = pixel<T>(job.output, job.os, task.n, c, d, h, task.q0);
@@ -388,15 +401,19 @@ int64_t scratch_bytes(const DenseJob& job, const Choice& choice, const Machine& 
   }
   const int64_t most = rows_together(job, m, q, sizeof(T));
   Moved<T>(job, choice, most, q, m.lanes, count);
-  PlanesTask<T>(job, plane_lines(job, most), count);
+  PlanesTask<T>(job, plane_lines(job, most), columns_read(job, m, q), count);
   if (job.taps() > 0) Slab<T>(part, 0, most * q, 1, m.lanes, count);
   return count.size();
 }
 
-}  // namespace
-
-int64_t packed_filters_size(const DenseJob& job, const Choice& choice, const Machine& machine) {
-  return job.taps() * (choice.role == Role::pixel_rows ? round_up(job.G, machine.lanes) : job.G);
+// Whether the filters lie as (channels)(taps).
+bool filters_are_rows(const DenseJob& job) {
+  int64_t expected = 1;
+  for (int a = 2; a >= 0; --a) {
+    if (job.filter[a] > 1 && job.wf[a] != expected) return false;
+    expected *= job.filter[a];
+  }
+  return job.G == 1 || job.wg == expected;
 }
 
 template <class T>
@@ -420,6 +437,7 @@ void pack_filters(const Run<T>& run, const Machine& machine, const KernelTable<T
   }
 }
 
+// Whether looking at the filters is worth it, and finds them finite. `always`: the look costs nothing (a plan).
 template <class T>
 bool may_skip_rows(const DenseJob& job, const T* packed, int64_t size, bool always) {
   if (job.mode != PaddingMode::zeros) return false;
@@ -443,6 +461,23 @@ bool may_skip_rows(const DenseJob& job, const T* packed, int64_t size, bool alwa
   for (; i < size; ++i) sum[0] += 0 * packed[i];
   for (int k = 1; k < 8; ++k) sum[0] += sum[k];
   return sum[0] == 0;
+}
+
+}  // namespace
+
+int64_t packed_filters_size(const DenseJob& job, const Choice& choice, const Machine& machine, bool keep) {
+  if (choice.role == Role::pixel_columns && !keep && filters_are_rows(job)) return 0;
+  return job.taps() * (choice.role == Role::pixel_rows ? round_up(job.G, machine.lanes) : job.G);
+}
+
+template <class T>
+void prepare_filters(Run<T>* run, const Machine& machine, const KernelTable<T>& kernels, bool keep) {
+  const DenseJob& job = run->job;
+  if (job.taps() == 0) return;
+  if (run->packed) pack_filters(*run, machine, kernels, const_cast<T*>(run->packed));
+  const T* filters = run->packed ? run->packed : static_cast<const T*>(job.weight);
+  const int64_t size = packed_filters_size(job, run->choice, machine, true);
+  run->skip_zeros = may_skip_rows(job, filters, size, keep);
 }
 
 template <class T>
@@ -481,7 +516,7 @@ Status run_depthwise(const std::vector<Run<T>>& runs, const Machine& machine, co
       failed.store(true, std::memory_order_relaxed);
       return;
     }
-    Arena arena(scratch.data());
+    Arena arena(scratch.data(), bytes);
     const Piece piece = piece_of(runs[r].job, cuts[r], i);
     if (runs[r].choice.role == Role::pixel_rows)
       run_channels(runs[r], ctx, piece, arena);
@@ -501,6 +536,12 @@ int64_t depthwise_workspace(const DenseJob& job, const Choice& choice, const Mac
 
 namespace {
 
+// What scratch is measured for: a narrow block at the image's edge takes more rows at a time than a wide one, and has
+// to do with the same.
+int64_t widest(const DenseJob& job, const int64_t size[3]) {
+  return std::max(size[2], std::min<int64_t>(job.out[2], 512));
+}
+
 // The steps of the output suit the lanes, or it is moved.
 Choice choice_for(const Choice& choice, int64_t pixel_step, int64_t channel_step) {
   Choice c = choice;
@@ -514,7 +555,7 @@ template <class T>
 int64_t DepthwiseProducer<T>::scratch(const int64_t size[3], int64_t channels) const {
   Choice c = run_.choice;
   c.move_output = true;
-  return scratch_bytes<T>(run_.job, c, machine_, size[2], channels);
+  return scratch_bytes<T>(run_.job, c, machine_, widest(run_.job, size), channels);
 }
 
 template <class T>
@@ -532,12 +573,21 @@ void DepthwiseProducer<T>::fill(int64_t n, const int64_t at[3], const int64_t si
   for (int64_t d = at[0]; d < at[0] + size[0]; ++d) {
     Arena arena(scratch);
     const int64_t row = d * run.job.out[1] + at[1];
-    const Piece piece{n, c0, c0 + channels, row, row + size[1], at[2], at[2] + size[2]};
+    const Piece piece{
+        n, c0, c0 + channels, row, row + size[1], at[2], at[2] + size[2], most_channels_, widest(run.job, size)};
     if (run.choice.role == Role::pixel_rows)
       run_channels(run, ctx, piece, arena);
     else
       run_planes(run, ctx, piece, arena);
   }
+}
+
+template <class T>
+void depthwise_block(const DenseJob& job, const Choice& choice, const Machine& machine, int64_t* channels,
+                     int64_t* pixels) {
+  const Cut cut(job, choice, machine, sizeof(T), 1, false);
+  *channels = cut.channels;
+  *pixels = cut.rows * cut.columns;
 }
 
 // --- The gradient of the filters
@@ -548,17 +598,22 @@ bool filter_by_channels(const DenseJob& job, const Machine& m) {
   return job.is.c == 1 && job.os.c == 1 && 2 * job.G > m.lanes && job.mode == PaddingMode::zeros && job.taps() > 0;
 }
 
-// The reduction over images and rows in pieces: sums of at most so many rows are made in registers and added up.
+// The reduction over images and rows in pieces: sums of at most so many rows, or of a part of a long row, are made in
+// registers and added up.
 struct FilterSplit {
   bool by_channels;
-  int64_t rows;     // of a piece
-  int64_t parts;    // ranges of (image, row) with sums of their own, joined at the end
+  int64_t rows, columns;  // of a piece
+  int64_t row_parts;      // pieces of a long row
+  int64_t parts;          // ranges of (image, row, piece of it) with sums of their own, joined at the end
   int64_t channels; // of a task
 
   // Nothing here depends on the threads.
   FilterSplit(const DenseJob& job, const Machine& m, int64_t item_size) : by_channels(filter_by_channels(job, m)) {
-    const int64_t line = 64 / item_size, lines = job.N * job.out[0] * job.out[1];
-    // About 512 terms: the input of a few channels stays close meanwhile.
+    const int64_t line = 64 / item_size;
+    // About 512 terms: the input of a few channels stays close meanwhile. Only rows that are alone in a piece are cut.
+    columns = std::clamp<int64_t>(job.out[2], 1, 1024);
+    row_parts = ceil_div(job.out[2], columns);
+    const int64_t lines = job.N * job.out[0] * job.out[1] * row_parts;
     rows = std::clamp<int64_t>(512 / std::max<int64_t>(1, job.out[2]), 1, job.out[1]);
     channels = by_channels ? std::min(job.G, 4 * line) : std::min<int64_t>(job.G, 8);
     // Few channels leave threads without work: the rows are divided, too.
@@ -566,6 +621,21 @@ struct FilterSplit {
     parts = blocks >= 16 ? 1 : std::clamp<int64_t>(lines / std::max<int64_t>(rows, 1), 1, ceil_div(16, blocks));
   }
 };
+
+// Rows of input that a piece reads.
+int64_t filter_lines(const DenseJob& job, const FilterSplit& split) {
+  return std::max(input_lines(job, split.rows), plane_lines(job, split.rows));
+}
+
+// Scratch of a task: the table of rows, their pitches, and a row of zeros.
+template <class T>
+int64_t filter_scratch(const DenseJob& job, const Machine& m, const FilterSplit& split) {
+  Arena count(nullptr);
+  count.take<const T*>(filter_lines(job, split));
+  count.take<int64_t>(filter_lines(job, split));
+  count.take<T>(split.by_channels ? split.channels : columns_read(job, m, split.columns));
+  return count.size();
+}
 
 }  // namespace
 
@@ -580,12 +650,13 @@ WeightForm filter_gradient_form(const DenseJob& job, const Machine& m) {
   const FilterSplit split(job, m, sizeof(T));
   WeightForm form{};
   form.by_rows = split.by_channels;
-  form.terms = split.rows * job.out[2];
-  form.pieces = job.N * job.out[0] * ceil_div(job.out[1], split.rows) + split.parts;
+  const int64_t rows = job.filter[0] > 1 ? 1 : split.rows;
+  form.terms = rows * split.columns;
+  form.pieces = job.N * job.out[0] * ceil_div(job.out[1], rows) * split.row_parts + split.parts;
+  for (int64_t lanes = m.lanes; !split.by_channels && lanes > 1; lanes /= 2) ++form.joins;
   form.channels = split.channels;
-  form.workspace = 8 * (input_lines(job, split.rows) * 2 + plane_lines(job, split.rows)) +
-                   static_cast<int64_t>(sizeof(T)) * (split.channels + job.in[2]) + 512;
-  form.copied = (split.parts + split.by_channels) * job.G * job.taps();
+  form.workspace = filter_scratch<T>(job, m, split);
+  form.copied = split.parts * (split.by_channels ? round_up(job.G, m.lanes) : job.G) * job.taps();
   form.passed_over = split.by_channels ? "lanes of pixels: the channels are neighbours in memory"
                                        : "lanes of channels: the columns are neighbours in memory";
   return form;
@@ -595,7 +666,7 @@ template <class T>
 Status run_filter_gradient(const DenseJob& job, const Machine& m, const KernelTable<T>& kernels, T* dw,
                            bool accumulate) {
   const FilterSplit split(job, m, sizeof(T));
-  const int64_t taps = job.taps(), planes = job.N * job.out[0], lines = planes * job.out[1];
+  const int64_t taps = job.taps(), lines = job.N * job.out[0] * job.out[1] * split.row_parts;
   const int64_t blocks = ceil_div(job.G, split.channels), W = m.lanes;
   const int64_t pitch = split.by_channels ? round_up(job.G, W) : job.G, size = pitch * taps;
   if (lines == 0 || job.out[2] == 0) {
@@ -612,48 +683,53 @@ Status run_filter_gradient(const DenseJob& job, const Machine& m, const KernelTa
     const int64_t part = task % split.parts, c0 = task / split.parts * split.channels;
     const int64_t channels = std::min(split.channels, job.G - c0);
     const int64_t first = lines * part / split.parts, last = lines * (part + 1) / split.parts;
-    const int64_t table = std::max(input_lines(job, split.rows), plane_lines(job, split.rows));
-    Workspace scratch(static_cast<size_t>(table) * (sizeof(T*) + sizeof(int64_t)) +
-                      static_cast<size_t>(channels + job.in[2]) * sizeof(T) + 256);
+    const int64_t table_bytes = filter_scratch<T>(job, m, split);
+    Workspace scratch(static_cast<size_t>(table_bytes));
     if (!scratch) {
       failed.store(true, std::memory_order_relaxed);
       return;
     }
-    Arena arena(scratch.data());
-    const T** rows = arena.take<const T*>(table);
-    int64_t* row_pitch = arena.take<int64_t>(table);
-    T* zeros = arena.take<T>(split.by_channels ? channels : job.in[2]);
-    std::fill_n(zeros, split.by_channels ? channels : job.in[2], T{0});
+    Arena arena(scratch.data(), table_bytes);
+    const T** rows = arena.take<const T*>(filter_lines(job, split));
+    int64_t* row_pitch = arena.take<int64_t>(filter_lines(job, split));
+    const int64_t width = columns_read(job, m, split.columns), zero_count = split.by_channels ? split.channels : width;
+    T* zeros = arena.take<T>(zero_count);
+    std::fill_n(zeros, zero_count, T{0});
     T* sum = sums + part * size;
     FilterChannelsArgs<T> g{};
     g.rows = rows, g.row_pitch = row_pitch;
     g.filter_rows = job.filter[0] * job.filter[1];
     g.row_stride = job.stride[1], g.row_dilation = job.filter[0] > 1 ? 1 : job.dilation[1];
     g.taps = job.filter[2], g.stride = job.stride[2], g.dilation = job.dilation[2];
-    g.first_column = -job.pad[2], g.columns = job.in[2];
-    g.channels = channels, g.pixels = job.out[2];
+    g.columns = job.in[2];
+    g.channels = channels;
     g.dy_row_pitch = job.os.s[1], g.dy_pitch = job.os.s[2];
     g.sum = sum + c0, g.sum_pitch = pitch;
     FilterPlanesArgs<T> f{};
     f.rows = rows, f.zero_row = zeros;
     f.channel_pitch = job.is.c;
     f.taps = job.filter[2], f.stride = job.stride[2];
-    f.first_column = -job.pad[2], f.columns = job.in[2];
-    f.channels = channels, f.pixels = job.out[2];
+    f.channels = channels;
     f.dy_channel_pitch = job.os.c, f.dy_row_pitch = job.os.s[1];
     f.sum = sum + c0 * taps;
     // Of a filter of several planes a row of output at a time, its rows of input in the order of the taps.
     const int64_t most = job.filter[0] > 1 ? 1 : split.rows;
-    for (int64_t line = first, end; line < last; line = end) {
+    for (int64_t at = first, end; at < last; at = end) {
+      const int64_t line = at / split.row_parts, q0 = at % split.row_parts * split.columns;
       const int64_t plane = line / job.out[1], n = plane / job.out[0], d = plane % job.out[0], h = line % job.out[1];
       // Pieces begin at multiples of their length in each plane, whatever the part.
-      end = std::min({last, (plane + 1) * job.out[1], line - h + (h / most + 1) * most});
-      const T* image = pixel<T>(job.input, job.is, n, c0, 0, 0, 0);
-      const T* dy = pixel<T>(job.output, job.os, n, c0, d, h, 0);
+      end = at + 1;
+      if (split.row_parts == 1) end = std::min({last, (plane + 1) * job.out[1], line - h + (h / most + 1) * most});
+      const int64_t out_rows = end - at, pixels = std::min(split.columns, job.out[2] - q0);
+      const int64_t begin = q0 * job.stride[2] - job.pad[2];
+      // Where columns are innermost they are counted from the first that the piece reads, as the row of zeros is.
+      const int64_t passed = split.by_channels ? 0 : std::clamp<int64_t>(begin, 0, job.in[2]);
+      const T* image = pixel<T>(job.input, job.is, n, c0, 0, 0, 0) + passed;
+      const T* dy = pixel<T>(job.output, job.os, n, c0, d, h, q0);
       int64_t i = 0;
       for (int64_t a = 0; a < job.filter[0]; ++a) {
         const int64_t di = d * job.stride[0] - job.pad[0] + a * job.dilation[0];
-        const int64_t count = job.filter[0] > 1 ? job.filter[1] : input_lines(job, end - line);
+        const int64_t count = job.filter[0] > 1 ? job.filter[1] : input_lines(job, out_rows);
         for (int64_t b = 0; b < count; ++b, ++i) {
           const int64_t hi = h * job.stride[1] - job.pad[1] + b * (job.filter[0] > 1 ? job.dilation[1] : 1);
           const bool zero = di < 0 || di >= job.in[0] || hi < 0 || hi >= job.in[1];
@@ -662,10 +738,13 @@ Status run_filter_gradient(const DenseJob& job, const Machine& m, const KernelTa
         }
       }
       if (split.by_channels) {
-        g.out_rows = end - line, g.dy = dy, g.accumulate = line > first;
+        g.out_rows = out_rows, g.pixels = pixels, g.first_column = begin;
+        g.dy = dy, g.accumulate = at > first;
         kernels.filter_channels(g);
       } else {
-        f.out_rows = end - line, f.dy = dy, f.accumulate = line > first;
+        f.out_rows = out_rows, f.pixels = pixels;
+        f.first_column = begin - passed, f.columns = std::min(job.in[2] - passed, width);
+        f.dy = dy, f.accumulate = at > first;
         kernels.filter_planes(f);
       }
     }
@@ -694,11 +773,11 @@ Status run_filter_gradient(const DenseJob& job, const Machine& m, const KernelTa
   template bool has_filter_gradient<T>(const DenseJob&, const Machine&);                                    \
   template WeightForm filter_gradient_form<T>(const DenseJob&, const Machine&);                             \
   template Status run_filter_gradient<T>(const DenseJob&, const Machine&, const KernelTable<T>&, T*, bool); \
-  template bool may_skip_rows<T>(const DenseJob&, const T*, int64_t, bool);                                 \
-  template void pack_filters<T>(const Run<T>&, const Machine&, const KernelTable<T>&, T*);                  \
+  template void prepare_filters<T>(Run<T>*, const Machine&, const KernelTable<T>&, bool);                   \
   template Status run_depthwise<T>(const std::vector<Run<T>>&, const Machine&, const KernelTable<T>&,       \
                                    const Finish<T>&, const InputMap<T>&, int64_t, bool);                    \
-  template int64_t depthwise_workspace<T>(const DenseJob&, const Choice&, const Machine&);
+  template int64_t depthwise_workspace<T>(const DenseJob&, const Choice&, const Machine&);                  \
+  template void depthwise_block<T>(const DenseJob&, const Choice&, const Machine&, int64_t*, int64_t*);
 FASTCONV_INSTANTIATE(float)
 FASTCONV_INSTANTIATE(double)
 #undef FASTCONV_INSTANTIATE

@@ -5,15 +5,13 @@
 namespace fastconv::ops {
 
 // The filters in the order that the kernels read: (taps)(channels), padded to whole vectors, where lanes are channels;
-// (channels)(taps) elsewhere.
-int64_t packed_filters_size(const DenseJob& job, const Choice& choice, const Machine& machine);
+// (channels)(taps) elsewhere, where a plain call reads them as they lie if they lie so (0 elements are packed). `keep`:
+// a plan, which packs always.
+int64_t packed_filters_size(const DenseJob& job, const Choice& choice, const Machine& machine, bool keep);
+// Packs to run->packed, where that is not null, and looks whether rows of padding can be passed over
+// without changing a bit: the filters are finite. A plain call looks only where that saves more than it costs.
 template <class T>
-void pack_filters(const Run<T>& run, const Machine& machine, const KernelTable<T>& kernels, T* packed);
-
-// Whether rows of padding can be passed over without changing a bit: the filters are finite. A plain call looks only
-// where that saves more than it costs; `always`: a plan.
-template <class T>
-bool may_skip_rows(const DenseJob& job, const T* packed, int64_t size, bool always);
+void prepare_filters(Run<T>* run, const Machine& machine, const KernelTable<T>& kernels, bool keep);
 
 // As run_dense(), for runs whose choice is depthwise.
 template <class T>
@@ -21,6 +19,10 @@ Status run_depthwise(const std::vector<Run<T>>& runs, const Machine& machine, co
                      const Finish<T>& finish, const InputMap<T>& map, int64_t gate_batch_stride, bool accumulate);
 template <class T>
 int64_t depthwise_workspace(const DenseJob& job, const Choice& choice, const Machine& machine);
+// The channels and pixels of an image that a task goes through at most.
+template <class T>
+void depthwise_block(const DenseJob& job, const Choice& choice, const Machine& machine, int64_t* channels,
+                     int64_t* pixels);
 
 // A depthwise product as what another one reads. The run's output is ignored; its packed filters, machine and vectors
 // are borrowed.
@@ -28,13 +30,14 @@ template <class T>
 class DepthwiseProducer final : public Producer<T> {
  public:
   DepthwiseProducer(const Run<T>& run, const Machine& machine, const KernelTable<T>& kernels, const Finish<T>& finish,
-                    const InputMap<T>& map, int64_t gate_batch_stride)
+                    const InputMap<T>& map, int64_t gate_batch_stride, int64_t most_channels)
       : run_(run),
         machine_(machine),
         kernels_(kernels),
         finish_(finish),
         map_(map),
-        gate_batch_stride_(gate_batch_stride) {}
+        gate_batch_stride_(gate_batch_stride),
+        most_channels_(most_channels) {}
   int64_t scratch(const int64_t size[3], int64_t channels) const override;
   void fill(int64_t n, const int64_t at[3], const int64_t size[3], int64_t c0, int64_t channels, T* to,
             int64_t pixel_step, int64_t channel_step, void* scratch) const override;
@@ -46,6 +49,7 @@ class DepthwiseProducer final : public Producer<T> {
   const Finish<T>& finish_;
   const InputMap<T>& map_;
   int64_t gate_batch_stride_;
+  int64_t most_channels_;  // of a call
 };
 
 // The gradient of the filters, for the layers that has_filter_gradient() names; as run_weight_gradient().

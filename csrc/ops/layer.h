@@ -160,7 +160,7 @@ Status prepare_weights(std::vector<Run<T>>& runs, const Machine& m, const Kernel
   int64_t total = 0;
   for (Run<T>& run : runs) run.skip_zeros = may_skip_zeros<T>(run.job, run.choice, keep);
   for (const Run<T>& run : runs) total += packed_size(run.job, run.choice, m, keep);
-  if (total == 0) return Status::ok;
+  if (total == 0 && !runs[0].choice.depthwise) return Status::ok;
   *block = Block(total * static_cast<int64_t>(sizeof(T)));
   if (block->failed()) return Status::out_of_memory;
   return pack_runs(runs, m, kernels, keep, static_cast<T*>(block->data()));

@@ -103,7 +103,7 @@ struct Separable {
     p[0].job.has_residual = residual != nullptr;
     f.bind(x, nullptr, nullptr, nullptr);
     p[0].bind(nullptr, nullptr, y, residual);
-    const DepthwiseProducer<T> producer(f, machine, kernels, inner, map, 0);
+    const DepthwiseProducer<T> producer(f, machine, kernels, inner, map, 0, products[0].choice.chunks[0].channels);
     p[0].producer = &producer;
     return run_dense(p, machine, kernels, finish, map, 0, false);
   }

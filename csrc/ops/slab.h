@@ -2,6 +2,7 @@
 // pixels needs, and the moving of an output whose strides do not suit.
 #pragma once
 #include <algorithm>
+#include <cassert>
 #include <cstdint>
 
 #include "dispatch/kernel_table.h"
@@ -12,20 +13,22 @@ namespace fastconv::ops {
 inline int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Hands out aligned pieces of a block; without a block it only counts.
+// Hands out aligned pieces of a block of `limit` bytes; without a block it only counts.
 class Arena {
  public:
-  explicit Arena(void* base) : base_(static_cast<char*>(base)) {}
+  explicit Arena(void* base, int64_t limit = INT64_MAX) : base_(static_cast<char*>(base)), limit_(limit) {}
   template <class U>
   U* take(int64_t n) {
     U* piece = reinterpret_cast<U*>(base_ + size_);
     size_ += round_up(n * static_cast<int64_t>(sizeof(U)), 64);
+    assert(size_ <= limit_);
     return piece;
   }
   int64_t size() const { return size_; }
 
  private:
   char* base_;
+  [[maybe_unused]] int64_t limit_;
   int64_t size_ = 0;
 };
 

@@ -390,7 +390,9 @@ class Explanation:
             candidates with the reason. A weight gradient sums over pixels: role says how their inputs are packed ("by
             rows" or "by slab"), reduction_block is a run of pixels, channel_block the input channels and pixel_block
             the pixels of an image that a task goes through, and packed_weight_bytes are those of a second gradient in
-            another order, where one is made.
+            another order, where one is made. Of a depthwise layer role says what a vector holds ("lanes of channels"
+            or "lanes of pixels"), the tile is one vector, reduction_block the taps (of a weight gradient a run of
+            pixels), channel_block and pixel_block are what a task of a single thread goes through.
     """
 
     op: str

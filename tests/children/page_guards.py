@@ -45,6 +45,19 @@ def main(where: str) -> None:
             run(testing.Case("conv1d_backward_input", (dy, w, x_shape), o, None, {"out": x}), where)
             run(testing.Case("conv1d_backward_weight", (dy, x, w.shape), o, None, {"out": w}), where)
             run(testing.Case("conv1d_backward_bias", (dy,), o, None, {"out": w[:, 0, 0]}), where)
+    # Depthwise layers, whose kernels read the image where it lies: every remainder of channels and of columns.
+    for layout, dtype in itertools.product(("NCHW", "NHWC"), (np.float32, np.float64)):
+        filters = ((3, 1), (3, 2), (5, 1), (5, 2), (7, 1), (4, 3))
+        for c, columns, (r, stride) in itertools.product((1, 3, 9, 17), (7, 8, 9, 17, 34), filters):
+            print("conv2d depthwise sweep", layout, dtype.__name__, c, columns, r, stride, flush=True)
+            x_shape = (2, c, 8, columns) if layout == "NCHW" else (2, 8, columns, c)
+            o = {"layout": layout, "groups": c, "stride": stride, "padding": columns % 3}
+            x, w = testing.integer_data(x_shape, dtype), testing.integer_data((c, 1, r, r), dtype)
+            y = functional.conv2d(x, w, **o)
+            dy = testing.integer_data(y.shape, dtype)
+            run(testing.Case("conv2d", (x, w), o, None, {"out": dy}), where)
+            run(testing.Case("conv2d_backward_input", (dy, w, x_shape), o, None, {"out": x}), where)
+            run(testing.Case("conv2d_backward_weight", (dy, x, w.shape), o, None, {"out": w}), where)
     print("done", flush=True)
 
 

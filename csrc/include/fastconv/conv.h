@@ -93,10 +93,15 @@ Status conv_backward_bias(const ConvDesc& desc, const TensorView& dy, const Tens
 // What a pass is going to do, for explain(), the log and the tests. The same object drives execution.
 //
 // A weight gradient's rows are output channels and its terms are pixels: its role says how their inputs are packed.
+//
+// Of a depthwise layer, in every pass, the role says what a vector holds, and the tile is one vector: 1 and its lanes.
+// reduction_block counts the taps (of the gradient, a run of pixels), channel_block and pixel_block what a task of a
+// single thread goes through, packed_weight_bytes the packed filters (of the gradient, the sums that are joined).
 struct Decision {
-  const char* algorithm = "";     // "direct"
+  const char* algorithm = "";     // "direct" or "depthwise"
   const char* role = "";          // "pixel rows" or "pixel columns": which operand the tile broadcasts;
-                                  // "pixel terms by rows" or "pixel terms by slab"
+                                  // "pixel terms by rows" or "pixel terms by slab";
+                                  // "lanes of channels" or "lanes of pixels"
   const char* isa = "";
   int32_t tile_rows = 0, tile_columns = 0;  // the full register tile
   int64_t reduction_block = 0;    // terms of the reduction a block (KC)
