@@ -306,3 +306,31 @@ def test_verbose() -> None:
     for line, start in zip(lines, starts, strict=True):
         assert line.startswith(start), line
         assert line.endswith(" us"), line
+
+
+def test_verbose_of_the_other_families() -> None:
+    program = """
+        import numpy as np
+        import fastconv
+        x = np.ones((1, 4, 6, 6), np.float32)
+        y, i = fastconv.max_pool2d(x, 2, return_indices=True)
+        fastconv.avg_pool2d_backward(y, x.shape, 2)
+        fastconv.relu(x)
+        fastconv.softmax(x, axis=1)
+        fastconv.separable_conv2d(x, np.ones((4, 1, 3, 3), np.float32), np.ones((2, 4, 1, 1), np.float32))
+        fastconv.batch_norm(x, np.ones(4, np.float32), np.ones(4, np.float32))
+    """
+    assert _run(program, "0") == []
+    starts = [
+        "fastconv: max_pool2d forward float32 in0=1x4x6x6 out0=1x4x3x3 out1=1x4x3x3 | ",
+        "fastconv: avg_pool2d_backward gradient float32 in0=1x4x3x3 out0=1x4x6x6 | ",
+        "fastconv: relu forward float32 in0=1x4x6x6 out0=1x4x6x6 | ",
+        "fastconv: softmax forward float32 in0=1x4x6x6 out0=1x4x6x6 | ",
+        "fastconv: separable_conv2d forward float32 in0=1x4x6x6 in1=4x1x3x3 in2=2x4x1x1 out0=1x2x4x4 | ",
+        "fastconv: batch_norm forward float32 in0=1x4x6x6 in1=4 in2=4 out0=1x4x6x6 | ",
+    ]
+    lines = _run(program, "1")
+    assert len(lines) == len(starts), lines
+    for line, start in zip(lines, starts, strict=True):
+        assert line.startswith(start), line
+        assert line.endswith(" us"), line

@@ -11,6 +11,8 @@ import sys
 import time
 from typing import Any
 
+import numpy as np
+
 from . import _core
 from ._args import Array
 
@@ -131,3 +133,30 @@ class LoggedPlan:
         elapsed = time.perf_counter_ns() - start
         _log(self._op, "plan", {"x": x, "y": y}, self._plan.decision, elapsed)
         return y
+
+
+class _Calls:
+    """`_core` with every function that computes logged: without a decision, which only convolutions have."""
+
+    def __getattr__(self, name: str) -> Any:
+        function = getattr(_core, name)
+        if isinstance(function, type):
+            return function
+
+        def logged(*arguments: Any) -> Any:
+            start = time.perf_counter_ns()
+            result = function(*arguments)
+            elapsed = time.perf_counter_ns() - start
+            results = result if isinstance(result, tuple) else (result,)
+            operands: dict[str, Array | None] = {}
+            for side, values in (("in", arguments), ("out", results)):
+                arrays = [a for a in values if isinstance(a, np.ndarray)]
+                operands.update({f"{side}{i}": a for i, a in enumerate(arrays)})
+            what = "gradient" if name.endswith("_backward") else "forward"
+            _log(_public_name(name), what, operands, None, elapsed)
+            return result
+
+        return logged
+
+
+calls: Any = _Calls()

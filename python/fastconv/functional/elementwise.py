@@ -19,9 +19,16 @@ read in place; others are copied first. How exact the functions are is in docs/n
 
 from __future__ import annotations
 
-from .. import _core
+from typing import TYPE_CHECKING
+
+from .. import _core, _verbose
 from .._args import Activation, Array
 from .._args import elementwise as _args
+
+if TYPE_CHECKING or not _verbose.enabled:
+    from .. import _core as _calls
+else:
+    from .._verbose import calls as _calls
 
 __all__ = [
     "add",
@@ -64,22 +71,22 @@ def _copied(result: Array, out: Array | None) -> Array:
 
 def _forward(op: str, activation: tuple[int, float, float], x: Array, out: Array | None) -> Array:
     try:
-        return _core.activation(activation, x, out)
+        return _calls.activation(activation, x, out)
     except _core.Refused as refusal:
         if (error := _args.error(refusal, op, {"x": x}, out)) is not None:
             raise error from None
-    return _copied(_core.activation(activation, _args.dense(x), None), out)
+    return _copied(_calls.activation(activation, _args.dense(x), None), out)
 
 
 def _backward(
     op: str, activation: tuple[int, float, float], dy: Array, x: Array, out: Array | None, name: str = "x"
 ) -> Array:
     try:
-        return _core.activation_backward(activation, dy, x, out)
+        return _calls.activation_backward(activation, dy, x, out)
     except _core.Refused as refusal:
         if (error := _args.error(refusal, op, {"dy": dy, name: x}, out)) is not None:
             raise error from None
-    return _copied(_core.activation_backward(activation, _args.dense(dy), _args.dense(x), None), out)
+    return _copied(_calls.activation_backward(activation, _args.dense(dy), _args.dense(x), None), out)
 
 
 def relu(x: Array, *, out: Array | None = None) -> Array:
@@ -188,11 +195,11 @@ def add(x: Array, y: Array, *, activation: Activation = None, out: Array | None 
     """Give act(x + y) of two arrays of one shape; `activation` as for `conv2d`. Nothing is broadcast."""
     act = _args.activation(activation)
     try:
-        return _core.add(act, x, y, out)
+        return _calls.add(act, x, y, out)
     except _core.Refused as refusal:
         if (error := _args.error(refusal, "add", {"x": x, "y": y}, out)) is not None:
             raise error from None
-    return _copied(_core.add(act, _args.dense(x), _args.dense(y), None), out)
+    return _copied(_calls.add(act, _args.dense(x), _args.dense(y), None), out)
 
 
 # ------------------------------------------------------------------------------------------------------------ softmax
@@ -203,11 +210,11 @@ def _softmax(op: str, x: Array, axis: int, logarithm: bool, out: Array | None) -
         axis = _args.integer("axis", axis)
     _args.check_axis(x, axis)
     try:
-        return _core.softmax(x, axis, logarithm, out)
+        return _calls.softmax(x, axis, logarithm, out)
     except _core.Refused as refusal:
         if (error := _args.error(refusal, op, {"x": x}, out)) is not None:
             raise error from None
-    return _copied(_core.softmax(_args.dense(x), axis, logarithm, None), out)
+    return _copied(_calls.softmax(_args.dense(x), axis, logarithm, None), out)
 
 
 def _softmax_backward(op: str, dy: Array, y: Array, axis: int, logarithm: bool, out: Array | None) -> Array:
@@ -215,11 +222,11 @@ def _softmax_backward(op: str, dy: Array, y: Array, axis: int, logarithm: bool, 
         axis = _args.integer("axis", axis)
     _args.check_axis(dy, axis)
     try:
-        return _core.softmax_backward(dy, y, axis, logarithm, out)
+        return _calls.softmax_backward(dy, y, axis, logarithm, out)
     except _core.Refused as refusal:
         if (error := _args.error(refusal, op, {"dy": dy, "y": y}, out)) is not None:
             raise error from None
-    return _copied(_core.softmax_backward(_args.dense(dy), _args.dense(y), axis, logarithm, None), out)
+    return _copied(_calls.softmax_backward(_args.dense(dy), _args.dense(y), axis, logarithm, None), out)
 
 
 def softmax(x: Array, axis: int = -1, *, out: Array | None = None) -> Array:

@@ -32,11 +32,16 @@ call. Others are copied to contiguous ones first, which is slow.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .. import _core
+from .. import _core, _verbose
 from .._args import Activation, Array
 from .._args import norm as _args
+
+if TYPE_CHECKING or not _verbose.enabled:
+    from .. import _core as _calls
+else:
+    from .._verbose import calls as _calls
 
 __all__ = [
     "BatchNormResult",
@@ -86,7 +91,7 @@ def _forward(
     options: _args.Options,
 ) -> Any:
     try:
-        return _core.norm(spec, x, weight, bias, residual, running_mean, running_var, out)
+        return _calls.norm(spec, x, weight, bias, residual, running_mean, running_var, out)
     except _core.Refused as refusal:
         arrays = {
             "x": x,
@@ -100,7 +105,7 @@ def _forward(
         if (error := _args.forward_error(refusal, op, arrays, options)) is not None:
             raise error from None
     w, b, r = map(_args.dense_or_none, (weight, bias, residual))
-    result = _core.norm(spec, _args.dense(x), w, b, r, running_mean, running_var, None)
+    result = _calls.norm(spec, _args.dense(x), w, b, r, running_mean, running_var, None)
     if out is None:
         return result
     if not isinstance(result, tuple):
@@ -126,13 +131,13 @@ def _backward(
 ) -> NormGradients:
     wanted = _args.needed(needs)
     try:
-        return NormGradients(*_core.norm_backward(spec, dy, x, weight, mean, inv_std, y, *bounds, *wanted, out))
+        return NormGradients(*_calls.norm_backward(spec, dy, x, weight, mean, inv_std, y, *bounds, *wanted, out))
     except _core.Refused as refusal:
         arrays = {"dy": dy, "x": x, "weight": weight, "mean": mean, "inv_std": inv_std, "y": y, "out": out}
         if (error := _args.backward_error(refusal, op, arrays, options, wanted)) is not None:
             raise error from None
     g, u, w, r = _args.dense(dy), _args.dense(x), _args.dense_or_none(weight), _args.dense_or_none(y)
-    result = _core.norm_backward(spec, g, u, w, mean, inv_std, r, *bounds, *wanted, None)
+    result = _calls.norm_backward(spec, g, u, w, mean, inv_std, r, *bounds, *wanted, None)
     if out is not None:
         out[...] = result[0]
         result = (out, *result[1:])
@@ -483,12 +488,12 @@ def _response(
     out: Array | None,
 ) -> Array:
     try:
-        return _core.local_response_norm(last, size, alpha, beta, k, x, dy, out)
+        return _calls.local_response_norm(last, size, alpha, beta, k, x, dy, out)
     except _core.Refused as refusal:
         arrays = {"x": x, "dy": dy, "out": out}
         if (error := _args.response_error(refusal, op, arrays, layout)) is not None:
             raise error from None
-    y = _core.local_response_norm(last, size, alpha, beta, k, _args.dense(x), _args.dense_or_none(dy), None)
+    y = _calls.local_response_norm(last, size, alpha, beta, k, _args.dense(x), _args.dense_or_none(dy), None)
     if out is None:
         return y
     out[...] = y

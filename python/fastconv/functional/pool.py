@@ -52,12 +52,17 @@ LpPool; for unpooling Zeiler and Fergus, arXiv:1311.2901.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .. import _core
+from .. import _core, _verbose
 from .._args import Array, Ints, Padding
 from .._args import pool as _args
 from .._args.pool import CeilMode, OutputSize
+
+if TYPE_CHECKING or not _verbose.enabled:
+    from .. import _core as _calls
+else:
+    from .._verbose import calls as _calls
 
 __all__ = [
     "adaptive_avg_pool1d",
@@ -116,7 +121,7 @@ __all__ = [
 
 def _forward(spec: _core.PoolSpec, x: Array, return_indices: bool, out: Array | None, what: str) -> Any:
     try:
-        return _core.pool_forward(spec, x, return_indices, out)
+        return _calls.pool_forward(spec, x, return_indices, out)
     except _core.Refused as refusal:
         raise _args.forward_error(refusal, spec, x, return_indices, out, what) from None
 
@@ -125,7 +130,7 @@ def _backward(
     spec: _core.PoolSpec, dy: Array, x: Any, name: str, indices: Array | None, out: Array | None, what: str
 ) -> Array:
     try:
-        return _core.pool_backward(spec, dy, x, indices, out)
+        return _calls.pool_backward(spec, dy, x, indices, out)
     except _core.Refused as refusal:
         raise _args.backward_error(refusal, spec, dy, x, name, indices, out, what) from None
 
@@ -135,14 +140,14 @@ def _unpool(
 ) -> Array:
     shape = _args.unpool_shape(spec, x, output_size)
     try:
-        return _core.unpool_forward(spec, x, indices, shape, out)
+        return _calls.unpool_forward(spec, x, indices, shape, out)
     except _core.Refused as refusal:
         raise _args.unpool_error(refusal, spec, x, indices, shape, out, what) from None
 
 
 def _unpool_backward(spec: _core.PoolSpec, dy: Array, indices: Array, out: Array | None, what: str) -> Array:
     try:
-        return _core.unpool_backward(spec, dy, indices, out)
+        return _calls.unpool_backward(spec, dy, indices, out)
     except _core.Refused as refusal:
         raise _args.unpool_backward_error(refusal, spec, dy, indices, out, what) from None
 

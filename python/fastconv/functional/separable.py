@@ -13,12 +13,17 @@ Source: Chollet, "Xception: deep learning with depthwise separable convolutions"
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .. import _core
+from .. import _core, _verbose
 from .._args import Activation, Array, Ints, Padding
 from .._args import separable as _args
 from . import conv
+
+if TYPE_CHECKING or not _verbose.enabled:
+    from .. import _core as _calls
+else:
+    from .._verbose import calls as _calls
 
 __all__ = [
     "SeparableGradients",
@@ -52,7 +57,7 @@ def _forward(
     out: Array | None,
 ) -> Array:
     try:
-        return _core.separable_forward(spec, x, depthwise_weight, pointwise_weight, *vectors, residual, out)
+        return _calls.separable_forward(spec, x, depthwise_weight, pointwise_weight, *vectors, residual, out)
     except _core.Refused as refusal:
         names = ("depthwise_bias", "depthwise_scale", "depthwise_shift", "bias", "scale", "shift")
         arrays = {
