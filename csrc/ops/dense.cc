@@ -278,7 +278,9 @@ bool reads_weights_in_place(const DenseJob& job, const Choice& choice) {
 }
 
 // Weights that few blocks of pixels share are packed by the tasks, panel by panel, into the first-level cache; packed
-// beforehand they would be written to memory and read again. The six is an estimate, not a measured break-even.
+// beforehand they would be written to memory and read again. With three blocks and more packing again costs more than
+// that (3x3 of 128 channels at 28x28, five blocks, Zen 4: 170 us late, 114 beforehand; with two, 1024 > 256 at 14x14,
+// 62 and 117).
 bool packs_late(const DenseJob& job, const Choice& choice) {
   if (reads_weights_in_place(job, choice)) return false;
   // Each phase would fetch all cache lines of the weights for a few taps; packed beforehand, they share one sweep.
@@ -286,7 +288,7 @@ bool packs_late(const DenseJob& job, const Choice& choice) {
   // Columns of a matrix lie a row apart, often a power of two: those are packed in wide strips beforehand.
   if (job.taps() == 1 && job.wk == 1 && job.K > 1) return false;
   return choice.role == Role::pixel_rows &&
-         job.N * ceil_div(job.pixels(), std::max<int64_t>(choice.pixel_block, 1)) <= 6;
+         job.N * ceil_div(job.pixels(), std::max<int64_t>(choice.pixel_block, 1)) <= 2;
 }
 
 // Packs the panel of output channels [k, k + columns) for one piece of the reduction.
