@@ -9,13 +9,18 @@ import contextlib
 import faulthandler
 import io
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from types import ModuleType
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 import fastconv
-from fastconv import functional, testing
+from fastconv import functional, reference, testing
 from fastconv.testing import Case
+
+Array = npt.NDArray[Any]
 
 _FORWARD = (
     *(f"conv{d}d" for d in (1, 2, 3)),
@@ -23,6 +28,72 @@ _FORWARD = (
     "linear",
 )
 _GRADIENTS = ("", "_backward_input", "_backward_weight", "_backward_bias", "_backward")
+
+
+def _like(a: Array) -> Array:
+    """Fixed values in an array's shape, for a gradient or a second operand."""
+    values: Array = np.cos(1.7 * np.arange(a.size)).reshape(a.shape).astype(a.dtype)
+    return values
+
+
+# Of the other families: each function of `f` on an image x of 20 channels in the layout `axes`, with vectors v.
+_OTHERS: dict[str, Callable[[Any, Array, str, Array], Any]] = {
+    "separable_conv2d": lambda f, x, axes, v: f.separable_conv2d(
+        x,
+        _like(np.empty((20, 1, 3, 3), x.dtype)),
+        _like(np.empty((24, 20, 1, 1), x.dtype)),
+        stride=2,
+        padding=1,
+        depthwise_activation="relu",
+        layout=axes,
+    ),
+    "max_pool2d": lambda f, x, axes, v: f.max_pool2d(x, 3, stride=2, padding=1, layout=axes, return_indices=True),
+    "max_pool2d_backward": lambda f, x, axes, v: f.max_pool2d_backward(
+        _like(f.max_pool2d(x, 2, layout=axes)), x, 2, layout=axes
+    ),
+    "avg_pool2d": lambda f, x, axes, v: f.avg_pool2d(x, 3, stride=1, padding=1, layout=axes),
+    "avg_pool2d_backward": lambda f, x, axes, v: f.avg_pool2d_backward(
+        _like(f.avg_pool2d(x, 2, layout=axes)), x.shape, 2, layout=axes
+    ),
+    "adaptive_avg_pool2d": lambda f, x, axes, v: f.adaptive_avg_pool2d(x, (3, 4), layout=axes),
+    "global_avg_pool2d": lambda f, x, axes, v: f.global_avg_pool2d(x, layout=axes),
+    "lp_pool2d": lambda f, x, axes, v: f.lp_pool2d(x, 2, 2, layout=axes),
+    "batch_norm": lambda f, x, axes, v: f.batch_norm(x, v, v * v, v, v, activation="relu", layout=axes),
+    "batch_norm_train": lambda f, x, axes, v: f.batch_norm_train(x, None, None, v, v, layout=axes),
+    "group_norm": lambda f, x, axes, v: f.group_norm(x, 5, v, v, layout=axes),
+    "group_norm_backward": lambda f, x, axes, v: f.group_norm_backward(_like(x), x, 5, v, layout=axes),
+    "layer_norm_channels": lambda f, x, axes, v: f.layer_norm_channels(x, v, v, layout=axes),
+    "local_response_norm": lambda f, x, axes, v: f.local_response_norm(x, 5, layout=axes),
+    "softmax": lambda f, x, axes, v: f.softmax(x, axis=1),
+    "log_softmax": lambda f, x, axes, v: f.log_softmax(x),
+    "softmax_backward": lambda f, x, axes, v: f.softmax_backward(_like(x), f.softmax(x)),
+    "relu": lambda f, x, axes, v: f.relu(x),
+    "silu": lambda f, x, axes, v: f.silu(x),
+    "gelu": lambda f, x, axes, v: f.gelu(x),
+    "gelu_backward": lambda f, x, axes, v: f.gelu_backward(_like(x), x),
+    "add": lambda f, x, axes, v: f.add(x, _like(x), activation="hardswish"),
+}
+
+
+def _results(module: ModuleType, name: str, x: Array, layout: str) -> Sequence[Array]:
+    v = 1.5 + np.sin(np.arange(20)).astype(x.dtype)
+    result = _OTHERS[name](module, x, layout, v)
+    return [a for a in (result if isinstance(result, tuple) else (result,)) if a is not None]
+
+
+def _other_failure(name: str, dtype: str, layout: str) -> str | None:
+    """One call of a function of another family. Its sums are short: 64 roundings of the largest value are far off."""
+    try:
+        x = np.random.default_rng(1).standard_normal((2, 20, 13, 11)).astype(dtype)
+        x = np.ascontiguousarray(np.moveaxis(x, 1, -1)) if layout == "NHWC" else x
+        exact = _results(reference, name, x.astype(np.float64), layout)
+        for got, expected in zip(_results(functional, name, x, layout), exact, strict=True):
+            far = 64 * np.finfo(dtype).eps * float(np.abs(expected).max())
+            if got.shape != expected.shape or not np.abs(got - expected).max() <= far:
+                return f"a result of shape {got.shape} is not that of the reference"
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return None
 
 
 def _functions(op: str | None) -> Iterator[str]:
@@ -86,8 +157,9 @@ def main(op: str | None = None, only: str | None = None) -> int:
             return 2
         isas = [only]
     functions = list(_functions(op))
-    if not functions:
-        print(f"fastconv check: --op (={op!r}) must be one of {', '.join(_functions(None))}")
+    others = [name for name in _OTHERS if op in (None, name)]
+    if not functions and not others:
+        print(f"fastconv check: --op (={op!r}) must be one of {', '.join([*_functions(None), *_OTHERS])}")
         return 2
     # A crash, such as an instruction that this CPU lacks, then says in which call. Without a real stderr it cannot.
     with contextlib.suppress(io.UnsupportedOperation, AttributeError):
@@ -111,6 +183,16 @@ def main(op: str | None = None, only: str | None = None) -> int:
                         print(f"{isa:9} {dtype:8} {name + title:36} {len(chosen):4} calls  {state}", flush=True)
                         for case, text in failures[:3]:
                             print(f"          {_describe(case)}: {text}")
+    for name in others:
+        for dtype in ("float32", "float64"):
+            for isa in isas:
+                with fastconv.isa(isa):
+                    texts = [t for layout in ("NCHW", "NHWC") if (t := _other_failure(name, dtype, layout)) is not None]
+                calls, bad = calls + 2, bad + len(texts)
+                state = "ok" if not texts else f"{len(texts)} WRONG"
+                print(f"{isa:9} {dtype:8} {name:36} {2:4} calls  {state}", flush=True)
+                for text in texts:
+                    print(f"          {text}")
     seconds = time.perf_counter() - begin
     if bad:
         print(f"{bad} of {calls} calls are wrong on this machine ({seconds:.0f} s). Please report this output.")
