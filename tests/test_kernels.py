@@ -1048,7 +1048,9 @@ def planes_windows(x, *, taps, stride, first_row, first_column, out_rows, out_co
 def test_pool_planes(rng, isa, dtype, shape, taps, stride):
     lanes = shape["lanes"]
     lengths = (*range(1, 2 * lanes + 2), 3 * lanes + 1, 5 * lanes - 1)
-    for out_columns, (first_row, first_column) in itertools.product(lengths, ((0, 0), (-1, -1), (0, -1), (1 - taps, 0))):
+    for out_columns, (first_row, first_column) in itertools.product(
+        lengths, ((0, 0), (-1, -1), (0, -1), (1 - taps, 0))
+    ):
         out_rows = int(rng.integers(1, 8))
         # The last window begins inside the image; anything from there on may be missing.
         begin = (out_rows - 1) * stride + first_row, (out_columns - 1) * stride + first_column
