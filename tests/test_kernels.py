@@ -1032,6 +1032,87 @@ def test_pool_split_and_merge(rng, isa, dtype, shape):
         np.testing.assert_array_equal(merged, want)
 
 
+def planes_windows(x, *, taps, stride, first_row, first_column, out_rows, out_columns, outside):
+    """The windows of planes (C, H, W) as (C, P, Q, taps * taps), `outside` where they leave the image."""
+    channels, rows, columns = x.shape
+    room = taps + stride
+    padded = np.full((channels, rows + 2 * room + 4, columns + 2 * room + 4), outside, x.dtype)
+    padded[:, room : room + rows, room : room + columns] = x
+    r = room + first_row + stride * np.arange(out_rows)[:, None] + np.arange(taps)
+    c = room + first_column + stride * np.arange(out_columns)[:, None] + np.arange(taps)
+    return padded[:, r[:, None, :, None], c[None, :, None, :]].reshape(channels, out_rows, out_columns, -1)
+
+
+@covers("pool_planes")
+@pytest.mark.parametrize(("taps", "stride"), [(2, 2), (3, 1), (3, 2)])
+def test_pool_planes(rng, isa, dtype, shape, taps, stride):
+    lanes = shape["lanes"]
+    lengths = (*range(1, 2 * lanes + 2), 3 * lanes + 1, 5 * lanes - 1)
+    for out_columns, (first_row, first_column) in itertools.product(
+        lengths, ((0, 0), (-1, -1), (0, -1), (1 - taps, 0))
+    ):
+        out_rows = int(rng.integers(1, 8))
+        # The last window begins inside the image; anything from there on may be missing.
+        begin = (out_rows - 1) * stride + first_row, (out_columns - 1) * stride + first_column
+        rows, columns = (max(1, b + int(rng.integers(1, taps + 2))) for b in begin)
+        geometry = {
+            "first_row": first_row, "first_column": first_column, "out_rows": out_rows, "out_columns": out_columns,
+            "taps": taps, "stride": stride,
+        }  # fmt: skip
+        x = integers(rng, 2 * rows * columns, dtype).reshape(2, rows, columns)
+        nan = x.copy()
+        nan[rng.integers(2), rng.integers(rows), rng.integers(columns)] = np.nan
+        counts = [rng.integers(1, 4, n).astype(dtype) for n in (out_rows, out_columns)]
+        sums = planes_windows(x, outside=0, **geometry).sum(3)
+        for source, options, want in (
+            (x, {"op": 0}, planes_windows(x, outside=-np.inf, **geometry).max(3)),
+            (nan, {"op": 0}, planes_windows(nan, outside=-np.inf, **geometry).max(3)),
+            (x, {"op": 1}, sums),
+            (x, {"op": 1, "finish": 1, "divisor": 9}, sums / dtype(9)),
+            (
+                x,
+                {"op": 1, "finish": 1, "row_counts": counts[0], "column_counts": counts[1]},
+                sums / (counts[0][:, None] * counts[1]),
+            ),
+        ):
+            dst = marked(want.size + 1, dtype)
+            expected = np.append(want.reshape(-1), dst[-1])
+            _testing.pool_planes(
+                isa, x=source.reshape(-1), dst=dst, channels=2, rows=rows, columns=columns, **geometry, **options
+            )
+            np.testing.assert_array_equal(dst, expected, err_msg=f"{geometry} {rows} {columns} {options}")
+
+
+@covers("pool_planes_backward")
+@pytest.mark.parametrize(("taps", "stride"), [(2, 2), (3, 1), (3, 2)])
+def test_pool_planes_backward(rng, isa, dtype, shape, taps, stride):
+    lanes = shape["lanes"]
+    for columns, nans in itertools.product((*range(1, 4 * lanes + 3), 6 * lanes + 1), (0, 3)):
+        rows = int(rng.choice([1, 2, 3, 4, 5, 40]))
+        first = -rng.integers(0, taps, 2) if taps == 3 else np.zeros(2, int)
+        most = (np.array([rows, columns]) - 1 - first) // stride + 1  # windows that begin inside
+        out_rows, out_columns = (int(max(1, m - rng.integers(0, 3))) for m in most)
+        x = rng.integers(-2, 3, (2, rows, columns)).astype(dtype)  # many are equal
+        if rng.random() < 0.3:
+            x[rng.random(x.shape) < 0.7] = -np.inf
+        x.reshape(-1)[rng.integers(x.size, size=nans)] = np.nan
+        dy = integers(rng, 2 * out_rows * out_columns, dtype).reshape(2, out_rows, out_columns)
+        want = np.zeros((2, rows, columns), dtype)
+        for c, p, q in np.ndindex(dy.shape):
+            h, w = max(0, p * stride + first[0]), max(0, q * stride + first[1])
+            window = x[c, h : p * stride + first[0] + taps, w : q * stride + first[1] + taps]
+            i, j = np.unravel_index(np.argmax(window), window.shape)  # the first one; the first NaN
+            want[c, h + i, w + j] += dy[c, p, q]
+        dst = marked(want.size + 1, dtype)
+        expected = np.append(want.reshape(-1), dst[-1])
+        _testing.pool_planes_backward(
+            isa, x=x.reshape(-1), dy=dy.reshape(-1), dst=dst, channels=2, rows=rows, columns=columns,
+            first_row=int(first[0]), first_column=int(first[1]), out_rows=out_rows, out_columns=out_columns,
+            taps=taps, stride=stride
+        )  # fmt: skip
+        np.testing.assert_array_equal(dst, expected, err_msg=f"{rows} {columns} {first} {out_rows} {out_columns}")
+
+
 @covers("pool_integers")
 def test_pool_integers(rng, isa, dtype):
     # The dtype of the fixture does not matter here: the row is in both tables.

@@ -582,6 +582,54 @@ void pool_merge(const std::string& isa, const Array<T>& x, Array<T> dst, int64_t
   kernels.pool_merge(call.args);
 }
 
+// Planes lie one after the other: channels x rows x columns, channels x out_rows x out_columns.
+template <class T>
+void pool_planes(const std::string& isa, const Array<T>& x, Array<T> dst, int64_t channels, int64_t rows,
+                 int64_t columns, int64_t first_row, int64_t first_column, int64_t out_rows, int64_t out_columns,
+                 int32_t taps, int32_t stride, int32_t op, int32_t finish, T divisor, const Optional<T>& row_counts,
+                 const Optional<T>& column_counts) {
+  require((taps == 2 && stride == 2) || (taps == 3 && (stride == 1 || stride == 2)), "windows of 2/2, 3/1 or 3/2");
+  require(op >= 0 && op <= 1 && finish >= 0 && finish <= 1, "op and finish are 0 or 1");
+  require(first_row <= 0 && first_row > -taps && first_column <= 0 && first_column > -taps, "windows begin inside");
+  require((out_rows - 1) * stride + first_row < rows && (out_columns - 1) * stride + first_column < columns,
+          "windows begin before the end");
+  Reach().steps(natural(channels) * natural(rows) * natural(columns), 1).within(x, "the planes lie within the array");
+  Reach().steps(channels * natural(out_rows) * natural(out_columns), 1).within(dst, "the target holds the planes");
+  require(!row_counts == !column_counts, "both counts or none");
+  if (row_counts) Reach().steps(out_rows, 1).within(*row_counts, "there is a count a row");
+  if (column_counts) Reach().steps(out_columns, 1).within(*column_counts, "there is a count a column");
+  PoolPlanesArgs<T> a{};
+  a.x = x.data(), a.y = dst.mutable_data(), a.channels = channels;
+  a.x_channel = rows * columns, a.y_channel = out_rows * out_columns, a.x_pitch = columns, a.y_pitch = out_columns;
+  a.rows = rows, a.columns = columns, a.first_row = first_row, a.first_column = first_column;
+  a.out_rows = out_rows, a.out_columns = out_columns, a.taps = taps, a.stride = stride, a.op = op, a.finish = finish;
+  a.divisor = divisor, a.row_counts = data_or_null<T>(row_counts), a.column_counts = data_or_null<T>(column_counts);
+  table<T>(isa).pool_planes(a);
+}
+
+template <class T>
+void pool_planes_backward(const std::string& isa, const Array<T>& x, const Array<T>& dy, Array<T> dst, int64_t channels,
+                          int64_t rows, int64_t columns, int64_t first_row, int64_t first_column, int64_t out_rows,
+                          int64_t out_columns, int32_t taps, int32_t stride) {
+  require((taps == 2 && stride == 2) || (taps == 3 && (stride == 1 || stride == 2)), "windows of 2/2, 3/1 or 3/2");
+  require(first_row <= 0 && first_column <= 0, "the first window begins at the image or before");
+  require(taps == 2 ? first_row == 0 && first_column == 0 : first_row > -3 && first_column > -3, "and not far before");
+  require((natural(out_rows) - 1) * stride + first_row < rows &&
+              (natural(out_columns) - 1) * stride + first_column < columns,
+          "windows begin before the end");
+  require(columns <= 256, "the lines of a row fit");
+  Reach().steps(natural(channels) * natural(rows) * natural(columns), 1).within(x, "the planes lie within the array");
+  Reach().steps(channels * rows * columns, 1).within(dst, "the target holds the planes");
+  Reach().steps(channels * out_rows * out_columns, 1).within(dy, "the gradients lie within their array");
+  PoolPlanesArgs<T> a{};
+  a.x = x.data(), a.dy = dy.data(), a.y = dst.mutable_data(), a.channels = channels;
+  a.x_channel = a.y_channel = rows * columns, a.dy_channel = out_rows * out_columns;
+  a.x_pitch = a.y_pitch = columns, a.dy_pitch = out_columns, a.rows = rows, a.columns = columns;
+  a.first_row = first_row, a.first_column = first_column, a.out_rows = out_rows, a.out_columns = out_columns;
+  a.taps = taps, a.stride = stride;
+  table<T>(isa).pool_planes_backward(a);
+}
+
 // Maxima of integers: `step` 0 combines the runs, else one run slides.
 template <class E>
 void pool_integers(const std::string& isa, const Array<E>& x, const Indices& starts, Array<E> dst, int64_t n,
@@ -1046,6 +1094,13 @@ void bind_kernels(py::module_& m) {
         py::arg("src_pitch"), py::arg("dst_pitch"), py::arg("phase_pitch"), py::arg("stride"));
   m.def("pool_merge", &pool_merge<T>, isa, options, array("x"), array("dst"), py::arg("n"), py::arg("rows"),
         py::arg("src_pitch"), py::arg("dst_pitch"), py::arg("phase_pitch"), py::arg("stride"));
+  m.def("pool_planes", &pool_planes<T>, isa, options, array("x"), array("dst"), py::arg("channels"), py::arg("rows"),
+        py::arg("columns"), py::arg("first_row"), py::arg("first_column"), py::arg("out_rows"), py::arg("out_columns"),
+        py::arg("taps"), py::arg("stride"), py::arg("op"), py::arg("finish") = 0, py::arg("divisor") = T{1},
+        absent("row_counts"), absent("column_counts"));
+  m.def("pool_planes_backward", &pool_planes_backward<T>, isa, options, array("x"), array("dy"), array("dst"),
+        py::arg("channels"), py::arg("rows"), py::arg("columns"), py::arg("first_row"), py::arg("first_column"),
+        py::arg("out_rows"), py::arg("out_columns"), py::arg("taps"), py::arg("stride"));
   m.def("max_run", &max_run<T>, isa, options, array("x"), py::arg("n"));
   m.def("activate_run", &activate_run<T>, isa, options, array("x"), py::arg("n"), py::arg("kind"), py::arg("a") = T{0},
         py::arg("b") = T{0});

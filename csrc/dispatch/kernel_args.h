@@ -294,6 +294,27 @@ struct PoolArgs {
   const T* divisors;  // slide and combine: one an element in place of `divisor`; null: none
 };
 
+// Windows of taps x taps elements, `stride` apart both ways, of planes whose columns are neighbours: taps and stride are
+// 3 and 1, 3 and 2, or 2 and 2. Window (p, q) begins at row first_row + p * stride, column first_column + q * stride;
+// what lies outside the rows and columns of the image counts as nothing.
+//   planes           y[p][q] = finish(op over the window of x), op kPoolMax or kPoolSum
+//   planes_backward  2 and 2, first_row and first_column 0: y (rows x columns) is the gradient of x, dy that of each
+//                    window, which its first maximum (the first NaN, where there is one) receives whole
+template <class T>
+struct PoolPlanesArgs {
+  const T* x;
+  const T* dy;
+  T* y;
+  int64_t channels, x_channel, dy_channel, y_channel;  // and the steps from one to the next
+  int64_t x_pitch, dy_pitch, y_pitch;
+  int64_t rows, columns, first_row, first_column;
+  int64_t out_rows, out_columns;
+  int32_t taps, stride, op, finish;
+  T divisor;
+  const T* row_counts;  // kPoolDivide by row_counts[p] * column_counts[q]; null: by divisor
+  const T* column_counts;
+};
+
 // The norms' kernels work on a block of rows of neighbouring columns: element (r, c) of an operand lies at r * its
 // pitch
 // + c. In one memory order a row is a run of pixels and in the other a column is a channel, so that whatever there is

@@ -23,6 +23,7 @@ struct IntegerVec {
   V v;
 
   static constexpr bool kMayBeNan = false;
+  void pin() {}
   static IntegerVec load(const T* p) {
     IntegerVec r;
     __builtin_memcpy(&r.v, p, sizeof(V));
@@ -128,7 +129,7 @@ __attribute__((always_inline)) inline void combine_block(const T* const* src, in
       const T* x = src[k] + at;
       V v[kVectors];
 #pragma GCC unroll 4
-      for (int i = 0; i < kVectors; ++i) v[i] = load(x, i);
+      for (int i = 0; i < kVectors; ++i) v[i] = load(x, i), v[i].pin();
       odd = V::either(odd, V::unordered(v[0], v[kVectors - 1]));
       if constexpr (kVectors == 4) odd = V::either(odd, V::unordered(v[1], v[2]));
 #pragma GCC unroll 4
@@ -305,7 +306,8 @@ __attribute__((always_inline)) inline void argmax_block(const T* const* src, con
     const V name = V::set1(codes[k]);
 #pragma GCC unroll 4
     for (int i = 0; i < kVectors; ++i) {
-      const V v = load(x, i);
+      V v = load(x, i);
+      v.pin();
       odd[i] = V::either(odd[i], V::unordered(v, v));
       code[i] = V::select(V::greater(v, best[i]), name, code[i]);
       best[i] = max(best[i], v);
@@ -438,6 +440,471 @@ void pool_merge(const PoolArgs<T>& p) {
     }
     for (int64_t f = 0; f < p.stride; ++f)
       for (int64_t j = f, i = 0; j < p.n; j += p.stride, ++i) dst[j] = src[f * p.phase_pitch + i];
+  }
+}
+
+// --- Whole planes
+//
+// Each row of the image is read once for all windows of a block of output rows: its taps are combined along the columns
+// first, and the rows' results where they are needed.
+
+// The places of a row that W windows load: S = 3 with stride 1: taps 0, 1, 2; S = 2: elements 0 .. 2 W; S = 3 with
+// stride 2: those, and all from the second on, whose even ones are tap 2.
+template <int S, int ST>
+inline constexpr int kPoolLoads = ST == 1  ? S
+                                  : S == 2 ? 2
+                                           : 4;
+
+template <int S, int ST>
+inline int64_t pool_place(int k, int64_t lanes) {
+  return ST == 1 ? k : k / 2 * 2 + k % 2 * lanes;
+}
+
+// Which of a vector's loads lie inside the image.
+template <class V, int S, int ST>
+struct PoolEdge {
+  typename V::Range mask[kPoolLoads<S, ST>];
+  PoolEdge() = default;
+  PoolEdge(int64_t begin, int64_t columns) {
+    constexpr int64_t W = V::kLanes;
+#pragma GCC unroll 4
+    for (int k = 0; k < kPoolLoads<S, ST>; ++k) {
+      const int64_t at = begin + pool_place<S, ST>(k, W), left = columns - at;
+      const int64_t lo = at >= 0 ? 0 : -at < W ? -at : W, hi = left < lo ? lo : left < W ? left : W;
+      mask[k] = V::range(lo, hi);
+    }
+  }
+};
+
+// The taps of W windows in one row.
+template <class V, int S, int ST, bool kInside, class T>
+__attribute__((always_inline)) inline void pool_taps(const T* x, const PoolEdge<V, S, ST>& edge, V outside,
+                                                     V (&tap)[3]) {
+  constexpr int kLoads = kPoolLoads<S, ST>;
+  V v[kLoads];
+#pragma GCC unroll 4
+  for (int k = 0; k < kLoads; ++k) {
+    const T* at = x + pool_place<S, ST>(k, V::kLanes);
+    v[k] = kInside ? V::load(at) : V::load_range(at, edge.mask[k], outside);
+    v[k].pin();
+  }
+  if constexpr (ST == 1) {
+    for (int k = 0; k < S; ++k) tap[k] = v[k];
+  } else {
+    tap[0] = V::even(v[0], v[1]), tap[1] = V::odd(v[0], v[1]);
+    if constexpr (S == 3) tap[2] = V::even(v[2], v[3]);
+  }
+}
+
+// Their combination; where there may be NaN among those of a maximum, `odd` says so.
+template <int kOp, class V, int S, int ST, bool kInside, class T>
+__attribute__((always_inline)) inline V pool_row(const T* x, const PoolEdge<V, S, ST>& edge, V outside,
+                                                 typename V::Mask* odd, bool careful) {
+  V tap[3];
+  pool_taps<V, S, ST, kInside>(x, edge, outside, tap);
+  if constexpr (kOp == kPoolMax) {
+    if (careful) {
+      V best = tap[0];
+      for (int k = 1; k < S; ++k) best = V::max_nan(best, tap[k]);
+      return best;
+    }
+    // A NaN in the last tap comes through a maximum by itself, but is lost to the next row.
+    *odd = V::either(*odd, V::unordered(tap[0], tap[1]));
+    if constexpr (S == 3) *odd = V::either(*odd, V::unordered(tap[2], tap[2]));
+    V best = max(tap[0], tap[1]);
+    if constexpr (S == 3) best = max(best, tap[2]);
+    return best;
+  }
+  V sum = tap[0] + tap[1];
+  if constexpr (S == 3) sum = sum + tap[2];
+  return sum;
+}
+
+// Output rows p .. p + PR of W windows. Registers: PR accumulators, the loads and taps of one row, the outside and the
+// finish's 2: 4 + 7 + 3 at most.
+template <int kOp, class T, int S, int ST, int PR, bool kInside, class F>
+__attribute__((always_inline)) inline void pool_planes_block(const PoolPlanesArgs<T>& g, const T* plane, T* y,
+                                                             int64_t p, int64_t q, const PoolEdge<Vec<T>, S, ST>& edge,
+                                                             const F& finish) {
+  using V = Vec<T>;
+  constexpr int kRows = (PR - 1) * ST + S;
+  const V outside = kOp == kPoolMax ? V::set1((T)-__builtin_inf()) : V::zero();
+  const int64_t first = g.first_row + p * ST;
+  const T* x = plane + first * g.x_pitch + g.first_column + q * ST;
+  const bool inside = first >= 0 && first + kRows <= g.rows;
+  V acc[PR];
+  typename V::Mask odd = V::unordered(outside, outside);
+  auto all_rows = [&](bool careful) __attribute__((always_inline)) {
+#pragma GCC unroll 9
+    for (int i = 0; i < kRows; ++i) {
+      V row = outside;
+      if (inside || (first + i >= 0 && first + i < g.rows))
+        row = pool_row<kOp, V, S, ST, kInside>(x + i * g.x_pitch, edge, outside, &odd, careful);
+#pragma GCC unroll 4
+      for (int r = 0; r < PR; ++r) {
+        if (i == r * ST) acc[r] = row;
+        if (i > r * ST && i < r * ST + S)
+          acc[r] = kOp == kPoolMax ? (careful ? V::max_nan(acc[r], row) : max(acc[r], row)) : acc[r] + row;
+      }
+    }
+  };
+  all_rows(false);
+  if (kOp == kPoolMax && __builtin_expect(V::any(odd), 0)) all_rows(true);
+  const int64_t lanes = g.out_columns - q;
+#pragma GCC unroll 4
+  for (int r = 0; r < PR; ++r) {
+    const V result = finish(acc[r], p + r, q, lanes);
+    T* to = y + (p + r) * g.y_pitch + q;
+    if (lanes >= V::kLanes) {
+      result.store(to);
+    } else {
+      result.store_n(to, lanes);
+    }
+  }
+}
+
+template <int kOp, class T, int S, int ST, int PR, class F>
+inline void pool_planes_rows(const PoolPlanesArgs<T>& g, const T* plane, T* y, int64_t p,
+                             const PoolEdge<Vec<T>, S, ST> (&edges)[3], const F& finish) {
+  constexpr int64_t W = Vec<T>::kLanes, kReach = (kPoolLoads<S, ST> == 4 ? 2 : 0) + (ST == 1 ? W + S - 1 : 2 * W);
+  const int64_t vectors = (g.out_columns + W - 1) / W;
+  for (int64_t i = 0; i < vectors; ++i) {
+    const int64_t begin = g.first_column + i * W * ST;
+    if (begin >= 0 && begin + kReach <= g.columns) {
+      pool_planes_block<kOp, T, S, ST, PR, true>(g, plane, y, p, i * W, edges[0], finish);
+    } else {
+      // The last two vectors may reach past the end, the first one before the beginning.
+      const int64_t edge = vectors - 1 - i < 2 ? vectors - 1 - i : 2;
+      pool_planes_block<kOp, T, S, ST, PR, false>(g, plane, y, p, i * W, edges[edge], finish);
+    }
+  }
+}
+
+template <int kOp, class T, int S, int ST, class F>
+inline void pool_planes_all(const PoolPlanesArgs<T>& g, const F& finish) {
+  using V = Vec<T>;
+  constexpr int64_t W = V::kLanes;
+  constexpr int PR = ST == 1 ? 4 : 2;
+  const int64_t last = (g.out_columns - 1) / W;
+  const PoolEdge<V, S, ST> edges[3] = {{g.first_column + last * W * ST, g.columns},
+                                       {g.first_column + (last - 1) * W * ST, g.columns},
+                                       {g.first_column, g.columns}};
+  for (int64_t c = 0; c < g.channels; ++c) {
+    const T* plane = g.x + c * g.x_channel;
+    T* y = g.y + c * g.y_channel;
+    int64_t p = 0;
+    for (; p + PR <= g.out_rows; p += PR) pool_planes_rows<kOp, T, S, ST, PR>(g, plane, y, p, edges, finish);
+    for (; p < g.out_rows; ++p) pool_planes_rows<kOp, T, S, ST, 1>(g, plane, y, p, edges, finish);
+  }
+}
+
+template <class T>
+struct PlanesFinish {
+  using V = Vec<T>;
+  PoolFinish<T> one;
+  const T *rows, *columns;
+  V operator()(V acc, int64_t p, int64_t q, int64_t lanes) const {
+    if (!rows) return one(acc, q, V::kLanes);
+    const V count = lanes >= V::kLanes ? V::load(columns + q) : V::load_n(columns + q, lanes);
+    return acc / (count * V::set1(rows[p]));
+  }
+};
+
+struct PlanesPlain {
+  template <class V>
+  V operator()(V acc, int64_t, int64_t, int64_t) const {
+    return acc;
+  }
+};
+
+template <int kOp, class T, class F>
+inline void pool_planes_sizes(const PoolPlanesArgs<T>& g, const F& finish) {
+  if (g.taps == 2) return pool_planes_all<kOp, T, 2, 2>(g, finish);
+  g.stride == 1 ? pool_planes_all<kOp, T, 3, 1>(g, finish) : pool_planes_all<kOp, T, 3, 2>(g, finish);
+}
+
+template <class T>
+void pool_planes(const PoolPlanesArgs<T>& g) {
+  if (g.op == kPoolMax) return pool_planes_sizes<kPoolMax>(g, PlanesPlain{});
+  PoolArgs<T> a;
+  a.finish = g.finish, a.divisor = g.divisor, a.divisors = nullptr;
+  pool_planes_sizes<kPoolSum>(g, PlanesFinish<T>{PoolFinish<T>(a), g.row_counts, g.column_counts});
+}
+
+// The gradient of W windows of 2 x 2. A later tap takes over where it is larger; where there is a NaN among them, the
+// first NaN wins.
+template <bool kTail, class T>
+__attribute__((always_inline)) inline void pool_pairs(const T* x, int64_t x_pitch, const T* dy, T* dx, int64_t dx_pitch,
+                                                      int64_t columns, bool both) {
+  using V = Vec<T>;
+  constexpr int64_t W = V::kLanes;
+  const V none = V::set1((T)-__builtin_inf()), zero = V::zero();
+  const int64_t low = columns < W ? columns : W, high = columns - low;
+  V tap[4];
+#pragma GCC unroll 2
+  for (int r = 0; r < 2; ++r) {
+    V a = none, b = none;
+    if (r == 0 || both) {
+      const T* at = x + r * x_pitch;
+      a = kTail ? V::load_range(at, V::range(0, low), none) : V::load(at);
+      b = kTail ? V::load_range(at + low, V::range(0, high), none) : V::load(at + W);
+    }
+    tap[2 * r] = V::even(a, b), tap[2 * r + 1] = V::odd(a, b);
+  }
+  V share = kTail ? V::load_n(dy, (columns + 1) / 2) : V::load(dy);
+  V part[4];
+  const typename V::Mask odd = V::either(V::unordered(tap[0], tap[1]), V::unordered(tap[2], tap[3]));
+  if (__builtin_expect(V::any(odd), 0)) {
+    V code = zero, best = tap[0];
+#pragma GCC unroll 3
+    for (int k = 1; k < 4; ++k) {
+      code = V::select(V::greater(tap[k], best), V::set1((T)k), code);
+      best = max(best, tap[k]);
+    }
+#pragma GCC unroll 4
+    for (int k = 3; k >= 0; --k) code = V::select(V::unordered(tap[k], tap[k]), V::set1((T)k), code);
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; ++k) part[k] = V::select(V::equal(code, V::set1((T)k)), share, zero);
+  } else {
+    const V upper = max(tap[0], tap[1]);
+    const typename V::Mask takes[4] = {V::greater(tap[1], tap[0]), V::greater(tap[1], tap[0]),
+                                       V::greater(tap[2], upper), V::greater(tap[3], max(upper, tap[2]))};
+#pragma GCC unroll 3
+    for (int k = 3; k > 0; --k) {
+      part[k] = V::select(takes[k], share, zero);
+      share = V::select(takes[k], zero, share);
+    }
+    part[0] = share;
+  }
+#pragma GCC unroll 2
+  for (int r = 0; r < 2; ++r) {
+    if (r == 1 && !both) break;
+    const V a = V::zip_low(part[2 * r], part[2 * r + 1]), b = V::zip_high(part[2 * r], part[2 * r + 1]);
+    T* to = dx + r * dx_pitch;
+    if (kTail) {
+      a.store_n(to, low);
+      if (high > 0) b.store_n(to + W, high);
+    } else {
+      a.store(to);
+      b.store(to + W);
+    }
+  }
+}
+
+// --- The gradient of overlapping windows, 3 x 3
+//
+// A window's first maximum lies in the first row whose own maximum is that of the window, and there in the first column
+// that has it. So each row's winners are found once for all windows (W at a time), the shares of the windows are summed
+// by rows, and each row's sum is handed to the column that won there: three lines a row, one a tap, from which the
+// elements of dx gather theirs.
+
+inline constexpr int64_t kTripleLines = 8192;  // elements of the lines of a chunk of rows
+inline constexpr int64_t kTripleMargin = 16;
+template <class T>
+inline constexpr int64_t kLineOf = 64 / sizeof(T);
+
+// W windows' maximum in one row, and where it is tap 1 or tap 2 (which overrides) that has it.
+template <class V>
+struct PoolWon {
+  V best;
+  typename V::Mask second, third;
+};
+
+// Where v takes over from the best before it; a NaN does, unless there was one.
+template <bool kCareful, class V>
+__attribute__((always_inline)) inline typename V::Mask pool_takes(V v, V best) {
+  if constexpr (!kCareful) return V::greater(v, best);
+  const V zero = V::zero(), one = V::set1(1);
+  const V wants = V::select(V::either(V::greater(v, best), V::unordered(v, v)), one, zero);
+  return V::greater(wants, V::select(V::unordered(best, best), one, zero));
+}
+
+// What lies outside is minus infinity, which must not win for being the first: taps 1 and 2 take over from it.
+template <class V, int ST>
+struct TripleEdge {
+  PoolEdge<V, 3, ST> loads;
+  typename V::Mask after_first, after_second;
+  TripleEdge(int64_t begin, int64_t columns) : loads(begin, columns) {
+    typename V::T first[V::kLanes], second[V::kLanes];
+    for (int l = 0; l < V::kLanes; ++l) first[l] = begin + l * ST < 0, second[l] = begin + l * ST + 1 < 0;
+    after_first = V::greater(V::load(first), V::zero()), after_second = V::greater(V::load(second), V::zero());
+  }
+};
+
+template <bool kCareful, bool kInside, class V, int ST, class T>
+__attribute__((always_inline)) inline PoolWon<V> pool_row_winner(const T* x, const TripleEdge<V, ST>& edge, V outside,
+                                                                 typename V::Mask* odd) {
+  V tap[3];
+  pool_taps<V, 3, ST, kInside>(x, edge.loads, outside, tap);
+  if constexpr (!kCareful) {
+    *odd = V::either(*odd, V::unordered(tap[0], tap[1]));
+    *odd = V::either(*odd, V::unordered(tap[2], tap[2]));
+  }
+  PoolWon<V> won;
+  won.second = pool_takes<kCareful>(tap[1], tap[0]);
+  if constexpr (!kInside) won.second = V::either(won.second, edge.after_first);
+  const V pair = V::select(won.second, tap[1], tap[0]);
+  won.third = pool_takes<kCareful>(tap[2], pair);
+  if constexpr (!kInside) won.third = V::either(won.third, edge.after_second);
+  won.best = V::select(won.third, tap[2], pair);
+  return won;
+}
+
+// Windows q .. q + W of rows [p0, p1): the lines of rows [i0, i1) of dx. Whether there may be NaN among the taps.
+template <bool kCareful, bool kInside, int ST, class T>
+__attribute__((noinline)) bool triple_strip(const PoolPlanesArgs<T>& g, const T* plane, const T* dy, int64_t q,
+                                            int64_t p0, int64_t p1, int64_t i0, int64_t i1,
+                                            const TripleEdge<Vec<T>, ST>& edge, T* lines, int64_t pitch) {
+  using V = Vec<T>;
+  const V outside = V::set1((T)-__builtin_inf()), zero = V::zero();
+  const typename V::Mask never = V::greater(zero, zero), always = V::equal(zero, zero);
+  typename V::Mask odd = never;
+  const int64_t rows = g.rows, lanes = g.out_columns - q, x_pitch = g.x_pitch;
+  const T* x = plane + g.first_column + q * ST;
+  auto winner = [&](int64_t i) __attribute__((always_inline)) {
+    if (i < 0 || i >= rows) return PoolWon<V>{outside, never, never};
+    return pool_row_winner<kCareful, kInside, V, ST>(x + i * x_pitch, edge, outside, &odd);
+  };
+  auto emit = [&](int64_t i, const PoolWon<V>& won, V sum) __attribute__((always_inline)) {
+    if (i < i0 || i >= i1) return;
+    T* to = lines + (i - i0) * 3 * pitch + kTripleMargin + q;
+    V::select(won.third, sum, zero).store(to + 2 * pitch);
+    sum = V::select(won.third, zero, sum);
+    V::select(won.second, sum, zero).store(to + pitch);
+    V::select(won.second, zero, sum).store(to);
+  };
+  int64_t i = g.first_row + p0 * ST;
+  PoolWon<V> won[3];
+  V sum[3] = {zero, zero, zero};
+  won[0] = winner(i), won[1] = winner(i + 1), won[2] = winner(i + 2);
+  for (int64_t p = p0; p < p1; ++p) {
+    const T* from = dy + p * g.dy_pitch + q;
+    const V share = lanes >= V::kLanes ? V::load(from) : V::load_n(from, lanes);
+    const typename V::Mask second = i < 0 ? always : pool_takes<kCareful>(won[1].best, won[0].best);
+    const V pair = V::select(second, won[1].best, won[0].best);
+    const typename V::Mask third = i + 1 < 0 ? always : pool_takes<kCareful>(won[2].best, pair);
+    const V rest = V::select(third, zero, share);
+    sum[2] = sum[2] + V::select(third, share, zero);
+    sum[1] = sum[1] + V::select(second, rest, zero);
+    sum[0] = sum[0] + V::select(second, zero, rest);
+    emit(i, won[0], sum[0]);
+    if (p + 1 == p1) break;
+    if constexpr (ST == 1) {
+      won[0] = won[1], won[1] = won[2], won[2] = winner(i + 3);
+      sum[0] = sum[1], sum[1] = sum[2], sum[2] = zero;
+    } else {
+      emit(i + 1, won[1], sum[1]);
+      won[0] = won[2], won[1] = winner(i + 3), won[2] = winner(i + 4);
+      sum[0] = sum[2], sum[1] = sum[2] = zero;
+    }
+    i += ST;
+  }
+  emit(i + 1, won[1], sum[1]);
+  emit(i + 2, won[2], sum[2]);
+  return !kCareful && V::any(odd);
+}
+
+// A row of dx from its three lines, the windows in their order.
+template <int ST, class T>
+inline void triple_gather(const PoolPlanesArgs<T>& g, const T* line, int64_t pitch, T* dx) {
+  using V = Vec<T>;
+  constexpr int64_t W = V::kLanes;
+  const int64_t columns = g.columns, pad = -g.first_column;
+  if constexpr (ST == 1) {
+    const T* from = line + kTripleMargin + pad;
+    for (int64_t j = 0; j < columns; j += W) {
+      const V sum = V::load(from + 2 * pitch + j - 2) + V::load(from + pitch + j - 1) + V::load(from + j);
+      columns - j >= W ? sum.store(dx + j) : sum.store_n(dx + j, columns - j);
+    }
+  } else {
+    // Tap 1 of a window has its column for itself, taps 2 and 0 of neighbours share one, which comes first where the
+    // padding is even.
+    const T* from = line + kTripleMargin + (pad + 1) / 2;
+    for (int64_t j = 0; j < columns; j += 2 * W, from += W) {
+      const V shared = V::load(from + 2 * pitch - 1) + V::load(from);
+      const V own = V::load(from + pitch - pad % 2);
+      const V a = pad % 2 ? own : shared, b = pad % 2 ? shared : own;
+      const V low = V::zip_low(a, b), high = V::zip_high(a, b);
+      const int64_t left = columns - j;
+      left >= W ? low.store(dx + j) : low.store_n(dx + j, left);
+      if (left > W) left >= 2 * W ? high.store(dx + j + W) : high.store_n(dx + j + W, left - W);
+    }
+  }
+}
+
+template <int ST, class T>
+inline void triples(const PoolPlanesArgs<T>& g) {
+  using V = Vec<T>;
+  constexpr int64_t W = V::kLanes, kReach = ST == 1 ? W + 2 : 2 * W + 2;
+  const int64_t across = g.out_columns > g.columns / ST + 2 ? g.out_columns : g.columns / ST + 2;
+  const int64_t pitch = (across + W - 1) / W * W + 2 * kTripleMargin, chunk = kTripleLines / (3 * pitch);
+  alignas(64) T lines[kTripleLines];
+  // Outside the windows there are zeros for good.
+  for (int64_t i = 0; i < chunk * 3 * pitch; ++i) lines[i] = 0;
+  const int64_t last = (g.out_columns - 1) / W;
+  const TripleEdge<V, ST> edges[3] = {{g.first_column + last * W * ST, g.columns},
+                                      {g.first_column + (last - 1) * W * ST, g.columns},
+                                      {g.first_column, g.columns}};
+  const int64_t covered = g.first_row + (g.out_rows - 1) * ST + 3;
+  for (int64_t c = 0; c < g.channels; ++c) {
+    const T *plane = g.x + c * g.x_channel, *dy = g.dy + c * g.dy_channel;
+    T* dx = g.y + c * g.y_channel;
+    for (int64_t i0 = 0; i0 < g.rows; i0 += chunk) {
+      const int64_t i1 = g.rows - i0 < chunk ? g.rows : i0 + chunk;
+      const int64_t from = i0 - g.first_row - 2, to = (i1 - 1 - g.first_row) / ST + 1;
+      const int64_t p0 = from <= 0 ? 0 : (from + ST - 1) / ST, p1 = to < g.out_rows ? to : g.out_rows;
+      for (int64_t v = 0; v <= last && p0 < p1; ++v) {
+        const int64_t begin = g.first_column + v * W * ST;
+        const TripleEdge<V, ST>& edge = edges[last - v < 2 ? last - v : 2];
+        const bool inside = begin >= 0 && begin + kReach <= g.columns;
+        const bool odd = inside
+                             ? triple_strip<false, true, ST>(g, plane, dy, v * W, p0, p1, i0, i1, edge, lines, pitch)
+                             : triple_strip<false, false, ST>(g, plane, dy, v * W, p0, p1, i0, i1, edge, lines, pitch);
+        if (odd)
+          triple_strip<true, false, ST>(g, plane, dy, v * W, p0, p1, i0, i1,
+                                        inside ? TripleEdge<V, ST>(begin, g.columns) : edge, lines, pitch);
+      }
+      for (int64_t i = i0; i < i1; ++i) {
+        if (p0 < p1 && i < covered) {
+          // The strips of the next rows would go down columns of memory that no prefetcher knows.
+          for (int64_t j = 0; j < g.columns; j += kLineOf<T>)
+            __builtin_prefetch(plane + (i + chunk + 2) * g.x_pitch + j);
+          if (ST == 1 || (i - i0) % 2 == 0) {
+            const T* next = dy + ((i + chunk + 2) / ST) * g.dy_pitch;
+            for (int64_t j = 0; j < g.out_columns; j += kLineOf<T>) __builtin_prefetch(next + j);
+          }
+          triple_gather<ST>(g, lines + (i - i0) * 3 * pitch, pitch, dx + i * g.y_pitch);
+        } else {
+          for (int64_t j = 0; j < g.columns; ++j) dx[i * g.y_pitch + j] = 0;
+        }
+      }
+    }
+  }
+}
+
+template <class T>
+void pool_planes_backward(const PoolPlanesArgs<T>& g) {
+  if (g.taps == 3) return g.stride == 1 ? triples<1>(g) : triples<2>(g);
+  constexpr int64_t W = Vec<T>::kLanes;
+  const int64_t columns = 2 * g.out_columns < g.columns ? 2 * g.out_columns : g.columns;
+  for (int64_t c = 0; c < g.channels; ++c) {
+    const T *x = g.x + c * g.x_channel, *dy = g.dy + c * g.dy_channel;
+    T* dx = g.y + c * g.y_channel;
+    for (int64_t p = 0; p < g.out_rows; ++p) {
+      const T *from = x + 2 * p * g.x_pitch, *share = dy + p * g.dy_pitch;
+      T* to = dx + 2 * p * g.y_pitch;
+      const bool both = 2 * p + 1 < g.rows;
+      int64_t j = 0;
+      for (; j + 2 * W <= columns; j += 2 * W)
+        pool_pairs<false>(from + j, g.x_pitch, share + j / 2, to + j, g.y_pitch, 2 * W, both);
+      if (j < columns) pool_pairs<true>(from + j, g.x_pitch, share + j / 2, to + j, g.y_pitch, columns - j, both);
+      for (int64_t i = columns; i < g.columns; ++i) {
+        to[i] = 0;
+        if (both) to[g.y_pitch + i] = 0;
+      }
+    }
+    for (int64_t h = 2 * g.out_rows; h < g.rows; ++h)
+      for (int64_t i = 0; i < g.columns; ++i) dx[h * g.y_pitch + i] = 0;
   }
 }
 

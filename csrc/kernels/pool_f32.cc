@@ -19,6 +19,8 @@ template void pool_argmax<float>(const PoolArgs<float>&);
 template void pool_route<float>(const PoolArgs<float>&);
 template void pool_split<float>(const PoolArgs<float>&);
 template void pool_merge<float>(const PoolArgs<float>&);
+template void pool_planes<float>(const PoolPlanesArgs<float>&);
+template void pool_planes_backward<float>(const PoolPlanesArgs<float>&);
 template void pool_integers<float>(const void*, int32_t);
 template float max_run<float>(const float*, int64_t);
 }  // namespace fastconv::FASTCONV_ISA_NS

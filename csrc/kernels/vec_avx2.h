@@ -32,6 +32,10 @@ struct Vec<float> {
   using Range = __m256i;
   static Range range(int64_t lo, int64_t hi) { return _mm256_andnot_si256(mask(lo), mask(hi)); }
   static Vec load_range(const T* p, Range m) { return {_mm256_maskload_ps(p, m)}; }
+  // The others are those of `outside`.
+  static Vec load_range(const T* p, Range m, Vec outside) {
+    return {_mm256_blendv_ps(outside.v, _mm256_maskload_ps(p, m), _mm256_castsi256_ps(m))};
+  }
   void store_n(T* p, int64_t n) const { _mm256_maskstore_ps(p, mask(n), v); }
 
   friend Vec operator+(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
@@ -159,6 +163,9 @@ struct Vec<double> {
   using Range = __m256i;
   static Range range(int64_t lo, int64_t hi) { return _mm256_andnot_si256(mask(lo), mask(hi)); }
   static Vec load_range(const T* p, Range m) { return {_mm256_maskload_pd(p, m)}; }
+  static Vec load_range(const T* p, Range m, Vec outside) {
+    return {_mm256_blendv_pd(outside.v, _mm256_maskload_pd(p, m), _mm256_castsi256_pd(m))};
+  }
   void store_n(T* p, int64_t n) const { _mm256_maskstore_pd(p, mask(n), v); }
 
   friend Vec operator+(Vec a, Vec b) { return {_mm256_add_pd(a.v, b.v)}; }

@@ -30,6 +30,8 @@ struct Vec<float> {
   using Range = __mmask16;
   static Range range(int64_t lo, int64_t hi) { return (Range)(mask(hi) & ~mask(lo)); }
   static Vec load_range(const T* p, Range m) { return {_mm512_maskz_loadu_ps(m, p)}; }
+  // The others are those of `outside`.
+  static Vec load_range(const T* p, Range m, Vec outside) { return {_mm512_mask_loadu_ps(outside.v, m, p)}; }
   void store_n(T* p, int64_t n) const { _mm512_mask_storeu_ps(p, mask(n), v); }
 
   friend Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
@@ -151,6 +153,7 @@ struct Vec<double> {
   using Range = __mmask8;
   static Range range(int64_t lo, int64_t hi) { return (Range)(mask(hi) & ~mask(lo)); }
   static Vec load_range(const T* p, Range m) { return {_mm512_maskz_loadu_pd(m, p)}; }
+  static Vec load_range(const T* p, Range m, Vec outside) { return {_mm512_mask_loadu_pd(outside.v, m, p)}; }
   void store_n(T* p, int64_t n) const { _mm512_mask_storeu_pd(p, mask(n), v); }
 
   friend Vec operator+(Vec a, Vec b) { return {_mm512_add_pd(a.v, b.v)}; }

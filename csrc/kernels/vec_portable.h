@@ -57,6 +57,12 @@ struct Vec {
     for (int64_t i = m.lo; i < m.hi; ++i) r[i] = p[i];
     return {r};
   }
+  // The others are those of `outside`.
+  static Vec load_range(const T* p, Range m, Vec outside) {
+    V r = outside.v;
+    for (int64_t i = m.lo; i < m.hi; ++i) r[i] = p[i];
+    return {r};
+  }
   void store_n(T* p, int64_t n) const {
     for (int64_t i = 0; i < n; ++i) p[i] = v[i];
   }

@@ -671,6 +671,99 @@ class PlanarForward {
   int64_t columns_ = 0, width_ = 0, pitch_ = 0, batch_ = 0;
 };
 
+// Square windows of the usual sizes on planes: what pool_planes serves.
+bool usual_windows(const Pool& p) {
+  const Axis &d = p.axis[0], &h = p.axis[1], &w = p.axis[2];
+  if (d.in != 1 || d.out != 1 || h.adaptive || w.adaptive || h.kernel != w.kernel || h.stride != w.stride) return false;
+  for (const Axis* a : {&h, &w}) {
+    if (a->dilation != 1 || a->pad >= a->kernel || (a->out - 1) * a->stride - a->pad >= a->in) return false;
+  }
+  return (w.kernel == 3 && (w.stride == 1 || w.stride == 2)) || (w.kernel == 2 && w.stride == 2);
+}
+
+// Channels and rows of windows of a task of pool_planes.
+struct Bands {
+  int64_t planes, step, deep, down;
+  explicit Bands(const Pool& p) {
+    const Axis &h = p.axis[1], &w = p.axis[2];
+    planes = std::clamp<int64_t>(kTaskTerms / 4 / (h.in * w.in), 1, p.C);
+    step = std::min(h.out, up_to_multiple(std::clamp<int64_t>(kTaskTerms / 4 / (w.in * h.stride), 1, kLine), 4));
+    deep = (p.C + planes - 1) / planes, down = (h.out + step - 1) / step;
+  }
+};
+
+// The factors of the windows' divisors, of rows or of columns.
+template <class T>
+void list_counts(const Pool& p, const Axis& a, int64_t begin, int64_t end, T* counts) {
+  for (int64_t o = begin; o < end; ++o) {
+    const int64_t n = p.count_include_pad ? a.pool_size(o) : std::max<int64_t>(1, a.window(o).count);
+    counts[o - begin] = static_cast<T>(n);
+  }
+}
+
+template <class T>
+Status planar_windows(const Pool& p, const T* x, const Strides& xs, T* y, const Strides& ys, bool* served) {
+  const Axis &h = p.axis[1], &w = p.axis[2];
+  const bool counted = p.kind == PoolKind::average && !same_divisor(p);
+  if (counted && w.out > 8 * kLine) return Status::ok;
+  *served = true;
+  const Bands bands(p);
+  const KernelTable<T>& kernels = kernel_table<T>(current_isa());
+  const int64_t scratch = counted ? bands.step + w.out + kSlack : 1;
+  const double work = static_cast<double>(p.N * p.C) * static_cast<double>(p.in_pixels()) * 0.1;
+  return for_tasks(
+      p.N * bands.deep * bands.down, work, scratch * static_cast<int64_t>(sizeof(T)), [&](int64_t task, void* memory) {
+        const int64_t h0 = task % bands.down * bands.step, h1 = std::min(h.out, h0 + bands.step);
+        const int64_t c0 = task / bands.down % bands.deep * bands.planes, n = task / bands.down / bands.deep;
+        PoolPlanesArgs<T> a{};
+        a.x = x + n * xs.n + c0 * xs.c, a.x_channel = xs.c, a.x_pitch = xs.s[1];
+        a.y = y + n * ys.n + c0 * ys.c + h0 * ys.s[1], a.y_channel = ys.c, a.y_pitch = ys.s[1];
+        a.channels = std::min(p.C - c0, bands.planes), a.rows = h.in, a.columns = w.in;
+        a.first_row = h0 * h.stride - h.pad, a.first_column = -w.pad;
+        a.out_rows = h1 - h0, a.out_columns = w.out;
+        a.taps = static_cast<int32_t>(w.kernel), a.stride = static_cast<int32_t>(w.stride);
+        a.op = p.kind == PoolKind::max ? kPoolMax : kPoolSum;
+        a.finish = kPoolDivide, a.divisor = counted ? T{1} : static_cast<T>(p.divisor_of(0, 0, 0));
+        if (counted) {
+          T* counts = static_cast<T*>(memory);
+          list_counts(p, h, h0, h1, counts);
+          list_counts(p, w, 0, w.out, counts + bands.step);
+          a.row_counts = counts, a.column_counts = counts + bands.step;
+        }
+        kernels.pool_planes(a);
+      });
+}
+
+// Maxima: of 2 x 2 windows side by side the winner is found and served in one go; overlapping ones pass through lines
+// of the kernel's own, which take rows of some length and whole planes.
+template <class T>
+Status planar_windows_backward(const Pool& p, const T* dy, const Strides& ys, const T* x, const Strides& xs, T* dx,
+                               const Strides& ds, bool* served) {
+  const Axis &h = p.axis[1], &w = p.axis[2];
+  const bool apart = w.kernel == w.stride;
+  if (apart ? h.pad > 0 || w.pad > 0 : w.in > 512 || h.in > kTaskTerms / 512) return Status::ok;
+  *served = true;
+  Bands bands(p);
+  if (!apart) bands.step = h.out, bands.down = 1;
+  const KernelTable<T>& kernels = kernel_table<T>(current_isa());
+  const double work = static_cast<double>(p.N * p.C) * static_cast<double>(p.in_pixels()) * 0.2;
+  return parallel_for(p.N * bands.deep * bands.down, work, [&](int64_t task, int) {
+    const int64_t h0 = task % bands.down * bands.step, h1 = std::min(h.out, h0 + bands.step);
+    const int64_t c0 = task / bands.down % bands.deep * bands.planes, n = task / bands.down / bands.deep;
+    const int64_t row = h0 * h.stride;
+    PoolPlanesArgs<T> a{};
+    a.x = x + n * xs.n + c0 * xs.c + row * xs.s[1], a.x_channel = xs.c, a.x_pitch = xs.s[1];
+    a.dy = dy + n * ys.n + c0 * ys.c + h0 * ys.s[1], a.dy_channel = ys.c, a.dy_pitch = ys.s[1];
+    a.y = dx + n * ds.n + c0 * ds.c + row * ds.s[1], a.y_channel = ds.c, a.y_pitch = ds.s[1];
+    a.channels = std::min(p.C - c0, bands.planes), a.columns = w.in;
+    a.rows = (h1 == h.out ? h.in : h1 * h.stride) - row;  // the last band has the rows that no window covers
+    a.first_row = -h.pad, a.first_column = -w.pad;
+    a.out_rows = h1 - h0, a.out_columns = w.out;
+    a.taps = static_cast<int32_t>(w.kernel), a.stride = static_cast<int32_t>(w.stride);
+    kernels.pool_planes_backward(a);
+  });
+}
+
 // A maximum or a mean of whole planes that are one run of memory each.
 template <class T>
 Status whole_planes(const Pool& p, const T* x, const Strides& xs, T* y, const Strides& ys) {
@@ -971,6 +1064,10 @@ Status pool_forward_fast(const Pool& p, const T* x, const Strides& xs, T* y, con
       *served = true;
       return whole_planes(p, x, xs, y, ys);
     }
+    if (xs.s[2] == 1 && ys.s[2] == 1 && p.kind != PoolKind::lp && usual_windows(p)) {
+      const Status s = planar_windows(p, x, xs, y, ys, served);
+      if (*served) return s;
+    }
   }
   if (xs.s[2] == 1 && ys.s[2] == 1) return PlanarForward<T>(p, x, xs, y, ys).run(served);
   return Status::ok;
@@ -989,6 +1086,10 @@ Status pool_backward_fast(const Pool& p, const T* dy, const Strides& ys, const T
   }
   if (channels_innermost(p, ds) && ys.c == 1 && (p.kind != PoolKind::max || xs.c == 1))
     return ChannelsBackward<T>(p, dy, ys, x, xs, dx, ds).run(served);
+  if (p.kind == PoolKind::max && ys.s[2] == 1 && ds.s[2] == 1 && xs.s[2] == 1 && usual_windows(p)) {
+    const Status s = planar_windows_backward(p, dy, ys, x, xs, dx, ds, served);
+    if (*served) return s;
+  }
   if (ys.s[2] == 1 && ds.s[2] == 1 && (p.kind != PoolKind::max || xs.s[2] == 1))
     return PlanarBackward<T>(p, dy, ys, x, xs, dx, ds).run(served);
   return Status::ok;
