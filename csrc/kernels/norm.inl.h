@@ -232,8 +232,8 @@ inline void apply_rows(const NormApplyArgs<T> p) {
       for (int64_t c = 0; c + V::kLanes <= p.columns; c += V::kLanes) value(c, whole).store(y + c);
       last.store(y + p.columns - V::kLanes);
     }
-  } else if (kByColumn && kPlain && p.columns <= 1024) {
-    // Mean, scale and offset of a row come from the first-level cache.
+  } else if (kByColumn && kPlain && p.rows < kTileRows) {
+    // Too few for a tile: row by row, in the order of memory.
     for (int64_t r = 0; r < p.rows; ++r) {
       const T* x = p.x + r * p.x_pitch;
       const T* residual = p.residual ? p.residual + r * p.residual_pitch : nullptr;
