@@ -91,15 +91,17 @@ void map_run(const MapArgs<T>& p) {
   if (p.streaming) stream_fence();
 }
 
-// Lanes past the end of a row count as minus infinity.
+// The largest lane. A NaN may be lost: the sum of the exponentials has it again.
 template <class V>
-inline V load_or_lowest(const typename V::T* x, int64_t n) {
+inline typename V::T largest(V x) {
   using T = typename V::T;
-  if (n == V::kLanes) return V::load(x);
-  T all[V::kLanes];
-  V::set1(-(T)__builtin_inf()).store(all);
-  V::load_n(x, n).store_n(all, n);
-  return V::load(all);
+  T lane[V::kLanes];
+  x.store(lane);
+#pragma GCC unroll 4
+  for (int half = V::kLanes / 2; half; half /= 2)
+#pragma GCC unroll 8
+    for (int l = 0; l < half; ++l) lane[l] = lane[l] > lane[l + half] ? lane[l] : lane[l + half];
+  return lane[0];
 }
 
 template <class T>
@@ -107,7 +109,10 @@ inline void softmax_rows(const SoftmaxArgs<T> p) {
   using V = Vec<T>;
   constexpr int W = V::kLanes;
   const V lowest = V::set1(-(T)__builtin_inf());
-  const int64_t n = p.columns;
+  const int64_t n = p.columns, whole = n / W * W, tail = n - whole;
+  T lanes[W];
+  for (int l = 0; l < W; ++l) lanes[l] = (T)l;
+  const auto inside = V::greater(V::set1((T)tail), V::load(lanes));
   for (int64_t r = 0; r < p.rows; ++r) {
     const T* x = p.x + r * p.pitch;
     V m[4] = {lowest, lowest, lowest, lowest};
@@ -115,11 +120,9 @@ inline void softmax_rows(const SoftmaxArgs<T> p) {
     for (; c + 4 * W <= n; c += 4 * W)
 #pragma GCC unroll 4
       for (int j = 0; j < 4; ++j) m[j] = max(m[j], V::load(x + c + j * W));
-    for (; c < n; c += W) m[0] = max(m[0], load_or_lowest<V>(x + c, n - c < W ? n - c : W));
-    T lane[W];
-    max(max(m[0], m[1]), max(m[2], m[3])).store(lane);
-    T top = lane[0];
-    for (int l = 1; l < W; ++l) top = lane[l] > top || top != top ? lane[l] : top;
+    for (; c < whole; c += W) m[0] = max(m[0], V::load(x + c));
+    if (tail) m[1] = max(m[1], V::select(inside, V::load_n(x + whole, tail), lowest));
+    const T top = largest(max(max(m[0], m[1]), max(m[2], m[3])));
     const V highest = V::set1(top);
     V s[2] = {V::zero(), V::zero()};
     auto term = [&](V v) { return exp(v - highest, V::zero()); };
@@ -132,13 +135,15 @@ inline void softmax_rows(const SoftmaxArgs<T> p) {
         if (y) e.store(y + c + j * W);
         s[j] = s[j] + e;
       }
-    for (; c < n; c += W) {
-      const int64_t lanes = n - c < W ? n - c : W;
-      const V e = term(V::load_n(x + c, lanes));
-      e.store_n(lane, W);
-      const V used = V::load_n(lane, lanes);
-      if (y) e.store_n(y + c, lanes);
-      s[0] = s[0] + used;
+    if (c < whole) {
+      const V e = term(V::load(x + c));
+      if (y) e.store(y + c);
+      s[0] = s[0] + e;
+    }
+    V last = V::zero();
+    if (tail) {
+      last = V::select(inside, term(V::load_n(x + whole, tail)), last);
+      s[1] = s[1] + last;
     }
     const T total = (s[0] + s[1]).sum();
     if (!y) {
@@ -146,33 +151,68 @@ inline void softmax_rows(const SoftmaxArgs<T> p) {
       continue;
     }
     const V share = V::set1((T)1 / total);
-    write_row<V>(y, n, false, [&](int64_t i, auto get) { return get(y + i) * share; });
+    for (c = 0; c < whole; c += W) (V::load(y + c) * share).store(y + c);
+    if (tail) (last * share).store_n(y + whole, tail);
   }
+}
+
+// Calls use(c, get, put) for each vector of n columns, whose operands come by get and whose results go by put.
+template <class V, class Use>
+inline void each_vector(int64_t n, Use use) {
+  using T = typename V::T;
+  int64_t c = 0;
+  for (; c + V::kLanes <= n; c += V::kLanes)
+    use(c, [](const T* from) { return V::load(from); }, [](V v, T* to) { v.store(to); });
+  const int64_t tail = n - c;
+  if (tail)
+    use(c, [tail](const T* from) { return V::load_n(from, tail); }, [tail](V v, T* to) { v.store_n(to, tail); });
 }
 
 template <class T>
 inline void softmax_columns(const SoftmaxArgs<T> p) {
   using V = Vec<T>;
-  constexpr int W = V::kLanes;
-  const V lowest = V::set1(-(T)__builtin_inf()), one = V::set1((T)1);
-  for (int64_t r = 0; r < p.rows; ++r)
-    write_row<V>(p.maximum, p.columns, false,
-                 [&](int64_t c, auto get) { return max(r ? get(p.maximum + c) : lowest, get(p.x + r * p.pitch + c)); });
-  for (int64_t r = 0; r < p.rows; ++r) {
+  // The maximum and the sum are loaded and stored once for kHigh rows.
+  constexpr int64_t kHigh = 4;
+  for (int64_t r = 0; r < p.rows; r += kHigh) {
+    const int64_t high = p.rows - r < kHigh ? p.rows - r : kHigh;
+    const T* x = p.x + r * p.pitch;
+    each_vector<V>(p.columns, [=](int64_t c, auto get, auto put) {
+      V m = r ? get(p.maximum + c) : V::set1(-(T)__builtin_inf());
+      if (high == kHigh) {
+        const V a = max(get(x + c), get(x + p.pitch + c));
+        m = max(m, max(a, max(get(x + 2 * p.pitch + c), get(x + 3 * p.pitch + c))));
+      } else {
+        for (int64_t i = 0; i < high; ++i) m = max(m, get(x + i * p.pitch + c));
+      }
+      put(m, p.maximum + c);
+    });
+  }
+  for (int64_t r = 0; r < p.rows; r += kHigh) {
+    const int64_t high = p.rows - r < kHigh ? p.rows - r : kHigh;
     const T* x = p.x + r * p.pitch;
     T* y = p.y ? p.y + r * p.pitch : nullptr;
-    for (int64_t c = 0; c < p.columns; c += W) {
-      const int64_t lanes = p.columns - c < W ? p.columns - c : W;
-      const V e = exp(V::load_n(x + c, lanes) - V::load_n(p.maximum + c, lanes), V::zero());
-      if (y) e.store_n(y + c, lanes);
-      (r ? V::load_n(p.sum + c, lanes) + e : e).store_n(p.sum + c, lanes);
-    }
+    each_vector<V>(p.columns, [=](int64_t c, auto get, auto put) {
+      const V m = get(p.maximum + c);
+      V s = r ? get(p.sum + c) : V::zero();
+      auto add = [&](int64_t i) {
+        const V e = exp(get(x + i * p.pitch + c) - m, V::zero());
+        if (y) put(e, y + i * p.pitch + c);
+        s = s + e;
+      };
+      if (high == kHigh) {
+#pragma GCC unroll 4
+        for (int i = 0; i < kHigh; ++i) add(i);
+      } else {
+        for (int64_t i = 0; i < high; ++i) add(i);
+      }
+      put(s, p.sum + c);
+    });
   }
   if (!p.y) return;
-  write_row<V>(p.sum, p.columns, false, [&](int64_t c, auto get) { return one / get(p.sum + c); });
+  each_vector<V>(p.columns, [=](int64_t c, auto get, auto put) { put(V::set1((T)1) / get(p.sum + c), p.sum + c); });
   for (int64_t r = 0; r < p.rows; ++r) {
     T* y = p.y + r * p.pitch;
-    write_row<V>(y, p.columns, false, [&](int64_t c, auto get) { return get(y + c) * get(p.sum + c); });
+    each_vector<V>(p.columns, [=](int64_t c, auto get, auto put) { put(get(y + c) * get(p.sum + c), y + c); });
   }
 }
 

@@ -17,6 +17,12 @@ namespace {
 // Rows that a sum by column takes at a time.
 constexpr int kRows = 4;
 
+// A number that a generic function takes.
+template <int kNumber>
+struct Count {
+  static constexpr int kValue = kNumber;
+};
+
 // The mean that a sum is taken about; 0 where it would turn the sums into NaN that are not.
 template <class V>
 inline V finite_or_zero(V x) {
@@ -120,9 +126,66 @@ inline void column_stats(const NormStatsArgs<T> p) {
   }
 }
 
+// Rows of one piece each, kTogether at a time: a short row alone would mostly wait for its own sums, of which the next
+// step needs the result. Each row's order is the same in any company: one vector of sums, then its lanes.
+template <class T, int kTogether>
+inline void short_rows(const NormStatsArgs<T>& p, int64_t first) {
+  using V = Vec<T>;
+  constexpr int W = V::kLanes;
+  const T* x = p.x + first * p.step;
+  const int64_t step = p.step, columns = p.columns, whole = columns / W * W, tail = columns - whole;
+  const T most = sizeof(T) == 4 ? (T)0x1.fffffep127 : (T)0x1.fffffffffffffp1023;
+  V s[kTogether], q[kTogether], mean[kTogether];
+#pragma GCC unroll 4
+  for (int k = 0; k < kTogether; ++k) s[k] = q[k] = V::zero();
+  // In the order of memory, which the prefetchers follow: four rows at a time were slower where x came from there.
+#pragma GCC unroll 4
+  for (int k = 0; k < kTogether; ++k)
+    for (int64_t c = 0; c < whole; c += W) s[k] = s[k] + V::load(x + k * step + c);
+  if (tail)
+#pragma GCC unroll 4
+    for (int k = 0; k < kTogether; ++k) s[k] = s[k] + V::load_n(x + k * step + whole, tail);
+#pragma GCC unroll 4
+  for (int k = 0; k < kTogether; ++k) {
+    // As finite_or_zero.
+    const T m = s[k].sum() / (T)columns, about = (m < 0 ? -m : m) <= most ? m : (T)0;
+    p.shift[first + k] = about;
+    mean[k] = V::set1(about);
+    s[k] = V::zero();
+  }
+  auto add = [&](V v, int k) {
+    s[k] = s[k] + v;
+    q[k] = fma(v, v, q[k]);
+  };
+  for (int64_t c = 0; c < whole; c += W)
+#pragma GCC unroll 4
+    for (int k = 0; k < kTogether; ++k) add(V::load(x + k * step + c) - mean[k], k);
+  if (tail) {
+    T lanes[W];
+    for (int i = 0; i < W; ++i) lanes[i] = (T)i;
+    const auto inside = V::greater(V::set1((T)tail), V::load(lanes));
+#pragma GCC unroll 4
+    for (int k = 0; k < kTogether; ++k)
+      add(V::select(inside, V::load_n(x + k * step + whole, tail) - mean[k], V::zero()), k);
+  }
+#pragma GCC unroll 4
+  for (int k = 0; k < kTogether; ++k) {
+    p.sum[first + k] = s[k].sum();
+    p.square[first + k] = q[k].sum();
+  }
+}
+
 template <class T>
 void norm_stats(const NormStatsArgs<T>& p) {
   if (p.by_column) return column_stats(p);
+  // Longer rows have more sums at a time, which rounds less.
+  if (p.rows == 1 && p.columns <= 64 * Vec<T>::kLanes) {
+    constexpr int kTogether = 4;
+    int64_t i = 0;
+    for (; i + kTogether <= p.count; i += kTogether) short_rows<T, kTogether>(p, i);
+    for (; i < p.count; ++i) short_rows<T, 1>(p, i);
+    return;
+  }
   for (int64_t i = 0; i < p.count; ++i)
     block_stats(p.x + i * p.step, p.rows, p.columns, p.pitch, p.shift + i, p.sum + i, p.square + i);
 }
@@ -137,44 +200,96 @@ inline void clamp_bounds(int32_t activation, typename V::T a, typename V::T b, V
   if (activation == 11) lower = V::set1(a), upper = V::set1(b);
 }
 
-// kClamp: the activation is a clamp or none. kPlain: there is neither weight nor bias.
-template <class T, bool kByColumn, bool kClamp, bool kPlain>
+enum class Finish { none, clamp, function };
+
+// kPlain: there is neither weight nor bias.
+template <class T, bool kByColumn, Finish kFinish, bool kPlain>
 inline void apply_rows(const NormApplyArgs<T> p) {
   using V = Vec<T>;
   V lower, upper;
   clamp_bounds(p.activation, p.a, p.b, lower, upper);
   auto finish = [&](V v, const T* residual, auto get) {
     if (residual) v = v + get(residual);
-    return kClamp ? min(upper, max(lower, v)) : activate(p.activation, p.a, p.b, v);
+    if constexpr (kFinish == Finish::none) return v;
+    return kFinish == Finish::clamp ? min(upper, max(lower, v)) : activate(p.activation, p.a, p.b, v);
   };
   if constexpr (!kByColumn && kPlain) {
     for (int64_t r = 0; r < p.rows; ++r) {
       const T* x = p.x + r * p.x_pitch;
       const T* residual = p.residual ? p.residual + r * p.residual_pitch : nullptr;
       const V mean = V::set1(p.mean[r]), scale = V::set1(p.scale[r]), offset = V::set1(p.offset[r]);
-      write_row<V>(p.y + r * p.y_pitch, p.columns, p.streaming, [&](int64_t c, auto get) {
+      auto value = [&](int64_t c, auto get) {
         return finish(fma(get(x + c) - mean, scale, offset), residual ? residual + c : nullptr, get);
+      };
+      T* y = p.y + r * p.y_pitch;
+      if (p.columns < V::kLanes || p.columns > 8 * V::kLanes || p.streaming) {
+        write_row<V>(y, p.columns, p.streaming, value);
+        continue;
+      }
+      // Small planes: the last vector overlaps the one before instead of being masked. It is read first, as y may be x.
+      auto whole = [](const T* from) { return V::load(from); };
+      const V last = value(p.columns - V::kLanes, whole);
+      for (int64_t c = 0; c + V::kLanes <= p.columns; c += V::kLanes) value(c, whole).store(y + c);
+      last.store(y + p.columns - V::kLanes);
+    }
+  } else if (kByColumn && kPlain && p.rows < kTileRows) {
+    // Too few for a tile: row by row, in the order of memory.
+    for (int64_t r = 0; r < p.rows; ++r) {
+      const T* x = p.x + r * p.x_pitch;
+      const T* residual = p.residual ? p.residual + r * p.residual_pitch : nullptr;
+      write_row<V>(p.y + r * p.y_pitch, p.columns, p.streaming, [&](int64_t c, auto get) {
+        return finish(fma(get(x + c) - get(p.mean + c), get(p.scale + c), get(p.offset + c)),
+                      residual ? residual + c : nullptr, get);
       });
     }
+  } else if constexpr (!kByColumn) {
+    // Weight and bias are loaded once for a tile of rows, whose norms stay in registers.
+    const bool lines = p.streaming && (uintptr_t)p.y % sizeof(V) == 0 && p.y_pitch % V::kLanes == 0;
+    auto rows = [&p, lines, finish](int64_t first, auto count) {
+      constexpr int kCount = decltype(count)::kValue;
+      V mean[kCount], scale[kCount], offset[kCount];
+#pragma GCC unroll 4
+      for (int k = 0; k < kCount; ++k) {
+        mean[k] = V::set1(p.mean[first + k]), scale[k] = V::set1(p.scale[first + k]);
+        offset[k] = V::set1(p.offset[first + k]);
+        mean[k].pin(), scale[k].pin(), offset[k].pin();
+      }
+      const T* x = p.x + first * p.x_pitch;
+      const T* residual = p.residual ? p.residual + first * p.residual_pitch : nullptr;
+      T* y = p.y + first * p.y_pitch;
+      const int64_t x_pitch = p.x_pitch, y_pitch = p.y_pitch, residual_pitch = p.residual_pitch;
+      auto at = [&](int64_t c, auto get, auto put) {
+        const V weight = p.weight ? get(p.weight + c) : V::set1((T)1), bias = p.bias ? get(p.bias + c) : V::zero();
+        V v[kCount];
+#pragma GCC unroll 4
+        for (int k = 0; k < kCount; ++k) {
+          v[k] = fma(fma(get(x + k * x_pitch + c) - mean[k], scale[k], offset[k]), weight, bias);
+          v[k] = finish(v[k], residual ? residual + k * residual_pitch + c : nullptr, get);
+        }
+#pragma GCC unroll 4
+        for (int k = 0; k < kCount; ++k) put(v[k], y + k * y_pitch + c);
+      };
+      auto whole = [](const T* from) { return V::load(from); };
+      int64_t c = 0;
+      if (lines)
+        for (; c + V::kLanes <= p.columns; c += V::kLanes) at(c, whole, [](V v, T* to) { v.stream(to); });
+      else
+        for (; c + V::kLanes <= p.columns; c += V::kLanes) at(c, whole, [](V v, T* to) { v.store(to); });
+      const int64_t tail = p.columns - c;
+      if (tail)
+        at(c, [tail](const T* from) { return V::load_n(from, tail); }, [tail](V v, T* to) { v.store_n(to, tail); });
+    };
+    int64_t r = 0;
+    for (; r + kTileRows <= p.rows; r += kTileRows) rows(r, Count<kTileRows>{});
+    for (; r < p.rows; ++r) rows(r, Count<1>{});
   } else {
     write_tile<V>(p.y, p.y_pitch, p.rows, p.columns, p.streaming, [&](int64_t c, auto get) {
       // What belongs to the columns is loaded once for several rows.
-      V first = V::zero(), second = first, third = first;
-      if (kByColumn) {
-        first = get(p.mean + c), second = get(p.scale + c), third = get(p.offset + c);
-      } else {
-        if (p.weight) first = get(p.weight + c);
-        if (p.bias) second = get(p.bias + c);
-      }
+      const V first = get(p.mean + c), second = get(p.scale + c), third = get(p.offset + c);
       return [&p, finish, get, c, first, second, third](int64_t r) {
-        const V x = get(p.x + r * p.x_pitch + c);
-        V v;
-        if (kByColumn)
-          v = fma(x - first, second, third);
-        else
-          v = fma(x - V::set1(p.mean[r]), V::set1(p.scale[r]), V::set1(p.offset[r]));
-        if (!kPlain && p.weight) v = v * (kByColumn ? V::set1(p.weight[r]) : first);
-        if (!kPlain && p.bias) v = v + (kByColumn ? V::set1(p.bias[r]) : second);
+        V v = fma(get(p.x + r * p.x_pitch + c) - first, second, third);
+        if (!kPlain && p.weight) v = v * V::set1(p.weight[r]);
+        if (!kPlain && p.bias) v = v + V::set1(p.bias[r]);
         return finish(v, p.residual ? p.residual + r * p.residual_pitch + c : nullptr, get);
       };
     });
@@ -182,18 +297,19 @@ inline void apply_rows(const NormApplyArgs<T> p) {
   if (p.streaming) stream_fence();
 }
 
-template <class T, bool kByColumn>
+template <class T, bool kByColumn, bool kPlain>
 inline void apply_by(const NormApplyArgs<T>& p) {
+  if (p.activation == 0) return apply_rows<T, kByColumn, Finish::none, kPlain>(p);
   const bool clamp = p.activation <= 2 || p.activation == 11;
-  if (!p.weight && !p.bias)
-    clamp ? apply_rows<T, kByColumn, true, true>(p) : apply_rows<T, kByColumn, false, true>(p);
-  else
-    clamp ? apply_rows<T, kByColumn, true, false>(p) : apply_rows<T, kByColumn, false, false>(p);
+  clamp ? apply_rows<T, kByColumn, Finish::clamp, kPlain>(p) : apply_rows<T, kByColumn, Finish::function, kPlain>(p);
 }
 
 template <class T>
 void norm_apply(const NormApplyArgs<T>& p) {
-  p.by_column ? apply_by<T, true>(p) : apply_by<T, false>(p);
+  if (p.weight || p.bias)
+    p.by_column ? apply_by<T, true, false>(p) : apply_by<T, false, false>(p);
+  else
+    p.by_column ? apply_by<T, true, true>(p) : apply_by<T, false, true>(p);
 }
 
 // dy where the clamp that made y let it through, else 0. A NaN in y lets it through.
