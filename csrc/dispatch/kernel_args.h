@@ -294,9 +294,9 @@ struct PoolArgs {
   const T* divisors;  // slide and combine: one an element in place of `divisor`; null: none
 };
 
-// Windows of taps x taps elements, `stride` apart both ways, of planes whose columns are neighbours: taps and stride are
-// 3 and 1, 3 and 2, or 2 and 2. Window (p, q) begins at row first_row + p * stride, column first_column + q * stride;
-// what lies outside the rows and columns of the image counts as nothing.
+// Windows of taps x taps elements, `stride` apart both ways, of planes whose columns are neighbours: taps and stride
+// are 3 and 1, 3 and 2, or 2 and 2. Window (p, q) begins at row first_row + p * stride, column first_column + q *
+// stride; what lies outside the rows and columns of the image counts as nothing.
 //   planes           y[p][q] = finish(op over the window of x), op kPoolMax or kPoolSum
 //   planes_backward  2 and 2, first_row and first_column 0: y (rows x columns) is the gradient of x, dy that of each
 //                    window, which its first maximum (the first NaN, where there is one) receives whole
