@@ -160,7 +160,7 @@ struct PixelSlabArgs {
 //   out[p * out_row_pitch + q * out_pitch + c] (+)= sum over r, s of weights[r][s * weight_pitch + c] *
 //   row p * row_stride + r * row_dilation, column q * stride + s * dilation + first_column, channel c
 // Column i of row j begins at rows[j] + i * row_pitch[j]; columns outside [0, columns) are zeros. A row of zeros has
-// the pitch 0; where skip_zeros is set it is passed over. Rows of weights hold whole vectors, `taps` of them
+// the pitch 0; where skip_zeros is set it may be passed over. Rows of weights hold whole vectors, `taps` of them
 // weight_pitch apart.
 template <class T>
 struct DepthwiseChannelsArgs {
