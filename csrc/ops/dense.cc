@@ -147,17 +147,6 @@ bool weights_are_rows(const DenseJob& job) {
   return job.C == 1 || job.wc == expect;
 }
 
-// Everything that the tasks of one call share.
-template <class T>
-struct Context {
-  const Machine& machine;
-  const KernelTable<T>& kernels;
-  const Finish<T>& finish;
-  const InputMap<T>& map;
-  int64_t gate_batch_stride;
-  bool accumulate;
-};
-
 // A task: one image, one group, one block of pixels, output channels [k0, k1).
 struct Task { int64_t n, g, block, k0, k1; };
 
@@ -711,13 +700,6 @@ int64_t scratch_bytes(const Run<T>& run, const Machine& machine, const Cut& cut)
   count.take<Segment>(2 * part.out[0] * part.out[1] + 4);
   if (!choice.direct && job.taps() > 0 && !run.producer) Slab<T>(part, 0, n, choice.chunks[0].channels, W, count);
   return count.size();
-}
-
-// Tasks to aim for: a few a thread, so that they end together, and none so long that a cancelled call would be waited
-// for.
-int64_t wanted_tasks(double nanoseconds) {
-  const int threads = planned_threads(int64_t{1} << 30, nanoseconds);
-  return std::max<int64_t>(threads == 1 ? 1 : 4 * threads, static_cast<int64_t>(nanoseconds / 20e6));
 }
 
 double job_nanoseconds(const DenseJob& job) {

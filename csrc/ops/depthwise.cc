@@ -81,16 +81,6 @@ Piece piece_of(const DenseJob& job, const Cut& cut, int64_t i) {
 }
 
 template <class T>
-struct Context {
-  const Machine& machine;
-  const KernelTable<T>& kernels;
-  const Finish<T>& finish;
-  const InputMap<T>& map;
-  int64_t gate_batch_stride;
-  bool accumulate;
-};
-
-template <class T>
 T* pixel(const void* base, const Strides& s, int64_t n, int64_t c, int64_t d, int64_t h, int64_t w) {
   return static_cast<T*>(const_cast<void*>(base)) + n * s.n + c * s.c + d * s.s[0] + h * s.s[1] + w * s.s[2];
 }
@@ -486,8 +476,7 @@ Status run_depthwise(const std::vector<Run<T>>& runs, const Machine& machine, co
   const Context<T> ctx{machine, kernels, finish, map, gate_batch_stride, accumulate};
   double work = 0;
   for (const Run<T>& run : runs) work += nanoseconds(run.job);
-  const int threads = planned_threads(int64_t{1} << 30, work);
-  const int64_t want = std::max<int64_t>(threads == 1 ? 1 : 4 * threads, static_cast<int64_t>(work / 20e6));
+  const int64_t want = wanted_tasks(work);
   std::vector<Cut> cuts;
   cuts.reserve(runs.size());
   int64_t tasks = 0, bytes = 0;

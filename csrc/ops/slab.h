@@ -7,6 +7,8 @@
 
 #include "dispatch/kernel_table.h"
 #include "ops/choose.h"
+#include "ops/dense.h"
+#include "ops/parallel.h"
 
 namespace fastconv::ops {
 
@@ -243,6 +245,24 @@ void move_out(const KernelTable<T>& kernels, T* tensor, T* buffer, int64_t pitch
   args.row_offset = rows, args.column_offset = columns, args.m = m, args.n = n;
   args.accumulate = accumulate;
   kernels.scatter_block(args);
+}
+
+// Everything that the tasks of one call share.
+template <class T>
+struct Context {
+  const Machine& machine;
+  const KernelTable<T>& kernels;
+  const Finish<T>& finish;
+  const InputMap<T>& map;
+  int64_t gate_batch_stride;
+  bool accumulate;
+};
+
+// Tasks to aim for: a few a thread, so that they end together, and none so long that a cancelled call would be waited
+// for.
+inline int64_t wanted_tasks(double nanoseconds) {
+  const int threads = planned_threads(int64_t{1} << 30, nanoseconds);
+  return std::max<int64_t>(threads == 1 ? 1 : 4 * threads, static_cast<int64_t>(nanoseconds / 20e6));
 }
 
 }  // namespace fastconv::ops
