@@ -349,8 +349,7 @@ Decision summarise(const std::vector<Run<T>>& runs, const Machine& m, const Geom
     summarise_depthwise(m, c.role == Role::pixel_rows, &d);
     depthwise_block<T>(runs[0].job, c, m, &d.channel_block, &d.pixel_block);
   }
-  for (const Run<T>& run : runs)
-    d.workspace_per_thread = std::max(d.workspace_per_thread, task_workspace<T>(run.job, run.choice, m));
+  for (const Run<T>& run : runs) d.workspace_per_thread = std::max(d.workspace_per_thread, task_workspace<T>(run, m));
   sums.cover(runs);
   d.packed_weight_bytes = packed * static_cast<int64_t>(sizeof(T));
   // A piece is one chain of fused additions, the pieces are another; the epilogue adds four roundings.

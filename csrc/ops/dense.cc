@@ -931,12 +931,9 @@ Status run_dense(const std::vector<Run<T>>& runs, const Machine& machine, const 
 }
 
 template <class T>
-int64_t task_workspace(const DenseJob& job, const Choice& choice, const Machine& machine) {
-  if (choice.depthwise) return depthwise_workspace<T>(job, choice, machine);
-  const Cut cut(job, choice, machine, sizeof(T), 1, false);
-  Run<T> run;
-  run.job = job, run.choice = choice;
-  return scratch_bytes<T>(run, machine, cut);
+int64_t task_workspace(const Run<T>& run, const Machine& machine) {
+  if (run.choice.depthwise) return depthwise_workspace<T>(run.job, run.choice, machine);
+  return scratch_bytes<T>(run, machine, Cut(run.job, run.choice, machine, sizeof(T), 1, false));
 }
 
 // --- The gradient of the weights
@@ -1227,7 +1224,7 @@ Status run_weight_gradient(const DenseJob& job, const Machine& m, const KernelTa
   template Status run_dense<T>(const std::vector<Run<T>>&, const Machine&, const KernelTable<T>&, const Finish<T>&, \
                                const InputMap<T>&, int64_t, bool);                                                  \
   template bool may_skip_zeros<T>(const DenseJob&, const Choice&, bool);                                            \
-  template int64_t task_workspace<T>(const DenseJob&, const Choice&, const Machine&);                               \
+  template int64_t task_workspace<T>(const Run<T>&, const Machine&);                                                \
   template Status run_weight_gradient<T>(const DenseJob&, const Machine&, const KernelTable<T>&, T*, bool);
 FASTCONV_INSTANTIATE(float)
 FASTCONV_INSTANTIATE(double)

@@ -69,7 +69,7 @@ Status run_dense(const std::vector<Run<T>>& runs, const Machine& machine, const 
 
 // Scratch bytes that one task of this product takes.
 template <class T>
-int64_t task_workspace(const DenseJob& job, const Choice& choice, const Machine& machine);
+int64_t task_workspace(const Run<T>& run, const Machine& machine);
 
 // dw[k][c][t] (+)= the sum over images and pixels of dy(k, p) * x(c, p * stride - pad + t * dilation). `job` is the
 // forward product; its input is x, its output dy. dw is contiguous.

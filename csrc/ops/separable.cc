@@ -85,6 +85,8 @@ struct Separable {
     T* buffer = static_cast<T*>(vectors.data());
     inner = join_epilogue<T>(o.inner, filter.out_channels, buffer);
     finish = join_epilogue<T>(o.epilogue, product.out_channels, buffer + 2 * filter.out_channels);
+    // What cannot be fused is done by two calls, which pack for themselves.
+    if (!fused()) return Status::ok;
     if ((s = prepare_weights(filters, machine, kernels, true, &packed_filters)) != Status::ok) return s;
     // Every task reads all weights: they are packed beforehand.
     return prepare_weights(products, machine, kernels, keep || product.geometry.N > 0, &packed_product);
@@ -92,6 +94,18 @@ struct Separable {
 
   // Whether the intermediate can be made block by block.
   bool fused() const { return filter.geometry.C == 1 && filter.geometry.K == 1; }
+
+  DepthwiseProducer<T> producer(const Run<T>& f) const {
+    return {f, machine, kernel_table<T>(machine.isa), inner, map, 0, products[0].choice.chunks[0].channels};
+  }
+
+  // Scratch of a task, the block of the intermediate included.
+  int64_t workspace() const {
+    const DepthwiseProducer<T> made = producer(filters[0]);
+    Run<T> p = products[0];
+    p.producer = &made;
+    return task_workspace(p, machine);
+  }
 
   Status run(int64_t N, const void* x, const Strides& xs, void* y, const Strides& ys, const void* residual,
              const Strides& rs) const {
@@ -103,8 +117,8 @@ struct Separable {
     p[0].job.has_residual = residual != nullptr;
     f.bind(x, nullptr, nullptr, nullptr);
     p[0].bind(nullptr, nullptr, y, residual);
-    const DepthwiseProducer<T> producer(f, machine, kernels, inner, map, 0, products[0].choice.chunks[0].channels);
-    p[0].producer = &producer;
+    const DepthwiseProducer<T> made = producer(f);
+    p[0].producer = &made;
     return run_dense(p, machine, kernels, finish, map, 0, false);
   }
 };
@@ -178,7 +192,7 @@ class TypedSeparablePlan final : public SeparablePlan {
     bytes = static_cast<int64_t>(sizeof(T)) *
             (packed_size(product.job, product.choice, layer_.machine, true) +
              packed_size(layer_.filters[0].job, layer_.filters[0].choice, layer_.machine, true));
-    workspace = task_workspace<T>(product.job, product.choice, layer_.machine);
+    workspace = layer_.workspace();
     return Status::ok;
   }
 
