@@ -65,9 +65,9 @@ def interrupt(threads, what):
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("what", ["forward", "input", "weight"])
 def test_interrupt_within_100_ms(threads, what):
-    # The best of three: another process may hold the cores for longer than the limit.
+    # The best of ten: other processes may hold the cores for longer than the limit.
     trials = []
-    for _ in range(3):
+    for _ in range(10):
         trials.append(interrupt(threads, what))
         if trials[-1][0] < 0.1:
             break

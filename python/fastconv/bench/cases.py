@@ -1,4 +1,4 @@
-"""The layers of the benchmark, with their sizes, costs, families and data.
+"""The layers of the benchmark, with their sizes, costs, families and data; the other cases stand in `operations`.
 
 They are read from the tables in shapes/; `seeded` draws others, which no table holds.
 """
@@ -18,6 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fastconv import testing
+from fastconv.bench import operations
+from fastconv.bench.operations import Operation
 
 Array = npt.NDArray[Any]
 Direction = Literal["forward", "backward"]
@@ -28,7 +30,7 @@ MAX_GFLOP = 40.0
 # Below this a call is mostly overhead: the family "tiny".
 TINY_FLOP = 400_000
 
-FAMILIES = (
+FAMILIES: tuple[str, ...] = (
     "1x1",
     "3x3 s1",
     "other dense",
@@ -40,8 +42,19 @@ FAMILIES = (
     "depthwise backward",
     "float64",
     "tiny",
+    "separable",
+    "separable backward",
+    "pool",
+    "pool backward",
+    "batch norm",
+    "batch norm training",
+    "batch norm backward",
+    "norm",
+    "norm backward",
+    "elementwise",
+    "elementwise backward",
 )
-OPS = ("conv1d", "conv2d", "conv3d", "conv_transpose", "depthwise", "linear", "backward", "all")
+OPS = ("conv1d", "conv2d", "conv3d", "conv_transpose", "depthwise", "linear", "backward", *operations.KINDS, "all")
 
 
 @dataclass(frozen=True)
@@ -293,10 +306,10 @@ def _distinct(rows: Sequence[Layer]) -> tuple[Layer, ...]:
     return tuple(layers.values())
 
 
-def _unique(layers: Sequence[Layer]) -> list[Layer]:
-    """Number the layers whose names are taken."""
+def _unique(layers: Sequence[Layer | Operation]) -> list[Layer | Operation]:
+    """Number the cases whose names are taken."""
     seen: dict[str, int] = {}
-    result = []
+    result: list[Layer | Operation] = []
     for layer in layers:
         count = seen[layer.id] = seen.get(layer.id, 0) + 1
         result.append(layer if count == 1 else replace(layer, name=f"{layer.name} #{count}"))
@@ -370,7 +383,8 @@ def quick() -> tuple[Layer, ...]:
         _find("convnext_t", groups=768),
     ]
     depthwise_backward = [replace(depthwise[i], direction="backward") for i in (0, 1, 3, 5, 7, 9)]
-    return tuple(_unique([*forward, *depthwise, *f64, *backward, *depthwise_backward]))
+    layers = _unique([*forward, *depthwise, *f64, *backward, *depthwise_backward])
+    return tuple(v for v in layers if isinstance(v, Layer))
 
 
 # ------------------------------------------------------------------------------------------------------ seeded layers
@@ -523,19 +537,23 @@ def _drawn(dice: _Dice, kind: str, name: str) -> Layer:
 # ------------------------------------------------------------------------------------------------------------- choice
 
 
+Case = Layer | Operation
+
+
 def networks() -> list[str]:
     """The names that --net takes."""
-    return sorted({layer.net for layer in _listed()})
+    return sorted({layer.net for layer in _listed()} | operations.networks())
 
 
-def _network(net: str) -> tuple[Layer, ...]:
+def _network(net: str) -> tuple[Case, ...]:
     # Without its version a name means the current one: ResNet-50 as it is trained today strides in its 3x3 layers.
     full = "resnet50_v1.5" if net == "resnet50" else net
-    exact = [v for v in _listed() if v.net == full]
-    chosen = exact or [v for v in _listed() if v.net.split("_")[0] == full or v.net.startswith(f"{full}_")]
+    rows: tuple[Case, ...] = (*_listed(), *operations.listed())
+    exact = [v for v in rows if v.net in (full, net)]
+    chosen = exact or [v for v in rows if v.net.split("_")[0] == full or v.net.startswith(f"{full}_")]
     if not chosen:
         raise ValueError(f"--net (={net!r}) must be one of {', '.join(networks())}")
-    return _distinct(chosen)
+    return (*_distinct([v for v in chosen if isinstance(v, Layer)]), *(v for v in chosen if isinstance(v, Operation)))
 
 
 def select(
@@ -546,40 +564,52 @@ def select(
     op: str | None = None,
     dtype: str | None = None,
     max_gflop: float = MAX_GFLOP,
-) -> tuple[list[Layer], list[Layer]]:
-    """The layers of a run, and those left out because they are too large.
+) -> tuple[list[Case], list[Case]]:
+    """The cases of a run, and those left out because they are too large.
 
     Without arguments the quick subset; with `net` every shape of that network; with `everything` every table; with
-    `drawn` so many of `seeded`, besides those where both are asked for. `op` and `dtype` narrow any of them:
-    "backward" takes the convolutions of the choice, backward.
+    `drawn` so many of `seeded`, besides those where both are asked for. `op`, one of OPS or some with commas between,
+    and `dtype` narrow any of them: "backward" takes the convolutions of the choice, backward.
     """
-    sources: list[tuple[Layer, ...]] = []
+    sources: list[tuple[Case, ...]] = []
     if net is not None:
         sources.append(_network(net))
     elif everything:
-        sources.append(tables())
+        sources.append((*tables(), *operations.everything()))
     if drawn is not None:
         sources.append(seeded(drawn))
     explicit = bool(sources)
-    chosen = [v for source in sources or [quick()] for v in _narrowed(list(source), op, dtype, explicit)]
+    names = [None] if op is None else op.split(",")
+    for name in names:
+        if name is not None and name not in OPS:
+            raise ValueError(f"--op (={name!r}) must be of {', '.join(OPS)}, commas between")
+    quickly: tuple[Case, ...] = (*quick(), *(v for v in operations.everything() if v.quick))
+    chosen = [
+        v for name in names for source in sources or [quickly] for v in _narrowed(list(source), name, dtype, explicit)
+    ]
     small = [v for v in chosen if v.flops <= max_gflop * 1e9]
     return _unique(small), [v for v in chosen if v.flops > max_gflop * 1e9]
 
 
-def _narrowed(chosen: list[Layer], op: str | None, dtype: str | None, explicit: bool) -> list[Layer]:
+def _narrowed(chosen: list[Case], op: str | None, dtype: str | None, explicit: bool) -> list[Case]:
     if op == "backward":
-        narrowed = [v for v in chosen if v.direction == "backward"]
+        layers = [v for v in chosen if isinstance(v, Layer)]
+        narrowed = [v for v in layers if v.direction == "backward"]
         # The tables hold forward layers alone.
-        chosen = narrowed or [replace(v, direction="backward") for v in chosen if v.op != "linear"]
+        chosen = list(narrowed or [replace(v, direction="backward") for v in layers if v.op != "linear"])
     elif op == "depthwise":
         chosen = [v for v in chosen if v.depthwise]
+    elif op in operations.KINDS:
+        # The quick subset has a few of each kind: asked for by name, the kind comes whole.
+        rows = chosen if explicit else operations.everything()
+        chosen = [v for v in rows if isinstance(v, Operation) and v.kind == op]
     elif op not in (None, "all"):
         # "conv_transpose" is 1-D and 2-D.
-        kept = [v for v in chosen if v.op.startswith(str(op))]
+        kept = [v for v in chosen if isinstance(v, Layer) and v.op.startswith(str(op))]
         if not kept and not explicit:
             # The quick subset has few of the rarer operations: take their table instead.
             kept = [v for v in tables() if v.op.startswith(str(op))]
-        chosen = kept
+        chosen = list(kept)
     if dtype is not None:
         same = [v for v in chosen if v.dtype == dtype]
         other = [replace(v, dtype=dtype) for v in chosen if v.dtype != dtype]
@@ -626,12 +656,14 @@ def picture(size: Ints, n: int, dtype: str) -> tuple[Array, str] | None:
     return np.ascontiguousarray(np.moveaxis(normal, -1, 1), dtype=dtype), source
 
 
-def data(layer: Layer) -> tuple[dict[str, Array], str]:
-    """x, w and, backward, dy of a layer, channels first, and where x comes from.
+def data(layer: Case) -> tuple[dict[str, Array], str]:
+    """The operands of a case, channels first (of a layer x, w and, backward, dy), and where x comes from.
 
     Everything else is seeded by the layer's name, so that a run can be repeated. Weights have He's scale, so that
     outputs have the scale of inputs; no value is zero or denormal.
     """
+    if isinstance(layer, Operation):
+        return operations.data(layer)
     rng = np.random.default_rng(zlib.crc32(f"{layer.net}/{layer.name}".encode()))
 
     def normal(shape: Ints, scale: float) -> Array:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fastconv.bench.timing import Effort
 
 if TYPE_CHECKING:
-    from fastconv.bench.cases import Layer
+    from fastconv.bench.cases import Case
 
 NEEDS_EXTRA = 'the benchmark needs {name}: pip install "fastconv[bench]"'
 
@@ -31,7 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="N layers (default: %(const)s) that no table holds, the same in every run; with --net or --all besides",
     )
     choice.add_argument(
-        "--op", choices=("conv1d", "conv2d", "conv3d", "conv_transpose", "depthwise", "linear", "backward", "all")
+        "--op",
+        metavar="OP[,OP...]",
+        help="conv1d, conv2d, conv3d, conv_transpose, depthwise, linear, backward, separable, pool, batch_norm, norm, "
+        "elementwise, all",
     )
     choice.add_argument("--filter", metavar="REGEX", help="only layers whose name matches")
     choice.add_argument("--family", metavar="NAME", help="only this family, such as 1x1 (memory-bound is found later)")
@@ -92,7 +95,7 @@ def _pythons(given: list[str]) -> dict[str, str]:
     return pythons
 
 
-def _layers(arguments: argparse.Namespace) -> tuple[list[Layer], list[Layer]]:
+def _layers(arguments: argparse.Namespace) -> tuple[list[Case], list[Case]]:
     from fastconv.bench import cases
 
     if arguments.seeded is not None and arguments.seeded < 1:
@@ -157,7 +160,8 @@ def _main(arguments: argparse.Namespace) -> int:
     layers, large = _layers(arguments)
     if arguments.list:
         for layer in layers:
-            print(f"{layer.id:50} {layer.describe():36} {layer.flops / 1e6:10.1f} MFLOP")
+            cost = f"{layer.flops / 1e6:10.1f} MFLOP" if layer.flops else f"{layer.bytes / 1e6:10.2f} MB"
+            print(f"{layer.id:50} {layer.describe():36} {cost}")
         return 0
     threads = _threads(arguments.threads)
     for count in threads:
@@ -211,7 +215,7 @@ def _command(arguments: argparse.Namespace) -> str:
     return " ".join(["bench", *parts])
 
 
-def _measure(layers: list[Layer], options: Any) -> dict[str, Any]:
+def _measure(layers: list[Case], options: Any) -> dict[str, Any]:
     import rich.console
     import rich.progress
 

@@ -12,8 +12,9 @@ import numpy as np
 
 import fastconv
 from fastconv import testing
-from fastconv.bench import cases, peers, timing
-from fastconv.bench.cases import Array, Layer
+from fastconv.bench import cases, operations, peers, timing
+from fastconv.bench.cases import Array, Case, Layer
+from fastconv.bench.operations import Operation, WrongResult
 from fastconv.bench.worker import FORMS, WORKERS, not_applicable
 
 SCHEMA = 1
@@ -40,10 +41,6 @@ class Options:
     pythons: Mapping[str, str] = field(default_factory=dict)
     effort: timing.Effort = field(default_factory=timing.Effort)
     command: str = ""
-
-
-class WrongResult(Exception):
-    """A contender's result is not what the reference says."""
 
 
 class Expected:
@@ -90,6 +87,11 @@ class Expected:
         return worst
 
 
+def oracle(case: Case, arrays: Mapping[str, Array]) -> Expected | operations.Expected:
+    """What the results of a case are checked against."""
+    return operations.Expected(case, arrays) if isinstance(case, Operation) else Expected(case, arrays)
+
+
 class Session:
     """The workers of one thread count, driven in turn."""
 
@@ -121,10 +123,10 @@ class Session:
         self.peaks[dtype] = max(self.peaks.get(dtype, 0.0), now)
         return now
 
-    def measure(self, layer: Layer) -> Row:
+    def measure(self, layer: Case) -> Row:
         """One row: prepare, check, time in turn."""
         arrays, source = cases.data(layer)
-        expected = Expected(layer, arrays)
+        expected = oracle(layer, arrays)
         case = layer.as_dict(self.options.layouts)
         contenders: dict[str, dict[str, Any]] = {}
         ready: list[tuple[peers.Worker, str]] = []
@@ -147,7 +149,8 @@ class Session:
             "net": layer.net,
             "layer": layer.name,
             "shape": layer.describe(),
-            **{k: v for k, v in case.items() if k not in ("layouts", "rank", "y_shape")},
+            "group": layer.family(False) if isinstance(layer, Operation) else None,
+            **{k: v for k, v in case.items() if k not in ("layouts", "rank", "y_shape", "forward")},
             "threads": self.threads,
             "isa": self.isa,
             "data": source,
@@ -169,7 +172,7 @@ class Session:
         worker: peers.Worker,
         case: dict[str, Any],
         arrays: Mapping[str, Array],
-        expected: Expected,
+        expected: Expected | operations.Expected,
         contenders: dict[str, dict[str, Any]],
     ) -> list[tuple[peers.Worker, str]]:
         ours = worker.name == "fastconv"
@@ -259,7 +262,7 @@ class Session:
         self.scratch.cleanup()
 
 
-def run(layers: Sequence[Layer], options: Options, tell: Callable[[str, int, int, Row | None], None]) -> Document:
+def run(layers: Sequence[Case], options: Options, tell: Callable[[str, int, int, Row | None], None]) -> Document:
     """Measure the layers for every thread count. After Ctrl-C the document holds the rows so far, and says so.
 
     `tell(what, done, total, row)` is called before each measurement and, with its row, after it.
@@ -333,7 +336,7 @@ def _derive_row(row: Row, peak: float) -> None:
     compute, memory = row["flops"] / peak, row["bytes"] / row["copy"]
     row["peak"] = peak
     row["memory_bound"] = memory > compute
-    row["family"] = _layer_of(row).family(row["memory_bound"])
+    row["family"] = row.get("group") or _layer_of(row).family(row["memory_bound"])
     row["results"] = {}
     for layout, name in (("NCHW", "fastconv"), ("NHWC", "fastconv_nhwc")):
         function = _median(row, name)

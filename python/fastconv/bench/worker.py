@@ -1,7 +1,9 @@
 """One contender of the benchmark in a process of its own: `python worker.py NAME READ_FD WRITE_FD THREADS CORES`.
 
 It runs by its path, in the interpreter of the contender, with that contender and NumPy alone: nothing of fastconv is
-imported here, except by the two contenders that are fastconv itself (its kernels, and its NumPy reference).
+imported here, except by the two contenders that are fastconv itself (its kernels, and its NumPy reference). What is not
+a convolution or a dense layer stands in two files beside this one, which are loaded by their paths too: `calls` and
+`rivals`.
 
 A message is eight bytes of length, a JSON header, then the raw bytes of the arrays that the header lists. Arrays that
 cross the pipe have axes (N, C, ...) whatever the contender computes in.
@@ -13,6 +15,8 @@ import contextlib
 import ctypes
 import gc
 import importlib
+import importlib.util
+import io
 import json
 import math
 import os
@@ -31,6 +35,20 @@ import numpy as np
 
 Array = Any
 Case = dict[str, Any]
+
+
+def _beside(name: str) -> Any:
+    """A file of this folder as a module, which no import of a contender can meet."""
+    spec = importlib.util.spec_from_file_location(f"fastconv_bench_{name}", Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+calls: Any = _beside("calls")
+rivals: Any = _beside("rivals")
 
 # How a contender takes weights: a "function" as plain arrays at every call, a "plan" has prepared them before.
 FORMS = {
@@ -60,6 +78,9 @@ _SAMPLE_SECONDS = 40e-6
 
 def not_applicable(variant: str, case: Case) -> str | None:
     """Why the variant has no such operation, or None. Known without the peer, since a missing peer is reported."""
+    if "kind" in case:
+        reason: str | None = rivals.not_applicable(variant, case)
+        return reason
     op, backward, groups, n = case["op"], case["direction"] == "backward", case["groups"], case["n"]
     rank, transposed = case["rank"], op.startswith("conv_transpose")
     float32 = case["dtype"] == "float32"
@@ -179,6 +200,28 @@ def _options(case: Case) -> dict[str, Any]:
     return options
 
 
+def _tuples(options: dict[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+
+
+_FILTERS = ("dw", "pw")
+
+
+def _turned(case: Case, last: bool) -> list[Any]:
+    """The arguments of an operation for the layout: shapes and axes of images turned, too."""
+    arguments, rank = list(case["arguments"]), len(case["x_shape"])
+    if not last:
+        return arguments
+    turned = []
+    for a in arguments:
+        if isinstance(a, list) and len(a) == rank and a == list(case["x_shape"]):
+            a = [a[0], *a[2:], a[1]]
+        elif "softmax" in case["op"] and a == 1:
+            a = -1
+        turned.append(a)
+    return turned
+
+
 class FastConv(Contender):
     modules = ("fastconv",)
 
@@ -193,7 +236,58 @@ class FastConv(Contender):
         for layout in case["layouts"]:
             yield from self._layout(case, arrays, layout)
 
+    def _operation(self, case: Case, arrays: dict[str, Array], layout: str) -> Makers:
+        f, op, options, rank = self.module, case["op"], _tuples(case["options"]), len(case["x_shape"])
+        last = layout == "NHWC" and case["image"]
+        if case["kind"] != "elementwise" and case["forward"] != "layer_norm":
+            options["layout"] = layout
+        operands = {k: _last(a) if last and a.ndim == rank and k not in _FILTERS else a for k, a in arrays.items()}
+        arguments = calls.arguments_of(_turned(case, last), operands)
+
+        def back(values: Any) -> list[Array]:
+            return [_first(a) if last and a.ndim == rank and i not in weights else a for i, a in enumerate(values)]
+
+        # The gradients of filters have as many axes as an image.
+        weights = (1, 2) if case["kind"] == "separable" and case["direction"] == "backward" else ()
+
+        def function() -> Variant:
+            call = getattr(f, op)
+            return Variant(
+                lambda: call(*arguments, **options), lambda: back(calls.results_of(call(*arguments, **options)))
+            )
+
+        def into() -> Variant:
+            if case["kind"] == "separable":
+                return planned()
+            call = getattr(f, op)
+            y = calls.results_of(call(*arguments, **options))[0]
+
+            def result() -> list[Array]:
+                y.fill(np.nan)
+                return back(calls.results_of(call(*arguments, **options, out=y)))
+
+            return Variant(lambda: call(*arguments, **options, out=y), result)
+
+        def planned() -> Variant:
+            prepared = f.plan(op, *arguments, **options)
+            y = prepared(arguments[0])
+            about = {"packed_bytes": prepared.packed_bytes, "workspace_bytes": prepared.workspace_bytes}
+
+            def result() -> list[Array]:
+                y.fill(np.nan)
+                return back([prepared(arguments[0], out=y)])
+
+            return Variant(lambda: prepared(arguments[0], out=y), result, about)
+
+        name = "fastconv_nhwc" if layout == "NHWC" else "fastconv"
+        yield name, function
+        if case["direction"] == "forward":
+            yield f"{name}_plan", into
+
     def _layout(self, case: Case, arrays: dict[str, Array], layout: str) -> Makers:
+        if "kind" in case:
+            yield from self._operation(case, arrays, layout)
+            return
         f, op, options = self.module, case["op"], _options(case)
         last = layout == "NHWC" and op != "linear"
         turn: Callable[[Array], Array] = _last if last else np.ascontiguousarray
@@ -261,6 +355,9 @@ class Reference(Contender):
         self.settings = {"form": "fastconv.reference", "BLAS threads": threads}
 
     def build(self, case: Case, arrays: dict[str, Array], directory: Path) -> Makers:
+        if "kind" in case:
+            yield "numpy", lambda: self._operation(case, arrays)
+            return
         f, op, options, x, w = self.module, case["op"], _options(case), arrays["x"], arrays["w"]
 
         def make() -> Variant:
@@ -276,6 +373,11 @@ class Reference(Contender):
 
         yield "numpy", make
 
+    def _operation(self, case: Case, arrays: dict[str, Array]) -> Variant:
+        call, options = getattr(self.module, case["op"]), _tuples(case["options"])
+        arguments = calls.arguments_of(case["arguments"], arrays)
+        return Variant(lambda: call(*arguments, **options), lambda: calls.results_of(call(*arguments, **options)))
+
 
 # ---------------------------------------------------------------------------------------------------- plain functions
 
@@ -289,6 +391,8 @@ class Torch(Contender):
         self.torch.set_num_threads(threads)
         with contextlib.suppress(RuntimeError):
             self.torch.set_num_interop_threads(1)
+        # For good: no call is to record anything.
+        self.torch.inference_mode().__enter__()
         self.settings = {
             "mode": "inference_mode; backward by aten.convolution_backward",
             "oneDNN": bool(self.torch.backends.mkldnn.is_available()),
@@ -296,6 +400,11 @@ class Torch(Contender):
         }
 
     def build(self, case: Case, arrays: dict[str, Array], directory: Path) -> Makers:
+        if "kind" in case:
+            for name in ("torch", "torch_cl"):
+                if rivals.not_applicable(name, case) is None:
+                    yield name, lambda name=name: self._operation(case, arrays, name == "torch_cl")  # type: ignore[misc]
+            return
         torch, op, rank = self.torch, case["op"], case["rank"]
         formats = {"torch": torch.contiguous_format}
         if rank >= 2:
@@ -335,6 +444,9 @@ class Torch(Contender):
         for name, form in formats.items():
             yield name, lambda form=form: make(form)  # type: ignore[misc]
 
+    def _operation(self, case: Case, arrays: dict[str, Array], channels_last: bool) -> Variant:
+        return Variant(*rivals.torch_operation(self.torch, case, arrays, channels_last))
+
 
 class Jax(Contender):
     modules = ("jax", "jaxlib")
@@ -347,6 +459,9 @@ class Jax(Contender):
         self.settings = {"form": "jit, compiled ahead, channels last", "precision": "highest"}
 
     def build(self, case: Case, arrays: dict[str, Array], directory: Path) -> Makers:
+        if "kind" in case:
+            yield "jax", lambda: Variant(*rivals.jax_operation(self.jax, case, arrays))
+            return
         jax, rank, groups = self.jax, case["rank"], case["groups"]
         transposed = case["op"].startswith("conv_transpose")
         taps = tuple(range(2, 2 + rank))
@@ -440,7 +555,10 @@ class OnnxRuntime(Contender):
         self.settings = {"provider": "CPU", "optimisation": "all", "io_binding": True, "intra_op_threads": threads}
 
     def build(self, case: Case, arrays: dict[str, Array], directory: Path) -> Makers:
-        onnx, ort = self.onnx, self.ort
+        if "kind" in case:
+            yield "onnxruntime", lambda: self._operation(case, arrays)
+            return
+        onnx = self.onnx
         helper, kinds = onnx.helper, onnx.TensorProto
 
         def make() -> Variant:
@@ -468,26 +586,35 @@ class OnnxRuntime(Contender):
                 [onnx.numpy_helper.from_array(w, "w")],
             )
             model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-            options = ort.SessionOptions()
-            options.intra_op_num_threads, options.inter_op_num_threads = self.threads, 1
-            options.log_severity_level = 3
-            session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-            x = ort.OrtValue.ortvalue_from_numpy(arrays["x"])
-            y = ort.OrtValue.ortvalue_from_shape_and_type(case["y_shape"], np.float32)
-            binding = session.io_binding()
-            binding.bind_ortvalue_input("x", x)
-            binding.bind_ortvalue_output("y", y)
-
-            def call() -> None:
-                session.run_with_iobinding(binding)
-
-            def result() -> list[Array]:
-                call()
-                return [y.numpy()]
-
-            return Variant(call, result, keep=(arrays["x"], x, y))
+            return self._session(model.SerializeToString(), {"x": arrays["x"]}, case["y_shape"])
 
         yield "onnxruntime", make
+
+    def _operation(self, case: Case, arrays: dict[str, Array]) -> Variant:
+        model, inputs = rivals.onnx_model(self.onnx, case, arrays)
+        return self._session(model, inputs, case["y_shape"])
+
+    def _session(self, model: bytes, inputs: dict[str, Array], y_shape: list[int]) -> Variant:
+        ort = self.ort
+        options = ort.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = self.threads, 1
+        options.log_severity_level = 3
+        session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        values = {name: ort.OrtValue.ortvalue_from_numpy(a) for name, a in inputs.items()}
+        y = ort.OrtValue.ortvalue_from_shape_and_type(y_shape, np.float32)
+        binding = session.io_binding()
+        for name, value in values.items():
+            binding.bind_ortvalue_input(name, value)
+        binding.bind_ortvalue_output("y", y)
+
+        def call() -> None:
+            session.run_with_iobinding(binding)
+
+        def result() -> list[Array]:
+            call()
+            return [y.numpy()]
+
+        return Variant(call, result, keep=(inputs, values, y))
 
 
 class OpenVino(Contender):
@@ -506,6 +633,9 @@ class OpenVino(Contender):
         }
 
     def build(self, case: Case, arrays: dict[str, Array], directory: Path) -> Makers:
+        if "kind" in case:
+            yield "openvino", lambda: self._operation(case, arrays)
+            return
         ov, ops = self.ov, self.ops
 
         def make() -> Variant:
@@ -531,20 +661,32 @@ class OpenVino(Contender):
                 else:
                     build = ops.group_convolution if groups > 1 else ops.convolution
                     y = build(x, ops.constant(weight), list(case["stride"]), pads, pads, list(case["dilation"]))
-            compiled = self.core.compile_model(ov.Model([y], [x], "layer"), "CPU", self.settings)
-            request = compiled.create_infer_request()
-            request.set_input_tensor(ov.Tensor(arrays["x"], shared_memory=True))
-
-            def call() -> None:
-                request.infer()
-
-            def result() -> list[Array]:
-                call()
-                return [np.array(request.get_output_tensor().data)]
-
-            return Variant(call, result, keep=(arrays["x"], compiled))
+            return self._request(ov.Model([y], [x], "layer"), [arrays["x"]])
 
         yield "openvino", make
+
+    def _operation(self, case: Case, arrays: dict[str, Array]) -> Variant:
+        try:
+            onnx = importlib.import_module("onnx")
+        except ImportError as error:
+            raise Unsupported("its operations are read from ONNX, which is not installed") from error
+        model, inputs = rivals.onnx_model(onnx, case, arrays)
+        return self._request(self.core.read_model(io.BytesIO(model)), list(inputs.values()))
+
+    def _request(self, model: Any, inputs: list[Array]) -> Variant:
+        compiled = self.core.compile_model(model, "CPU", self.settings)
+        request = compiled.create_infer_request()
+        for i, a in enumerate(inputs):
+            request.set_input_tensor(i, self.ov.Tensor(a, shared_memory=True))
+
+        def call() -> None:
+            request.infer()
+
+        def result() -> list[Array]:
+            call()
+            return [np.array(request.get_output_tensor().data)]
+
+        return Variant(call, result, keep=(inputs, compiled))
 
 
 class Ncnn(Contender):
@@ -581,6 +723,10 @@ class Ncnn(Contender):
             if case["rank"] == 1:
                 kind += "1D"
             text = f"{kind} op 1 1 in out {text}"
+        return self._loaded(text, 1, [w], winograd, directory)
+
+    def _loaded(self, text: str, layers: int, weights: list[Array], winograd: bool, directory: Path) -> Any:
+        """A net of `layers` layers from the blob "in" to the blob "out"."""
         net = self.ncnn.Net()
         option = net.opt
         option.num_threads = self.threads
@@ -593,34 +739,48 @@ class Ncnn(Contender):
             if name.startswith(("use_fp16", "use_bf16", "use_int8")):
                 setattr(option, name, False)
         net.opt = option
-        parameters, weights = directory / "layer.param", directory / "layer.bin"
-        parameters.write_text(f"7767517\n2 2\nInput in 0 1 in\n{text}\n")
-        weights.write_bytes(struct.pack("<I", 0) + np.ascontiguousarray(w, np.float32).tobytes())
-        if net.load_param(str(parameters)) or net.load_model(str(weights)):
+        parameters, data = directory / "layer.param", directory / "layer.bin"
+        parameters.write_text(f"7767517\n{layers + 1} {layers + 1}\nInput in 0 1 in\n{text}\n")
+        data.write_bytes(
+            b"".join(struct.pack("<I", 0) + np.ascontiguousarray(w, np.float32).tobytes() for w in weights)
+        )
+        if net.load_param(str(parameters)) or net.load_model(str(data)):
             raise Unsupported("ncnn cannot load the layer")
         return net
 
     def build(self, case: Case, arrays: dict[str, Array], directory: Path) -> Makers:
+        if "kind" in case:
+            yield "ncnn", lambda: self._operation(case, arrays, directory)
+            return
+
         def make(winograd: bool) -> Variant:
             net = self._net(case, arrays["w"], winograd, directory)
             source = arrays["x"] if case["op"] == "linear" else arrays["x"][0]
             if case["op"] == "linear" and len(source) == 1:
                 source = source[0]
-            # Aligned channels, as ncnn itself would hold them.
-            mat = self.ncnn.Mat(np.ascontiguousarray(source)).clone()
-
-            def call() -> Any:
-                extractor = net.create_extractor()
-                extractor.input("in", mat)
-                status, out = extractor.extract("out")
-                if status:
-                    raise Unsupported(f"ncnn returned {status}")
-                return out
-
-            return Variant(call, lambda: [np.array(call()).reshape(case["y_shape"])])
+            return self._extracting(net, source, case["y_shape"])
 
         yield "ncnn", lambda: make(True)
         yield "ncnn_direct", lambda: make(False)
+
+    def _operation(self, case: Case, arrays: dict[str, Array], directory: Path) -> Variant:
+        text, layers, weights = rivals.ncnn_layers(case, arrays)
+        net = self._loaded(text, layers, weights, True, directory)
+        return self._extracting(net, arrays["x"][0], case["y_shape"])
+
+    def _extracting(self, net: Any, source: Array, y_shape: list[int]) -> Variant:
+        # Aligned channels, as ncnn itself would hold them.
+        mat = self.ncnn.Mat(np.ascontiguousarray(source)).clone()
+
+        def call() -> Any:
+            extractor = net.create_extractor()
+            extractor.input("in", mat)
+            status, out = extractor.extract("out")
+            if status:
+                raise Unsupported(f"ncnn returned {status}")
+            return out
+
+        return Variant(call, lambda: [np.array(call()).reshape(y_shape)])
 
 
 class TensorFlowLite(Contender):
@@ -637,6 +797,9 @@ class TensorFlowLite(Contender):
         }
 
     def build(self, case: Case, arrays: dict[str, Array], directory: Path) -> Makers:
+        if "kind" in case:
+            yield "xnnpack", lambda: self._operation(case, arrays)
+            return
         tf = self.tf
 
         def make() -> Variant:
@@ -688,27 +851,36 @@ class TensorFlowLite(Contender):
                         def apply(v: Any) -> Any:
                             return tf.nn.conv2d(v, fw, stride, mode, dilations=dilation)
 
-            module = tf.Module()
-            module.f = tf.function(apply, input_signature=[tf.TensorSpec(x.shape, tf.float32)])
-            converter = tf.lite.TFLiteConverter.from_concrete_functions([module.f.get_concrete_function()], module)
-            interpreter = tf.lite.Interpreter(model_content=converter.convert(), num_threads=self.threads)
-            interpreter.allocate_tensors()
-            nodes = [d["op_name"] for d in interpreter._get_ops_details()]
-            if nodes.count("DELEGATE") != 1:
-                raise Unsupported(f"the XNNPACK delegate does not take the layer ({', '.join(nodes)})")
-            interpreter.set_tensor(interpreter.get_input_details()[0]["index"], x)
-            y = interpreter.get_output_details()[0]["index"]
-
-            def result() -> list[Array]:
-                interpreter.invoke()
-                value = interpreter.get_tensor(y)
-                if case["op"] != "linear":
-                    value = _first(value)
-                return [value[:, :, 0, :] if squeeze else value]
-
-            return Variant(interpreter.invoke, result)
+            return self._interpreter(apply, [x], squeeze, case["op"] != "linear")
 
         yield "xnnpack", make
+
+    def _operation(self, case: Case, arrays: dict[str, Array]) -> Variant:
+        apply, inputs = rivals.lite_function(self.tf, case, arrays)
+        return self._interpreter(apply, inputs, False, case["image"])
+
+    def _interpreter(self, apply: Callable[..., Any], inputs: list[Array], squeeze: bool, channels: bool) -> Variant:
+        """The function in the interpreter, which the delegate must take as a whole. `channels`: they are last."""
+        tf, module = self.tf, self.tf.Module()
+        module.f = tf.function(apply, input_signature=[tf.TensorSpec(x.shape, tf.float32) for x in inputs])
+        converter = tf.lite.TFLiteConverter.from_concrete_functions([module.f.get_concrete_function()], module)
+        interpreter = tf.lite.Interpreter(model_content=converter.convert(), num_threads=self.threads)
+        interpreter.allocate_tensors()
+        nodes = [d["op_name"] for d in interpreter._get_ops_details()]
+        if nodes.count("DELEGATE") != 1:
+            raise Unsupported(f"the XNNPACK delegate does not take the layer ({', '.join(nodes)})")
+        for detail, x in zip(interpreter.get_input_details(), inputs, strict=True):
+            interpreter.set_tensor(detail["index"], x)
+        y = interpreter.get_output_details()[0]["index"]
+
+        def result() -> list[Array]:
+            interpreter.invoke()
+            value = interpreter.get_tensor(y)
+            if channels:
+                value = _first(value)
+            return [value[:, :, 0, :] if squeeze else value]
+
+        return Variant(interpreter.invoke, result)
 
 
 CONTENDERS: dict[str, type[Contender]] = {
