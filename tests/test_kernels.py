@@ -1083,6 +1083,69 @@ def test_pool_planes(rng, isa, dtype, shape, taps, stride):
             np.testing.assert_array_equal(dst, expected, err_msg=f"{geometry} {rows} {columns} {options}")
 
 
+@covers("pool_pixels")
+@pytest.mark.parametrize(("taps", "stride"), [(2, 2), (3, 1), (3, 2)])
+def test_pool_pixels(rng, isa, dtype, shape, taps, stride):
+    lanes = shape["lanes"]
+    counts_of_channels = (*range(1, 2 * lanes + 2), 4 * lanes, 5 * lanes + 1, 9 * lanes - 1)
+    for channels, (first_row, first_column) in itertools.product(
+        counts_of_channels, ((0, 0), (-1, -1), (0, -1), (1 - taps, 0))
+    ):
+        out_rows, out_columns = (int(v) for v in rng.integers(1, 8, 2))
+        begin = (out_rows - 1) * stride + first_row, (out_columns - 1) * stride + first_column
+        rows, columns = (max(1, b + int(rng.integers(1, taps + 2))) for b in begin)
+        geometry = {
+            "first_row": first_row, "first_column": first_column, "out_rows": out_rows, "out_columns": out_columns,
+            "taps": taps, "stride": stride,
+        }  # fmt: skip
+        x = integers(rng, channels * rows * columns, dtype).reshape(channels, rows, columns)
+        nan, infinite = x.copy(), x.copy()
+        nan[rng.integers(channels), rng.integers(rows), rng.integers(columns)] = np.nan
+        infinite[rng.integers(channels), rng.integers(rows), rng.integers(columns)] = np.inf
+        counts = [rng.integers(1, 4, n).astype(dtype) for n in (out_rows, out_columns)]
+        sums = planes_windows(x, outside=0, **geometry).sum(3)
+        for source, options, want in (
+            (x, {"op": 0}, planes_windows(x, outside=-np.inf, **geometry).max(3)),
+            (nan, {"op": 0}, planes_windows(nan, outside=-np.inf, **geometry).max(3)),
+            (x, {"op": 1}, sums),
+            (x, {"op": 1, "finish": 1, "divisor": 4}, sums / dtype(4)),
+            (x, {"op": 1, "finish": 1, "divisor": 9}, sums / dtype(9)),
+            (
+                infinite,
+                {"op": 1, "finish": 1, "divisor": 9},
+                planes_windows(infinite, outside=0, **geometry).sum(3) / dtype(9),
+            ),
+            (nan, {"op": 1, "finish": 1, "divisor": 3}, planes_windows(nan, outside=0, **geometry).sum(3) / dtype(3)),
+            (
+                x,
+                {"op": 1, "finish": 1, "row_counts": counts[0], "column_counts": counts[1]},
+                sums / (counts[0][:, None] * counts[1]),
+            ),
+        ):
+            dst = marked(want.size + 1, dtype)
+            expected = np.append(np.moveaxis(want, 0, -1).reshape(-1), dst[-1])
+            _testing.pool_planes(
+                isa, x=np.moveaxis(source, 0, -1).reshape(-1), dst=dst, channels=channels, rows=rows, columns=columns,
+                **geometry, **options, pixels=True
+            )  # fmt: skip
+            np.testing.assert_array_equal(dst, expected, err_msg=f"{geometry} {rows} {columns} {options}")
+
+
+@covers("pool_turn")
+def test_pool_turn(rng, isa, dtype, shape):
+    lanes = shape["lanes"]
+    sizes = (1, 2, 3, lanes - 1, lanes, lanes + 1, 2 * lanes, 3 * lanes + 2)
+    for rows, n in itertools.product(filter(None, sizes), repeat=2):
+        src_pitch, dst_pitch = n + int(rng.integers(0, 5)), rows + int(rng.integers(0, 5))
+        x = integers(rng, (rows - 1) * src_pitch + n, dtype)
+        dst = marked((n - 1) * dst_pitch + rows, dtype)
+        want = dst.copy()
+        for i, j in np.ndindex(rows, n):
+            want[j * dst_pitch + i] = x[i * src_pitch + j]
+        _testing.pool_turn(isa, x=x, dst=dst, n=n, rows=rows, src_pitch=src_pitch, dst_pitch=dst_pitch)
+        np.testing.assert_array_equal(dst, want, err_msg=f"{rows} {n}")
+
+
 @covers("pool_planes_backward")
 @pytest.mark.parametrize(("taps", "stride"), [(2, 2), (3, 1), (3, 2)])
 def test_pool_planes_backward(rng, isa, dtype, shape, taps, stride):

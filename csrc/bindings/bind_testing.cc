@@ -582,12 +582,25 @@ void pool_merge(const std::string& isa, const Array<T>& x, Array<T> dst, int64_t
   kernels.pool_merge(call.args);
 }
 
-// Planes lie one after the other: channels x rows x columns, channels x out_rows x out_columns.
+template <class T>
+void pool_turn(const std::string& isa, const Array<T>& x, Array<T> dst, int64_t n, int64_t rows, int64_t src_pitch,
+               int64_t dst_pitch) {
+  require(n >= 1 && rows >= 1, "sizes are positive");
+  Reach().steps(n, 1).steps(rows, src_pitch).within(x, "the rows lie within the array");
+  Reach().steps(rows, 1).steps(n, dst_pitch).within(dst, "the target holds the columns");
+  PoolArgs<T> a{};
+  const T* src = x.data();
+  a.src = &src, a.dst = dst.mutable_data(), a.n = n, a.rows = rows, a.src_pitch = src_pitch, a.dst_pitch = dst_pitch;
+  table<T>(isa).pool_turn(a);
+}
+
+// Planes lie one after the other: channels x rows x columns, channels x out_rows x out_columns; with `pixels` their
+// channels are innermost instead.
 template <class T>
 void pool_planes(const std::string& isa, const Array<T>& x, Array<T> dst, int64_t channels, int64_t rows,
                  int64_t columns, int64_t first_row, int64_t first_column, int64_t out_rows, int64_t out_columns,
                  int32_t taps, int32_t stride, int32_t op, int32_t finish, T divisor, const Optional<T>& row_counts,
-                 const Optional<T>& column_counts) {
+                 const Optional<T>& column_counts, bool pixels) {
   require((taps == 2 && stride == 2) || (taps == 3 && (stride == 1 || stride == 2)), "windows of 2/2, 3/1 or 3/2");
   require(op >= 0 && op <= 1 && finish >= 0 && finish <= 1, "op and finish are 0 or 1");
   require(first_row <= 0 && first_row > -taps && first_column <= 0 && first_column > -taps, "windows begin inside");
@@ -604,7 +617,10 @@ void pool_planes(const std::string& isa, const Array<T>& x, Array<T> dst, int64_
   a.rows = rows, a.columns = columns, a.first_row = first_row, a.first_column = first_column;
   a.out_rows = out_rows, a.out_columns = out_columns, a.taps = taps, a.stride = stride, a.op = op, a.finish = finish;
   a.divisor = divisor, a.row_counts = data_or_null<T>(row_counts), a.column_counts = data_or_null<T>(column_counts);
-  table<T>(isa).pool_planes(a);
+  if (!pixels) return table<T>(isa).pool_planes(a);
+  a.x_channel = a.y_channel = 1, a.x_column = a.y_column = channels;
+  a.x_pitch = columns * channels, a.y_pitch = out_columns * channels;
+  table<T>(isa).pool_pixels(a);
 }
 
 template <class T>
@@ -1097,7 +1113,9 @@ void bind_kernels(py::module_& m) {
   m.def("pool_planes", &pool_planes<T>, isa, options, array("x"), array("dst"), py::arg("channels"), py::arg("rows"),
         py::arg("columns"), py::arg("first_row"), py::arg("first_column"), py::arg("out_rows"), py::arg("out_columns"),
         py::arg("taps"), py::arg("stride"), py::arg("op"), py::arg("finish") = 0, py::arg("divisor") = T{1},
-        absent("row_counts"), absent("column_counts"));
+        absent("row_counts"), absent("column_counts"), py::arg("pixels") = false);
+  m.def("pool_turn", &pool_turn<T>, isa, options, array("x"), array("dst"), py::arg("n"), py::arg("rows"),
+        py::arg("src_pitch"), py::arg("dst_pitch"));
   m.def("pool_planes_backward", &pool_planes_backward<T>, isa, options, array("x"), array("dy"), array("dst"),
         py::arg("channels"), py::arg("rows"), py::arg("columns"), py::arg("first_row"), py::arg("first_column"),
         py::arg("out_rows"), py::arg("out_columns"), py::arg("taps"), py::arg("stride"));

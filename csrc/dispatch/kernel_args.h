@@ -278,7 +278,8 @@ inline constexpr int64_t kPoolTaps = 64;  // pointers of one call
 //            i * phase_pitch behind its pointer
 //   split    dst[j % stride * phase_pitch + j / stride] = src[0][j], j < n; the pitch may be negative
 //   merge    dst[j] = src[0][j % stride * phase_pitch + j / stride], j < n
-// slide and merge may read up to 2 W elements past what they use.
+//   turn     dst[j * dst_pitch + i] = src[0][i * src_pitch + j], i < rows, j < n
+// slide and merge may read up to 2 W elements past what they use, slide by four 3 W.
 template <class T>
 struct PoolArgs {
   const T* const* src;
@@ -300,6 +301,8 @@ struct PoolArgs {
 //   planes           y[p][q] = finish(op over the window of x), op kPoolMax or kPoolSum
 //   planes_backward  2 and 2, first_row and first_column 0: y (rows x columns) is the gradient of x, dy that of each
 //                    window, which its first maximum (the first NaN, where there is one) receives whole
+//   pixels           as planes, for images whose channels are neighbours and whose columns are x_column and y_column
+//                    apart
 template <class T>
 struct PoolPlanesArgs {
   const T* x;
@@ -307,6 +310,7 @@ struct PoolPlanesArgs {
   T* y;
   int64_t channels, x_channel, dy_channel, y_channel;  // and the steps from one to the next
   int64_t x_pitch, dy_pitch, y_pitch;
+  int64_t x_column, y_column;  // pixels
   int64_t rows, columns, first_row, first_column;
   int64_t out_rows, out_columns;
   int32_t taps, stride, op, finish;

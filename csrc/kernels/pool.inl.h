@@ -54,30 +54,47 @@ inline V pool_step(V acc, V x) {
   if constexpr (kOp == kPoolSquares) return fma(x, x, acc);
 }
 
-// The last step of an average or a norm. Division, not a product with the reciprocal: a quotient of exact sums is then
-// the correctly rounded one.
+// A sum's quotient by a number that stays. Division, or what is as good, not a product with the reciprocal: a quotient
+// of exact sums is then the correctly rounded one. So is the product once it is corrected by what it leaves of the sum,
+// which an FMA gives exactly (Markstein), in a third of a division's time. Infinities leave a NaN, and need no
+// correction.
+template <class T>
+struct PoolQuotient {
+  using V = Vec<T>;
+  V divisor, inverse, minus;
+  explicit PoolQuotient(T d) : divisor(V::set1(d)), inverse(V::set1((T)1 / d)), minus(V::set1(-d)) {}
+  V operator()(V sum) const {
+#if defined(__FMA__)
+    const V quotient = sum * inverse, rest = fma(quotient, minus, sum);
+    return V::select(V::unordered(rest, rest), quotient, fma(rest, inverse, quotient));
+#else
+    return sum / divisor;
+#endif
+  }
+};
+
+// Whether it is a power of two, whose reciprocal is exact.
+template <class T>
+inline bool exact_inverse(T d) {
+  return d >= 1 && d < 4294967296.0 && ((uint64_t)d & ((uint64_t)d - 1)) == 0;
+}
+
+// The last step of an average or a norm.
 template <class T>
 struct PoolFinish {
   using V = Vec<T>;
-  V divisor, inverse;
+  PoolQuotient<T> by;
   const T* divisors;
   int32_t kind;
-  int32_t exact;  // the divisor is a power of two: its reciprocal is exact
+  int32_t exact;
 
   explicit PoolFinish(const PoolArgs<T>& p)
-      : divisor(V::set1(p.divisor)),
-        inverse(V::set1((T)1 / p.divisor)),
-        divisors(p.divisors),
-        kind(p.finish),
-        exact(0) {
-    T d = p.divisor;
-    if (kind == kPoolDivide && d >= 1 && d < 4294967296.0) exact = ((uint64_t)d & ((uint64_t)d - 1)) == 0;
-  }
+      : by(p.divisor), divisors(p.divisors), kind(p.finish), exact(kind == kPoolDivide && exact_inverse(p.divisor)) {}
   V operator()(V acc, int64_t at, int64_t lanes) const {
     if (kind == kPoolPlain) return acc;
-    if (kind == kPoolRoot) return V::sqrt(acc * divisor);
+    if (kind == kPoolRoot) return V::sqrt(acc * by.divisor);
     if (divisors) return acc / (lanes == V::kLanes ? V::load(divisors + at) : V::load_n(divisors + at, lanes));
-    return exact ? acc * inverse : acc / divisor;
+    return exact ? acc * by.inverse : by(acc);
   }
 };
 
@@ -261,6 +278,14 @@ inline void slide_rows(const PoolArgs<T>& p, const F& finish) {
           if (k < count) acc = pool_step<kOp>(acc, V::odd(low, high)), ++k;
         }
         for (; k < count; ++k) acc = pool_step<kOp>(acc, V::even(V::load(x + k * step), V::load(x + k * step + W)));
+      } else if (stride == 4 && step == 1 && count <= 4) {
+        const T* x = src + 4 * j;
+        const V a = V::load(x), b = V::load(x + W), c = V::load(x + 2 * W), d = V::load(x + 3 * W);
+        const V even_low = V::even(a, b), even_high = V::even(c, d), odd_low = V::odd(a, b), odd_high = V::odd(c, d);
+        acc = V::even(even_low, even_high);
+        if (count > 1) acc = pool_step<kOp>(acc, V::even(odd_low, odd_high));
+        if (count > 2) acc = pool_step<kOp>(acc, V::odd(even_low, even_high));
+        if (count > 3) acc = pool_step<kOp>(acc, V::odd(odd_low, odd_high));
       } else {
         T part[W];
         auto tap = [&](int64_t k) {
@@ -440,6 +465,37 @@ void pool_merge(const PoolArgs<T>& p) {
     }
     for (int64_t f = 0; f < p.stride; ++f)
       for (int64_t j = f, i = 0; j < p.n; j += p.stride, ++i) dst[j] = src[f * p.phase_pitch + i];
+  }
+}
+
+// W x W elements at a time.
+template <class T>
+void pool_turn(const PoolArgs<T>& p) {
+  using V = Vec<T>;
+  constexpr int W = V::kLanes;
+  const T* src = p.src[0];
+  for (int64_t i = 0; i < p.rows; i += W) {
+    const int64_t tall = p.rows - i < W ? p.rows - i : W;
+    for (int64_t j = 0; j < p.n; j += W) {
+      const int64_t wide = p.n - j < W ? p.n - j : W;
+      const T* from = src + i * p.src_pitch + j;
+      T* to = p.dst + j * p.dst_pitch + i;
+      V x[W];
+      if (wide == W && tall == W) {
+#pragma GCC unroll 16
+        for (int l = 0; l < W; ++l) x[l] = V::load(from + l * p.src_pitch);
+        V::transpose(x);
+#pragma GCC unroll 16
+        for (int l = 0; l < W; ++l) x[l].store(to + l * p.dst_pitch);
+        continue;
+      }
+#pragma GCC unroll 16
+      for (int l = 0; l < W; ++l) x[l] = l < tall ? V::load_n(from + l * p.src_pitch, wide) : V::zero();
+      V::transpose(x);
+#pragma GCC unroll 16
+      for (int l = 0; l < W; ++l)
+        if (l < wide) x[l].store_n(to + l * p.dst_pitch, tall);
+    }
   }
 }
 
@@ -629,6 +685,183 @@ void pool_planes(const PoolPlanesArgs<T>& g) {
   PoolArgs<T> a;
   a.finish = g.finish, a.divisor = g.divisor, a.divisors = nullptr;
   pool_planes_sizes<kPoolSum>(g, PlanesFinish<T>{PoolFinish<T>(a), g.row_counts, g.column_counts});
+}
+
+// --- Images whose channels are neighbours
+//
+// Some vectors of channels at a time go along PR rows of windows. Each column of the image is read once for all of
+// them: its rows are combined first, for each row of windows, and the columns' results as the windows go on.
+
+template <int kOp, bool kCareful, class V>
+__attribute__((always_inline)) inline V pool_join(V acc, V x) {
+  if constexpr (kOp != kPoolMax) return acc + x;
+  if constexpr (kCareful) return V::max_nan(acc, x);
+  return max(acc, x);
+}
+
+// VC vectors of channels from c on, PR rows of windows from p on. Registers: PR x VC for each of a column's results,
+// those of the column before and, with stride 1, the pair before that; the rows of one vector (5 at most), the outside,
+// the finish's 3. Whether a maximum has met a NaN, and is to be done again with care.
+template <int kOp, class T, int S, int ST, int PR, int VC, bool kMasked, bool kInside, bool kCareful, class F>
+__attribute__((always_inline)) inline bool pixels_along(const PoolPlanesArgs<T>& g, int64_t p, int64_t c, int64_t lanes,
+                                                        const F& finish) {
+  using V = Vec<T>;
+  constexpr int kRows = (PR - 1) * ST + S;
+  const PoolLoad<V, kMasked> load{lanes};
+  const V outside = kOp == kPoolMax ? V::set1((T)-__builtin_inf()) : V::zero();
+  const int64_t first = g.first_row + p * ST, x_pitch = g.x_pitch, x_column = g.x_column, columns = g.columns;
+  const int64_t y_pitch = g.y_pitch, y_column = g.y_column, count = g.out_columns;
+  const T* x = g.x + first * x_pitch + g.first_column * x_column + c;
+  T* y = g.y + p * y_pitch + c;
+  bool there[kRows];
+  for (int i = 0; i < kRows; ++i) there[i] = kInside || (first + i >= 0 && first + i < g.rows);
+  typename V::Mask odd = V::unordered(outside, outside);
+  int64_t column = g.first_column;
+  auto take = [&](V(&to)[PR][VC]) __attribute__((always_inline)) {
+    if (column < 0 || column >= columns) {
+#pragma GCC unroll 2
+      for (int r = 0; r < PR; ++r)
+#pragma GCC unroll 4
+        for (int i = 0; i < VC; ++i) to[r][i] = outside;
+    } else {
+#pragma GCC unroll 4
+      for (int i = 0; i < VC; ++i) {
+        V v[kRows];
+#pragma GCC unroll 5
+        for (int k = 0; k < kRows; ++k) {
+          v[k] = kInside || there[k] ? load(x + k * x_pitch, i) : outside;
+          if (kOp == kPoolMax) v[k].pin();
+        }
+        if constexpr (kOp == kPoolMax && !kCareful) {
+#pragma GCC unroll 5
+          for (int k = 0; k < kRows; k += 2) odd = V::either(odd, V::unordered(v[k], v[k + 1 < kRows ? k + 1 : k]));
+        }
+#pragma GCC unroll 2
+        for (int r = 0; r < PR; ++r) {
+          V sum = pool_join<kOp, kCareful>(v[r * ST], v[r * ST + 1]);
+          if constexpr (S == 3) sum = pool_join<kOp, kCareful>(sum, v[r * ST + 2]);
+          to[r][i] = sum;
+        }
+      }
+    }
+    ++column, x += x_column;
+  };
+  V last[PR][VC], pair[PR][VC], next[PR][VC];
+  if constexpr (S == 3) take(last);
+  if constexpr (ST == 1) {
+    take(next);
+#pragma GCC unroll 2
+    for (int r = 0; r < PR; ++r)
+#pragma GCC unroll 4
+      for (int i = 0; i < VC; ++i) {
+        pair[r][i] = pool_join<kOp, kCareful>(last[r][i], next[r][i]);
+        last[r][i] = next[r][i];
+      }
+  }
+  for (int64_t q = 0; q < count; ++q, y += y_column) {
+    if constexpr (ST == 2) {
+      take(pair);
+      if constexpr (S == 3) {
+#pragma GCC unroll 2
+        for (int r = 0; r < PR; ++r)
+#pragma GCC unroll 4
+          for (int i = 0; i < VC; ++i) pair[r][i] = pool_join<kOp, kCareful>(last[r][i], pair[r][i]);
+      }
+    }
+    take(next);
+#pragma GCC unroll 2
+    for (int r = 0; r < PR; ++r)
+#pragma GCC unroll 4
+      for (int i = 0; i < VC; ++i) {
+        load.put(finish(pool_join<kOp, kCareful>(pair[r][i], next[r][i]), p + r, q), y + r * y_pitch, i);
+        if constexpr (ST == 1) pair[r][i] = pool_join<kOp, kCareful>(last[r][i], next[r][i]);
+        last[r][i] = next[r][i];
+      }
+  }
+  return kOp == kPoolMax && !kCareful && V::any(odd);
+}
+
+// Once more, where there is a NaN.
+template <int kOp, class T, int S, int ST, class F>
+__attribute__((noinline)) void pixels_careful(const PoolPlanesArgs<T>& g, int64_t p0, int64_t p1, int64_t c0,
+                                              int64_t c1, const F& finish) {
+  constexpr int64_t W = Vec<T>::kLanes;
+  for (int64_t p = p0; p < p1; ++p)
+    for (int64_t c = c0; c < c1; c += W)
+      pixels_along<kOp, T, S, ST, 1, 1, true, false, true>(g, p, c, c1 - c < W ? c1 - c : W, finish);
+}
+
+// The vectors of channels that go along together: as many as the registers hold.
+template <class T>
+inline constexpr int kPixelVectors = sizeof(Vec<T>) == 64 ? 4 : 1;
+
+template <int kOp, class T, int S, int ST, int PR, bool kInside, class F>
+__attribute__((noinline)) void pixels_row(const PoolPlanesArgs<T>& g, int64_t p, const F& finish) {
+  constexpr int64_t W = Vec<T>::kLanes, kVectors = kPixelVectors<T>;
+  const int64_t channels = g.channels;
+  int64_t c = 0;
+  auto redo = [&](bool odd, int64_t n) __attribute__((always_inline)) {
+    if (__builtin_expect(odd, 0)) pixels_careful<kOp, T, S, ST>(g, p, p + PR, c, c + n, finish);
+    c += n;
+  };
+  if constexpr (kVectors > 1)
+    while (c + kVectors * W <= channels)
+      redo(pixels_along<kOp, T, S, ST, PR, kVectors, false, kInside, false>(g, p, c, W, finish), kVectors * W);
+  while (c + W <= channels) redo(pixels_along<kOp, T, S, ST, PR, 1, false, kInside, false>(g, p, c, W, finish), W);
+  if (c < channels)
+    redo(pixels_along<kOp, T, S, ST, PR, 1, true, kInside, false>(g, p, c, channels - c, finish), channels - c);
+}
+
+template <int kOp, class T, int S, int ST, class F>
+inline void pixels_all(const PoolPlanesArgs<T>& g, const F& finish) {
+  constexpr int PR = S == 2 ? 1 : 2, kRows = (PR - 1) * ST + S;
+  for (int64_t p = 0; p < g.out_rows;) {
+    const int64_t first = g.first_row + p * ST;
+    if (p + PR <= g.out_rows && first >= 0 && first + kRows <= g.rows) {
+      pixels_row<kOp, T, S, ST, PR, true>(g, p, finish), p += PR;
+    } else {
+      pixels_row<kOp, T, S, ST, 1, false>(g, p, finish), p += 1;
+    }
+  }
+}
+
+// How a sum ends, without a look at its kind for each vector.
+template <class T>
+struct PixelsTimes {
+  Vec<T> inverse;
+  Vec<T> operator()(Vec<T> sum, int64_t, int64_t) const { return sum * inverse; }
+};
+template <class T>
+struct PixelsQuotient {
+  PoolQuotient<T> by;
+  Vec<T> operator()(Vec<T> sum, int64_t, int64_t) const { return by(sum); }
+};
+template <class T>
+struct PixelsCounts {
+  const T *rows, *columns;
+  Vec<T> operator()(Vec<T> sum, int64_t p, int64_t q) const { return sum / Vec<T>::set1(rows[p] * columns[q]); }
+};
+
+struct PixelsPlain {
+  template <class V>
+  V operator()(V acc, int64_t, int64_t) const {
+    return acc;
+  }
+};
+
+template <int kOp, class T, class F>
+inline void pixels_sizes(const PoolPlanesArgs<T>& g, const F& finish) {
+  if (g.taps == 2) return pixels_all<kOp, T, 2, 2>(g, finish);
+  g.stride == 1 ? pixels_all<kOp, T, 3, 1>(g, finish) : pixels_all<kOp, T, 3, 2>(g, finish);
+}
+
+template <class T>
+void pool_pixels(const PoolPlanesArgs<T>& g) {
+  if (g.op == kPoolMax) return pixels_sizes<kPoolMax>(g, PixelsPlain{});
+  if (g.row_counts) return pixels_sizes<kPoolSum>(g, PixelsCounts<T>{g.row_counts, g.column_counts});
+  if (g.finish == kPoolPlain || exact_inverse(g.divisor))
+    return pixels_sizes<kPoolSum>(g, PixelsTimes<T>{Vec<T>::set1(g.finish == kPoolPlain ? (T)1 : (T)1 / g.divisor)});
+  pixels_sizes<kPoolSum>(g, PixelsQuotient<T>{PoolQuotient<T>(g.divisor)});
 }
 
 // The gradient of W windows of 2 x 2. A later tap takes over where it is larger; where there is a NaN among them, the
