@@ -72,7 +72,7 @@ template <class T>
 int64_t task_workspace(const Run<T>& run, const Machine& machine);
 
 // One box of pixels of one image, all output channels, on the calling thread: for calls that order the work of several
-// products themselves. One group; the weights are packed. `scratch` has the bytes that box_workspace() tells for a box
+// products themselves. One group. `scratch` has the bytes that box_workspace() tells for a box
 // that is no smaller in any direction.
 template <class T>
 int64_t box_workspace(const Run<T>& run, const Machine& machine, const int64_t size[3]);

@@ -143,11 +143,16 @@ struct Inverted {
     inner = join_epilogue<T>(o.inner, filter.in_channels, buffer + 2 * filter.in_channels);
     if (projects) last = join_epilogue<T>(o.epilogue, outputs, buffer + 4 * filter.in_channels);
     if (!keep && g.N == 0) return Status::ok;
-    // Every task reads all weights: they are packed beforehand.
-    if ((s = prepare_weights(expands, machine, kernels, true, &packed[0])) != Status::ok) return s;
-    if ((s = prepare_weights(filters, machine, kernels, true, &packed[1])) != Status::ok) return s;
-    return projects ? prepare_weights(products, machine, kernels, true, &packed[2]) : Status::ok;
+    // What is computed block by block is in order already; to packing it looks like a copy.
+    expands[0].choice.copy_pixels = apart(expand.geometry.C, expand.x.c);
+    if (projects) products[0].choice.copy_pixels = true;
+    if ((s = prepare_weights(expands, machine, kernels, keep, &packed[0])) != Status::ok) return s;
+    if ((s = prepare_weights(filters, machine, kernels, keep, &packed[1])) != Status::ok) return s;
+    return projects ? prepare_weights(products, machine, kernels, keep, &packed[2]) : Status::ok;
   }
+
+  // Whether channels are not neighbours in memory.
+  static bool apart(int64_t channels, int64_t step) { return channels > 1 && step != 1; }
 
   int64_t most_channels() const { return projects ? products[0].choice.chunks[0].channels : filter.in_channels; }
 
@@ -164,7 +169,6 @@ struct Inverted {
   Bound bind(int64_t N, const void* x, const Strides& xs, void* y, const Strides& ys, const void* residual,
              const Strides& rs) const {
     Bound b{expands[0], filters[0], projects ? products[0] : Run<T>{}};
-    auto apart = [](int64_t channels, int64_t step) { return channels > 1 && step != 1; };
     b.expand.job.N = b.filter.job.N = N;
     b.expand.job.is = xs, b.expand.job.input = x;
     b.expand.choice.copy_pixels = apart(b.expand.job.C, xs.c);
