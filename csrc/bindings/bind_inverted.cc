@@ -27,6 +27,19 @@ InvertedOperands operands(PyObject* const* args, const ConvSpec& spec, bool& bat
   return op;
 }
 
+// The means of a call without a projection: (N, E), or (E,) without the batch.
+Result make_mean(const TensorView& like, int64_t channels, bool batched) {
+  TensorView expected;
+  expected.dtype = like.dtype;
+  expected.ndim = batched ? 2 : 1;
+  expected.shape[0] = batched ? like.shape[0] : channels;
+  expected.shape[1] = channels;
+  const int order[] = {0, 1};
+  Result result = make_output(Py_None, expected, order, {});
+  if (!batched) insert_batch_axis(result.view);
+  return result;
+}
+
 // (spec, project_spec, x, expand_weight, depthwise_weight, project_weight, expand_bias, expand_scale, expand_shift,
 //  depthwise_bias, depthwise_scale, depthwise_shift, bias, scale, shift, residual, out)
 py::object inverted_forward(PyObject* const* args) {
@@ -53,12 +66,16 @@ py::object inverted_forward(PyObject* const* args) {
                          {args[14], op.epilogue.shift},
                          {args[15], op.epilogue.residual}});
   op.y = y.view;
+  Result mean;
+  if (!op.project_weight.data) mean = make_mean(op.x, op.expand_weight.shape[0], batched);
+  op.mean = mean.view;
   Status status;
   {
     ReleaseGil gil;
     status = inverted_run(spec.desc, op);
   }
   check(status);
+  if (mean.array) return py::make_tuple(y.array, mean.array);
   return std::move(y.array);
 }
 
@@ -101,12 +118,15 @@ PyObject* plan_run(PyObject* self, PyObject* const* args, Py_ssize_t count) {
     check(inverted_output_shape(handle.desc, x, handle.expand_weight, handle.depthwise_weight, handle.project_weight,
                                 shape));
     Result y = make_image(args[2], handle.desc, x, shape, batched, {{args[0], x}, {args[1], residual}});
+    Result mean;
+    if (!handle.project_weight.data) mean = make_mean(x, handle.expand_weight.shape[0], batched);
     Status status;
     {
       ReleaseGil gil;
-      status = inverted_plan_run(*handle.plan, x, y.view, residual);
+      status = inverted_plan_run(*handle.plan, x, y.view, residual, mean.view);
     }
     check(status);
+    if (mean.array) return py::make_tuple(y.array, mean.array).release().ptr();
     return y.array.release().ptr();
   });
 }
@@ -129,7 +149,7 @@ PyMethodDef functions[] = {
     method<inverted_forward, 17>("inverted_forward",
                                  "(spec, project_spec, x, expand_weight, depthwise_weight, project_weight, "
                                  "expand_bias, expand_scale, expand_shift, depthwise_bias, depthwise_scale, "
-                                 "depthwise_shift, bias, scale, shift, residual, out) -> y"),
+                                 "depthwise_shift, bias, scale, shift, residual, out) -> y, or (u, mean)"),
     method<inverted_plan_entry, 15>("inverted_plan",
                                     "(spec, project_spec, x_like, expand_weight, depthwise_weight, project_weight, "
                                     "expand_bias, expand_scale, expand_shift, depthwise_bias, depthwise_scale, "
@@ -137,7 +157,7 @@ PyMethodDef functions[] = {
 };
 
 PyMethodDef plan_run_method = {"run", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&plan_run)), METH_FASTCALL,
-                               "(x, residual, out) -> y"};
+                               "(x, residual, out) -> y, or (u, mean)"};
 
 }  // namespace
 

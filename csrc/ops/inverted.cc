@@ -13,13 +13,6 @@ namespace fastconv {
 namespace ops {
 namespace {
 
-ConvDesc pointwise_desc(const ConvDesc& desc) {
-  ConvDesc d;
-  d.spatial = desc.spatial;
-  d.channels_last = desc.channels_last;
-  return d;
-}
-
 // A tensor between two stages. Its channels are innermost in memory, whatever the order of x: x and y have a few times
 // fewer elements, and every stage is fastest so.
 TensorView stand_in(const ConvDesc& desc, DType dtype, const int64_t* shape) {
@@ -165,10 +158,13 @@ struct Inverted {
   }
 
   // The products with the strides of a call. What they decide on by these is what is copied: the bits stay the same.
-  struct Bound { Run<T> expand, filter, product; };
+  struct Bound {
+    Run<T> expand, filter, product;
+    T* sums = nullptr;  // of the rows of u, by ranges of columns: (n, row, range, channel)
+  };
   Bound bind(int64_t N, const void* x, const Strides& xs, void* y, const Strides& ys, const void* residual,
              const Strides& rs) const {
-    Bound b{expands[0], filters[0], projects ? products[0] : Run<T>{}};
+    Bound b{expands[0], filters[0], projects ? products[0] : Run<T>{}, nullptr};
     b.expand.job.N = b.filter.job.N = N;
     b.expand.job.is = xs, b.expand.job.input = x;
     b.expand.choice.copy_pixels = apart(b.expand.job.C, xs.c);
@@ -253,16 +249,49 @@ struct Inverted {
       }
       const Strides& to = job.os;
       T* out = static_cast<T*>(job.output) + n * to.n + q0 * to.s[2];
-      // A row at a time: the rows of y need not follow one another.
-      for (int64_t i = row; i < next; ++i) {
-        const int64_t line[3] = {0, i, q0}, one[3] = {1, 1, q1 - q0};
-        made.fill(n, line, one, 0, channels, out + i * to.s[1], to.s[2], to.c, scratch);
+      // Where the rows of y do not follow one another, a row at a time.
+      const int64_t together = to.s[1] == (q1 - q0) * to.s[2] ? next - row : 1;
+      for (int64_t i = row; i < next; i += together) {
+        const int64_t line[3] = {0, i, q0}, rows[3] = {1, together, q1 - q0};
+        made.fill(n, line, rows, 0, channels, out + i * to.s[1], to.s[2], to.c, scratch);
       }
+      for (int64_t i = row; i < next; ++i) sum_row(t, b, n, i, q0 / t.columns);
     }
   }
 
+  // The sums of a range of columns of one row of u: while the row is in the cache, and the same for any split.
+  void sum_row(const Tiling& t, const Bound& b, int64_t n, int64_t row, int64_t range) const {
+    const KernelTable<T>& kernels = kernel_table<T>(machine.isa);
+    const DenseJob& job = b.filter.job;
+    const int64_t channels = filter.in_channels, q0 = range * t.columns, count = std::min(t.columns, job.out[2] - q0);
+    const T* from = static_cast<const T*>(job.output) + n * job.os.n + row * job.os.s[1] + q0 * job.os.s[2];
+    T* sums = b.sums + ((n * job.out[1] + row) * t.column_parts + range) * channels;
+    if (job.os.c == 1) {
+      kernels.sum_columns(sums, from, count, job.os.s[2], channels);
+      return;
+    }
+    for (int64_t c = 0; c < channels; ++c) sums[c] = kernels.sum_run(from + c * job.os.c, count, job.os.s[2]);
+  }
+
+  // Joins the sums in order, in double.
+  Status join_means(const Tiling& t, const Bound& b, int64_t N, const TensorView& mean) const {
+    const DenseJob& job = b.filter.job;
+    const int64_t channels = filter.in_channels, ranges = job.out[1] * t.column_parts;
+    const double pixels = static_cast<double>(job.out[1]) * static_cast<double>(job.out[2]);
+    return parallel_for(N, static_cast<double>(N * ranges * channels), [&](int64_t n, int) {
+      for (int64_t c0 = 0; c0 < channels; c0 += 64) {
+        double total[64] = {};
+        const int64_t most = std::min<int64_t>(64, channels - c0);
+        for (int64_t i = 0; i < ranges; ++i)
+          for (int64_t c = 0; c < most; ++c) total[c] += b.sums[(n * ranges + i) * channels + c0 + c];
+        T* to = static_cast<T*>(mean.data) + n * mean.strides[0] + c0 * mean.strides[1];
+        for (int64_t c = 0; c < most; ++c) to[c * mean.strides[1]] = static_cast<T>(total[c] / pixels);
+      }
+    });
+  }
+
   // The expansion of one image after the other as a whole, all threads on each stage.
-  Status run_stages(const Bound& b, int64_t N) const {
+  Status run_stages(const Tiling& t, const Bound& b, int64_t N) const {
     const KernelTable<T>& kernels = kernel_table<T>(machine.isa);
     const Geometry& g = filter.geometry;
     const int64_t elements = filter.in_channels * g.in[1] * g.in[2];
@@ -288,6 +317,9 @@ struct Inverted {
       } else {
         f[0].choice.move_output = f[0].choice.role == Role::pixel_rows ? f[0].job.os.c != 1 : f[0].job.os.s[2] != 1;
         s = run_dense(f, machine, kernels, inner, map, 0, false);
+        if (s != Status::ok) return s;
+        s = parallel_for(g.out[1] * t.column_parts, static_cast<double>(elements),
+                         [&](int64_t i, int) { sum_row(t, b, n, i / t.column_parts, i % t.column_parts); });
       }
       if (s != Status::ok) return s;
     }
@@ -295,10 +327,20 @@ struct Inverted {
   }
 
   Status run(int64_t N, const void* x, const Strides& xs, void* y, const Strides& ys, const void* residual,
-             const Strides& rs) const {
+             const Strides& rs, const TensorView& mean) const {
     if (N == 0) return Status::ok;
-    const Bound b = bind(N, x, xs, y, ys, residual, rs);
+    Bound b = bind(N, x, xs, y, ys, residual, rs);
     const Tiling t = tiling();
+    if (projects) return run_bound(t, b, N);
+    const int64_t sums = N * filter.geometry.out[1] * t.column_parts * filter.in_channels;
+    const Block block(sums * static_cast<int64_t>(sizeof(T)));
+    if (block.failed()) return Status::out_of_memory;
+    b.sums = static_cast<T*>(block.data());
+    const Status s = run_bound(t, b, N);
+    return s == Status::ok ? join_means(t, b, N, mean) : s;
+  }
+
+  Status run_bound(const Tiling& t, const Bound& b, int64_t N) const {
     const int64_t P = filter.geometry.out[1], Q = filter.geometry.out[2];
     auto nanoseconds = [](const Geometry& g, double each) { return g.macs() / std::max<int64_t>(1, g.N) * each; };
     double work = nanoseconds(expand.geometry, 0.04) + nanoseconds(filter.geometry, 0.07);
@@ -308,7 +350,7 @@ struct Inverted {
     const int64_t row_parts =
         std::clamp<int64_t>(ceil_div(wanted_tasks(work), N * t.column_parts), 1, std::max<int64_t>(1, P / t.least));
     const int64_t tasks = N * t.column_parts * row_parts;
-    if (!t.fits || tasks < threads) return run_stages(b, N);
+    if (!t.fits || tasks < threads) return run_stages(t, b, N);
     const int64_t bytes = workspace(t, b);
     std::atomic<bool> failed{false};
     const Status status = parallel_for(tasks, work, [&](int64_t i, int) {
@@ -354,7 +396,8 @@ Status run_inverted(const ConvDesc& desc, const InvertedOperands& o) {
   const Status s = layer.build(desc, o, false);
   if (s != Status::ok) return s;
   return layer.run(layer.filter.geometry.N, o.x.data, layer.expand.x, o.y.data,
-                   layer.projects ? layer.product.y : layer.filter.y, o.epilogue.residual.data, layer.product.r);
+                   layer.projects ? layer.product.y : layer.filter.y, o.epilogue.residual.data, layer.product.r,
+                   o.mean);
 }
 
 }  // namespace
@@ -380,7 +423,8 @@ Status inverted_run(const ConvDesc& desc, const InvertedOperands& o) {
 class InvertedPlan {
  public:
   virtual ~InvertedPlan() = default;
-  virtual Status run(const TensorView& x, const TensorView& y, const TensorView& residual) const = 0;
+  virtual Status run(const TensorView& x, const TensorView& y, const TensorView& residual,
+                     const TensorView& mean) const = 0;
   InvertedDecision decision;
 };
 
@@ -395,7 +439,8 @@ class TypedInvertedPlan final : public InvertedPlan {
     return s;
   }
 
-  Status run(const TensorView& x, const TensorView& y, const TensorView& residual) const override {
+  Status run(const TensorView& x, const TensorView& y, const TensorView& residual,
+             const TensorView& mean) const override {
     const ConvDesc point = pointwise_desc(layer_.desc);
     Geometry e = layer_.expand.geometry, f = layer_.filter.geometry, p = layer_.product.geometry;
     e.N = f.N = p.N = x.ndim > 0 ? x.shape[0] : 0;
@@ -408,7 +453,7 @@ class TypedInvertedPlan final : public InvertedPlan {
       if (!layer_.projects) return Status::unsupported;
       if ((s = lift(point, p, false, residual, &rs)) != Status::ok) return s;
     }
-    return layer_.run(e.N, x.data, xs, y.data, ys, residual.data, rs);
+    return layer_.run(e.N, x.data, xs, y.data, ys, residual.data, rs, mean);
   }
 
  private:
@@ -428,9 +473,9 @@ std::shared_ptr<const InvertedPlan> make_plan(const ConvDesc& desc, const Invert
 std::shared_ptr<const InvertedPlan> inverted_plan(const ConvDesc& desc, const InvertedOperands& o, Status* status) {
   return o.x.dtype == DType::f32 ? make_plan<float>(desc, o, status) : make_plan<double>(desc, o, status);
 }
-Status inverted_plan_run(const InvertedPlan& plan, const TensorView& x, const TensorView& y,
-                         const TensorView& residual) {
-  return plan.run(x, y, residual);
+Status inverted_plan_run(const InvertedPlan& plan, const TensorView& x, const TensorView& y, const TensorView& residual,
+                         const TensorView& mean) {
+  return plan.run(x, y, residual, mean);
 }
 InvertedDecision inverted_plan_decision(const InvertedPlan& plan) { return plan.decision; }
 

@@ -228,7 +228,7 @@ def separable_plan(
 class InvertedPlan:
     @property
     def decision(self) -> dict[str, Any]: ...
-    def run(self, x: _Array, residual: _Array | None, out: _Array | None, /) -> _Array: ...
+    def run(self, x: _Array, residual: _Array | None, out: _Array | None, /) -> Any: ...
 
 def inverted_forward(
     spec: ConvSpec,
@@ -249,7 +249,7 @@ def inverted_forward(
     residual: _Array | None,
     out: _Array | None,
     /,
-) -> _Array: ...
+) -> Any: ...
 def inverted_plan(
     spec: ConvSpec,
     project_spec: ConvSpec,

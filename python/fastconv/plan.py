@@ -294,10 +294,13 @@ def _separable_plan(op: str, x: Array | Sequence[int], operands: tuple[Any, ...]
     )
 
 
-def _run_first(first: Any, x: Array) -> Array:
-    """The depthwise layer's result, by the plan of both layers or of that alone."""
-    y: Array = first.run(x, None, None, None) if isinstance(first, _core.ConvPlan) else first.run(x, None, None)
-    return y
+def _run_first(first: Any, x: Array, layout: str) -> tuple[Array, Array]:
+    """The depthwise layer's result and its means, by the plan of both layers or of that alone."""
+    if not isinstance(first, _core.ConvPlan):
+        u, mean = first.run(x, None, None)
+        return u, mean
+    u = first.run(x, None, None, None)
+    return u, functional.global_avg_pool2d(u, keepdims=False, layout=layout)
 
 
 class InvertedResidualPlan(Plan):
@@ -324,9 +327,9 @@ class InvertedResidualPlan(Plan):
                 y: Array = first.run(x, residual, out)
                 return y
             reduce, widen, project = squeeze
-            u = _run_first(first, x)
-            gate = widen(reduce(functional.global_avg_pool2d(u, layout=self._layout)))
-            y = project.run(u, residual, gate.reshape(*u.shape[: u.ndim - 3], self._spec.groups), out)
+            u, mean = _run_first(first, x, self._layout)
+            gate = widen(reduce(_inverted.as_pixel(mean, self._layout)))
+            y = project.run(u, residual, gate.reshape(mean.shape), out)
             return y
         except _core.Refused as refusal:
             arrays = {"x": x, **self._vectors, "residual": residual, "out": out}
@@ -394,17 +397,18 @@ def _inverted_plan(x: Array | Sequence[int], operands: tuple[Any, ...], options:
         if squeezed:
             # A result shows the memory order of what the projection is going to read.
             image = x[:1] if isinstance(x, np.ndarray) and x.ndim == 4 else np.zeros(like.shape[-3:], dtype)
-            u = _run_first(whole, x if isinstance(x, np.ndarray) and x.ndim == 3 else image)
-            mean = functional.global_avg_pool2d(u, layout=a["layout"])
+            image = image if image.size else np.zeros(image.shape[-3:], dtype)
+            u, mean = _run_first(whole, x if isinstance(x, np.ndarray) and x.ndim == 3 else image, a["layout"])
+            pixel = _inverted.as_pixel(mean, a["layout"])
             dense = {"layout": a["layout"]}
             reduce = plan(
-                "conv2d", mean, a["se_reduce_weight"], a["se_reduce_bias"], activation=a["se_activation"], **dense
+                "conv2d", pixel, a["se_reduce_weight"], a["se_reduce_bias"], activation=a["se_activation"], **dense
             )
             parts += [
                 reduce,
                 plan(
                     "conv2d",
-                    reduce(mean),
+                    reduce(pixel),
                     a["se_expand_weight"],
                     a["se_expand_bias"],
                     activation=a["se_gate"],

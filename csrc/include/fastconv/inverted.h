@@ -8,11 +8,13 @@ namespace fastconv {
 
 //   e = expand.act(expand.scale * (conv(x, expand_weight) + expand.bias) + expand.shift)
 //   u = inner.act(inner.scale * (depthwise(e, depthwise_weight) + inner.bias) + inner.shift)
-//   y = epilogue of the 1x1 convolution of u with project_weight; without a project_weight y is u
+//   y = epilogue of the 1x1 convolution of u with project_weight; without a project_weight y is u, and mean its mean
+//       over the pixels
 // expand_weight is (E, C, 1, 1), depthwise_weight (E, 1, R, S), project_weight (K, E, 1, 1). The descriptor is that of
 // the depthwise layer; its groups are E.
 struct InvertedOperands {
   TensorView x, expand_weight, depthwise_weight, project_weight, y;
+  TensorView mean;         // (N, E); without a project_weight
   Epilogue expand, inner;  // without a residual
   Epilogue epilogue;       // its vectors and residual belong to a projection
 };
@@ -27,8 +29,8 @@ Status inverted_run(const ConvDesc& desc, const InvertedOperands& operands);
 class InvertedPlan;
 std::shared_ptr<const InvertedPlan> inverted_plan(const ConvDesc& desc, const InvertedOperands& operands,
                                                   Status* status);
-Status inverted_plan_run(const InvertedPlan& plan, const TensorView& x, const TensorView& y,
-                         const TensorView& residual);
+Status inverted_plan_run(const InvertedPlan& plan, const TensorView& x, const TensorView& y, const TensorView& residual,
+                         const TensorView& mean);
 
 // How a layer is computed by one thread.
 struct InvertedDecision {

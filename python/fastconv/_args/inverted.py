@@ -199,3 +199,9 @@ def shape_of_expansion(x: Array, expand_weight: Array, options: _core.ConvSpec) 
     batch, _, pixels = _split(x.shape, options)
     shape = _join(batch, expand_weight.shape[0], pixels, options)
     return np.broadcast_to(np.zeros((), x.dtype), shape)
+
+
+def as_pixel(vector: Array, layout: str) -> Array:
+    """(N, E), or (E,), as an image of one pixel."""
+    batch, channels = vector.shape[:-1], vector.shape[-1]
+    return vector.reshape(*batch, 1, 1, channels) if layout.endswith("C") else vector.reshape(*batch, channels, 1, 1)

@@ -60,7 +60,8 @@ def _forward(
     operands = arrays.values()
     if arrays["expand_weight"] is not None:
         x, expand, depthwise, project, *rest = operands
-        return _calls.inverted_forward(spec, project_spec, x, expand, depthwise, project, *rest)
+        y: Array = _calls.inverted_forward(spec, project_spec, x, expand, depthwise, project, *rest)
+        return y
     if any(arrays[f"expand_{name}"] is not None for name in ("bias", "scale", "shift")):
         raise _core.Refused("bad_shape")
     if getattr(arrays["depthwise_weight"], "shape", (0,))[:1] != (spec.groups,):
@@ -70,13 +71,12 @@ def _forward(
     return _calls.separable_forward(both, x, depthwise, project, *rest)
 
 
-def _gate(u: Array, squeeze: Sequence[Any], activation: Activation, gate: Activation, layout: str) -> Array:
-    """The scale of each image and channel: (N, E), or (E,) without the batch."""
+def _gate(mean: Array, squeeze: Sequence[Any], activation: Activation, gate: Activation, layout: str) -> Array:
+    """The scale of each image and channel, (N, E) as the mean, or (E,) without the batch."""
     reduce_weight, reduce_bias, expand_weight, expand_bias = squeeze
-    mean = pool.global_avg_pool2d(u, layout=layout)
-    hidden = conv.conv2d(mean, reduce_weight, reduce_bias, layout=layout, activation=activation)
-    scale = conv.conv2d(hidden, expand_weight, expand_bias, layout=layout, activation=gate)
-    return scale.reshape(*u.shape[: u.ndim - 3], expand_weight.shape[0])
+    pixel = _args.as_pixel(mean, layout)
+    hidden = conv.conv2d(pixel, reduce_weight, reduce_bias, layout=layout, activation=activation)
+    return conv.conv2d(hidden, expand_weight, expand_bias, layout=layout, activation=gate).reshape(mean.shape)
 
 
 def inverted_residual(
@@ -211,10 +211,11 @@ def inverted_residual(
             activation=depthwise_activation,
             **options,
         )
+        mean = pool.global_avg_pool2d(u, keepdims=False, layout=layout)
     else:
         first = (expand_bias, expand_scale, expand_shift, depthwise_bias, depthwise_scale, depthwise_shift)
         try:
-            u = _calls.inverted_forward(
+            u, mean = _calls.inverted_forward(
                 spec, project_spec, x, expand_weight, depthwise_weight, None, *first, None, None, None, None, None
             )
         except _core.Refused as refusal:
@@ -228,7 +229,7 @@ def inverted_residual(
         shift=shift,
         residual=residual,
         activation=activation,
-        input_gate=_gate(u, squeeze, se_activation, se_gate, layout),
+        input_gate=_gate(mean, squeeze, se_activation, se_gate, layout),
         out=out,
     )
 
