@@ -204,7 +204,8 @@ def test_any_shape(channels, size, kernel, stride, dilation, padding, layout, th
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_bits_depend_on_neither_threads_nor_batch_nor_plan(layout, dtype, expanded, squeeze):
-    for shape, size, stride in (((16, 96, 16), (40, 37), 1), ((24, 72, 40), (14, 14), 2), ((160, 640, 33), (7, 7), 1)):
+    shapes = [((16, 96, 16), (40, 37), 1), ((24, 72, 40), (14, 14), 2), ((160, 640, 33), (7, 7), 1)]
+    for shape, size, stride in [*shapes, ((3, 256, 5), (5, 700), 1)]:
         x, expand, depthwise, project = operands(7, shape, size, (3, 3), dtype, n=3, layout=layout)
         if not expanded:
             expand, depthwise, project = None, depthwise[: shape[0]], project[:, : shape[0]]
