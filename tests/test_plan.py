@@ -318,6 +318,8 @@ def test_verbose_of_the_other_families() -> None:
         fastconv.relu(x)
         fastconv.softmax(x, axis=1)
         fastconv.separable_conv2d(x, np.ones((4, 1, 3, 3), np.float32), np.ones((2, 4, 1, 1), np.float32))
+        e, w, p = (np.ones(shape, np.float32) for shape in ((8, 4, 1, 1), (8, 1, 3, 3), (2, 8, 1, 1)))
+        fastconv.inverted_residual(x, e, w, p)
         fastconv.batch_norm(x, np.ones(4, np.float32), np.ones(4, np.float32))
     """
     assert _run(program, "0") == []
@@ -327,6 +329,7 @@ def test_verbose_of_the_other_families() -> None:
         "fastconv: relu forward float32 in0=1x4x6x6 out0=1x4x6x6 | ",
         "fastconv: softmax forward float32 in0=1x4x6x6 out0=1x4x6x6 | ",
         "fastconv: separable_conv2d forward float32 in0=1x4x6x6 in1=4x1x3x3 in2=2x4x1x1 out0=1x2x4x4 | ",
+        "fastconv: inverted_residual forward float32 in0=1x4x6x6 in1=8x4x1x1 in2=8x1x3x3 in3=2x8x1x1 out0=1x2x4x4 | ",
         "fastconv: batch_norm forward float32 in0=1x4x6x6 in1=4 in2=4 out0=1x4x6x6 | ",
     ]
     lines = _run(program, "1")

@@ -32,7 +32,7 @@ def test_stub_has_the_module_s_names() -> None:
     assert functions | set(_stub_classes()) == _public(vars(_core))
 
 
-@pytest.mark.parametrize("name", ["ConvSpec", "ConvPlan", "SeparablePlan", "PoolSpec", "NormSpec"])
+@pytest.mark.parametrize("name", ["ConvSpec", "ConvPlan", "SeparablePlan", "InvertedPlan", "PoolSpec", "NormSpec"])
 def test_stub_has_the_classes_members(name: str) -> None:
     members = {node.name for node in _stub_classes()[name].body if isinstance(node, ast.FunctionDef)}
     assert _public(members) == _public(vars(getattr(_core, name)))

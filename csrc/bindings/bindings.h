@@ -7,6 +7,7 @@ namespace fastconv::bindings {
 void bind_runtime(pybind11::module_& m);
 void bind_conv(pybind11::module_& m);
 void bind_separable(pybind11::module_& m);
+void bind_inverted(pybind11::module_& m);
 void bind_pool(pybind11::module_& m);
 void bind_norm(pybind11::module_& m);
 

@@ -12,6 +12,19 @@
 namespace fastconv::ops {
 namespace {
 
+// The part of a job that computes a box of its output pixels.
+template <class T>
+DenseJob box_of(const DenseJob& job, const int64_t at[3], const int64_t size[3]) {
+  DenseJob p = job;
+  for (int a = 0; a < 3; ++a) {
+    p.out[a] = size[a];
+    p.pad[a] -= at[a] * job.stride[a];
+    p.output = static_cast<T*>(p.output) + at[a] * job.os.s[a];
+    if (p.has_residual) p.residual = static_cast<const T*>(p.residual) + at[a] * job.rs.s[a];
+  }
+  return p;
+}
+
 // The blocks of output pixels of a job: boxes of size[0] x size[1] x size[2].
 //
 // With the channels innermost, boxes are up to 8 rows tall, so that neighbouring blocks share little of the input's
@@ -48,16 +61,11 @@ struct PixelBlocks {
   // The part of a job that computes block `b`.
   template <class T>
   DenseJob part(const DenseJob& job, int64_t b) const {
-    DenseJob p = job;
     const int64_t at[3] = {b / (parts[1] * parts[2]) * size[0], b / parts[2] % parts[1] * size[1],
                            b % parts[2] * size[2]};
-    for (int a = 0; a < 3; ++a) {
-      p.out[a] = std::min(size[a], job.out[a] - at[a]);
-      p.pad[a] -= at[a] * job.stride[a];
-      p.output = static_cast<T*>(p.output) + at[a] * job.os.s[a];
-      if (p.has_residual) p.residual = static_cast<const T*>(p.residual) + at[a] * job.rs.s[a];
-    }
-    return p;
+    const int64_t most[3] = {std::min(size[0], job.out[0] - at[0]), std::min(size[1], job.out[1] - at[1]),
+                             std::min(size[2], job.out[2] - at[2])};
+    return box_of<T>(job, at, most);
   }
 };
 
@@ -608,9 +616,8 @@ void run_columns(const Run<T>& run, const DenseJob& job, const Context<T>& ctx, 
 }
 
 template <class T>
-void run_task(const Run<T>& run, const PixelBlocks& blocks, const Context<T>& ctx, const Task& task, void* scratch) {
+void run_part(const Run<T>& run, const DenseJob& part, const Context<T>& ctx, const Task& task, void* scratch) {
   Arena arena(scratch);
-  const DenseJob part = blocks.part<T>(run.job, task.block);
   if (run.choice.role == Role::pixel_rows)
     run_rows(run, part, ctx, task, arena);
   else
@@ -673,19 +680,14 @@ struct Cut {
   }
 };
 
-// Scratch of the largest task, found by carving a block that is not there.
+// Scratch for a box of pixels and so many output channels, found by carving a block that is not there.
 template <class T>
-int64_t scratch_bytes(const Run<T>& run, const Machine& machine, const Cut& cut) {
+int64_t part_bytes(const Run<T>& run, const Machine& machine, const int64_t size[3], int64_t rows) {
   const DenseJob& job = run.job;
   const Choice& choice = run.choice;
   DenseJob part = job;
-  for (int a = 0; a < 3; ++a) part.out[a] = cut.blocks.size[a];
+  for (int a = 0; a < 3; ++a) part.out[a] = size[a];
   const int64_t n = part.pixels(), W = machine.lanes;
-  int64_t rows = 0;
-  for (int64_t k = 0; k < cut.k_parts; ++k) {
-    const Task task = cut.task(job, machine, k);
-    rows = std::max(rows, task.k1 - task.k0);
-  }
   Arena count(nullptr);
   Produced<T>(run, part, choice, count);
   if (choice.role == Role::pixel_rows) {
@@ -700,6 +702,17 @@ int64_t scratch_bytes(const Run<T>& run, const Machine& machine, const Cut& cut)
   count.take<Segment>(2 * part.out[0] * part.out[1] + 4);
   if (!choice.direct && job.taps() > 0 && !run.producer) Slab<T>(part, 0, n, choice.chunks[0].channels, W, count);
   return count.size();
+}
+
+// Scratch of the largest task.
+template <class T>
+int64_t scratch_bytes(const Run<T>& run, const Machine& machine, const Cut& cut) {
+  int64_t rows = 0;
+  for (int64_t k = 0; k < cut.k_parts; ++k) {
+    const Task task = cut.task(run.job, machine, k);
+    rows = std::max(rows, task.k1 - task.k0);
+  }
+  return part_bytes(run, machine, cut.blocks.size, rows);
 }
 
 double job_nanoseconds(const DenseJob& job) {
@@ -925,7 +938,8 @@ Status run_dense(const std::vector<Run<T>>& runs, const Machine& machine, const 
       failed.store(true, std::memory_order_relaxed);
       return;
     }
-    run_task(runs[r], cuts[r].blocks, ctx, cuts[r].task(runs[r].job, machine, i), scratch.data());
+    const Task task = cuts[r].task(runs[r].job, machine, i);
+    run_part(runs[r], cuts[r].blocks.template part<T>(runs[r].job, task.block), ctx, task, scratch.data());
   });
   return failed ? Status::out_of_memory : status;
 }
@@ -934,6 +948,19 @@ template <class T>
 int64_t task_workspace(const Run<T>& run, const Machine& machine) {
   if (run.choice.depthwise) return depthwise_workspace<T>(run.job, run.choice, machine);
   return scratch_bytes<T>(run, machine, Cut(run.job, run.choice, machine, sizeof(T), 1, false));
+}
+
+template <class T>
+int64_t box_workspace(const Run<T>& run, const Machine& machine, const int64_t size[3]) {
+  return part_bytes(run, machine, size, run.job.K);
+}
+
+template <class T>
+void run_box(const Run<T>& run, const Machine& machine, const KernelTable<T>& kernels, const Finish<T>& finish,
+             int64_t n, const int64_t at[3], const int64_t size[3], void* scratch) {
+  const InputMap<T> no_map{};
+  const Context<T> ctx{machine, kernels, finish, no_map, 0, false};
+  run_part(run, box_of<T>(run.job, at, size), ctx, Task{n, 0, 0, 0, run.job.K}, scratch);
 }
 
 // --- The gradient of the weights
@@ -1225,6 +1252,9 @@ Status run_weight_gradient(const DenseJob& job, const Machine& m, const KernelTa
                                const InputMap<T>&, int64_t, bool);                                                  \
   template bool may_skip_zeros<T>(const DenseJob&, const Choice&, bool);                                            \
   template int64_t task_workspace<T>(const Run<T>&, const Machine&);                                                \
+  template int64_t box_workspace<T>(const Run<T>&, const Machine&, const int64_t[3]);                               \
+  template void run_box<T>(const Run<T>&, const Machine&, const KernelTable<T>&, const Finish<T>&, int64_t,         \
+                           const int64_t[3], const int64_t[3], void*);                                              \
   template Status run_weight_gradient<T>(const DenseJob&, const Machine&, const KernelTable<T>&, T*, bool);
 FASTCONV_INSTANTIATE(float)
 FASTCONV_INSTANTIATE(double)

@@ -71,6 +71,15 @@ Status run_dense(const std::vector<Run<T>>& runs, const Machine& machine, const 
 template <class T>
 int64_t task_workspace(const Run<T>& run, const Machine& machine);
 
+// One box of pixels of one image, all output channels, on the calling thread: for calls that order the work of several
+// products themselves. One group. `scratch` has the bytes that box_workspace() tells for a box
+// that is no smaller in any direction.
+template <class T>
+int64_t box_workspace(const Run<T>& run, const Machine& machine, const int64_t size[3]);
+template <class T>
+void run_box(const Run<T>& run, const Machine& machine, const KernelTable<T>& kernels, const Finish<T>& finish,
+             int64_t n, const int64_t at[3], const int64_t size[3], void* scratch);
+
 // dw[k][c][t] (+)= the sum over images and pixels of dy(k, p) * x(c, p * stride - pad + t * dilation). `job` is the
 // forward product; its input is x, its output dy. dw is contiguous.
 template <class T>

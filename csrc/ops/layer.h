@@ -1,4 +1,5 @@
-// What the layers of conv.cc and separable.cc share: their operands in canonical form, weights and vectors made ready.
+// What the layers of conv.cc, separable.cc and inverted.cc share: their operands in canonical form, weights and vectors
+// made ready.
 #pragma once
 #include <algorithm>
 #include <cstring>
@@ -34,6 +35,14 @@ class Block {
   size_t bytes_ = 0;
   void* data_ = nullptr;
 };
+
+// The 1x1 convolution that precedes or follows a depthwise one: its images have the same axes.
+inline ConvDesc pointwise_desc(const ConvDesc& desc) {
+  ConvDesc d;
+  d.spatial = desc.spatial;
+  d.channels_last = desc.channels_last;
+  return d;
+}
 
 inline bool absent(const TensorView& t) { return t.data == nullptr; }
 

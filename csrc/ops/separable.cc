@@ -8,14 +8,6 @@ namespace fastconv {
 namespace ops {
 namespace {
 
-// The 1x1 convolution over the intermediate, which is (N, C, ...) like y.
-ConvDesc pointwise_desc(const ConvDesc& desc) {
-  ConvDesc d;
-  d.spatial = desc.spatial;
-  d.channels_last = desc.channels_last;
-  return d;
-}
-
 TensorView intermediate(const ConvDesc& desc, const TensorView& x, const int64_t* shape) {
   static char nowhere;
   TensorView u;

@@ -12,10 +12,11 @@ if (_reason := _core.isa_environment_error()) is not None:
 from . import functional
 from .functional.conv import *  # noqa: F403
 from .functional.elementwise import *  # noqa: F403
+from .functional.inverted import *  # noqa: F403
 from .functional.norm import *  # noqa: F403
 from .functional.pool import *  # noqa: F403
 from .functional.separable import *  # noqa: F403
-from .plan import Explanation, Plan, SeparablePlan, explain, plan
+from .plan import Explanation, InvertedResidualPlan, Plan, SeparablePlan, explain, plan
 from .runtime import (
     available_isas,
     cache_info,
@@ -36,6 +37,7 @@ __version__: str = _core.build_info()["version"]
 
 __all__ = [
     "Explanation",
+    "InvertedResidualPlan",
     "Plan",
     "SeparablePlan",
     "available_isas",

@@ -47,6 +47,15 @@ _OTHERS: dict[str, Callable[[Any, Array, str, Array], Any]] = {
         depthwise_activation="relu",
         layout=axes,
     ),
+    "inverted_residual_backward": lambda f, x, axes, v: f.inverted_residual_backward(
+        _like(f.max_pool2d(x, 2, layout=axes)),
+        x,
+        _like(np.empty((30, 20, 1, 1), x.dtype)),
+        _like(np.empty((30, 1, 2, 2), x.dtype)),
+        _like(np.empty((20, 30, 1, 1), x.dtype)),
+        stride=2,
+        layout=axes,
+    ),
     "max_pool2d": lambda f, x, axes, v: f.max_pool2d(x, 3, stride=2, padding=1, layout=axes, return_indices=True),
     "max_pool2d_backward": lambda f, x, axes, v: f.max_pool2d_backward(
         _like(f.max_pool2d(x, 2, layout=axes)), x, 2, layout=axes
@@ -101,6 +110,8 @@ def _functions(op: str | None) -> Iterator[str]:
         for gradient in _GRADIENTS:
             if op in (None, forward, forward + gradient):
                 yield forward + gradient
+    if op in (None, "inverted_residual"):
+        yield "inverted_residual"
 
 
 def _groups(op: str) -> dict[str, list[Case]]:

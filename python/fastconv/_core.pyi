@@ -225,6 +225,51 @@ def separable_plan(
 ) -> SeparablePlan: ...
 
 @final
+class InvertedPlan:
+    @property
+    def decision(self) -> dict[str, Any]: ...
+    def run(self, x: _Array, residual: _Array | None, out: _Array | None, /) -> Any: ...
+
+def inverted_forward(
+    spec: ConvSpec,
+    project_spec: ConvSpec,
+    x: _Array,
+    expand_weight: _Array,
+    depthwise_weight: _Array,
+    project_weight: _Array | None,
+    expand_bias: _Array | None,
+    expand_scale: _Array | None,
+    expand_shift: _Array | None,
+    depthwise_bias: _Array | None,
+    depthwise_scale: _Array | None,
+    depthwise_shift: _Array | None,
+    bias: _Array | None,
+    scale: _Array | None,
+    shift: _Array | None,
+    residual: _Array | None,
+    out: _Array | None,
+    /,
+) -> Any: ...
+def inverted_plan(
+    spec: ConvSpec,
+    project_spec: ConvSpec,
+    x_like: _Array | _Shape,
+    expand_weight: _Array,
+    depthwise_weight: _Array,
+    project_weight: _Array | None,
+    expand_bias: _Array | None,
+    expand_scale: _Array | None,
+    expand_shift: _Array | None,
+    depthwise_bias: _Array | None,
+    depthwise_scale: _Array | None,
+    depthwise_shift: _Array | None,
+    bias: _Array | None,
+    scale: _Array | None,
+    shift: _Array | None,
+    /,
+) -> InvertedPlan: ...
+
+@final
 class NormSpec:
     def __init__(
         self,

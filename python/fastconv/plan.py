@@ -16,12 +16,14 @@ import numpy as np
 
 from . import _args, _core, _verbose, functional
 from ._args import Array, Shape
+from ._args import inverted as _inverted
 from ._args import separable as _separable
 
-__all__ = ["Explanation", "Plan", "SeparablePlan", "explain", "plan"]
+__all__ = ["Explanation", "InvertedResidualPlan", "Plan", "SeparablePlan", "explain", "plan"]
 
 _FORWARD_OPS = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear")
 _SEPARABLE_OPS = ("separable_conv1d", "separable_conv2d")
+_INVERTED_OP = "inverted_residual"
 # What a plan is given when it is called.
 _CALL_ARGUMENTS = ("residual", "out")
 # The operands of which a shape will do for explain(), and those that are arrays or absent.
@@ -292,16 +294,154 @@ def _separable_plan(op: str, x: Array | Sequence[int], operands: tuple[Any, ...]
     )
 
 
-def plan(op: str, x: Array | Sequence[int], weight: Array, *operands: Array | None, **options: Any) -> Plan:
+def _run_first(first: Any, x: Array, layout: str) -> tuple[Array, Array]:
+    """The depthwise layer's result and its means, by the plan of both layers or of that alone."""
+    if not isinstance(first, _core.ConvPlan):
+        u, mean = first.run(x, None, None)
+        return u, mean
+    u = first.run(x, None, None, None)
+    return u, functional.global_avg_pool2d(u, keepdims=False, layout=layout)
+
+
+class InvertedResidualPlan(Plan):
+    """A plan of an inverted residual: of the whole layer, or with squeeze-excite of its calls."""
+
+    __slots__ = ("_layout", "_parts")
+
+    _layout: str
+    _parts: tuple[Any, ...]
+
+    def __call__(
+        self,
+        x: Array,
+        residual: Array | None = None,
+        input_gate: Array | None = None,
+        out: Array | None = None,
+    ) -> Array:
+        """Run the layer: see `fastconv.functional.inverted_residual`; input_gate must be None."""
+        if input_gate is not None:
+            raise TypeError(f"input_gate must be None: {self.op} takes none")
+        first, *squeeze = self._parts
+        try:
+            if not squeeze:
+                y: Array = first.run(x, residual, out)
+                return y
+            reduce, widen, project = squeeze
+            u, mean = _run_first(first, x, self._layout)
+            gate = widen(reduce(_inverted.as_pixel(mean, self._layout)))
+            y = project.run(u, residual, gate.reshape(mean.shape), out)
+            return y
+        except _core.Refused as refusal:
+            arrays = {"x": x, **self._vectors, "residual": residual, "out": out}
+            raise _inverted.error(refusal, self._spec, arrays, self.input_shape) from None
+
+    @property
+    def decision(self) -> dict[str, Any]:
+        """What the layer takes, among them "packed_weight_bytes" and "workspace_per_thread".
+
+        With an expansion "role" says whether some rows of it are kept ("rows of the expansion": "kept_rows", for
+        "rows" and "columns" of the result at a time) or all of it ("the expansion of an image": "whole_bytes").
+        """
+        first, *others = self._parts
+        if isinstance(first, _core.SeparablePlan):
+            both = {"packed_weight_bytes": first.packed_bytes, "workspace_per_thread": first.workspace_bytes}
+            return {"algorithm": "separable", **both}
+        decision = dict(first.decision)
+        for part in others:
+            decision["packed_weight_bytes"] += part.decision["packed_weight_bytes"]
+            most = max(decision["workspace_per_thread"], part.decision["workspace_per_thread"])
+            decision["workspace_per_thread"] = most
+        return decision
+
+    def __repr__(self) -> str:
+        return f"<fastconv plan of {self.op}: {self.input_shape} -> {self.output_shape}, {self.dtype}>"
+
+
+def _inverted_plan(x: Array | Sequence[int], operands: tuple[Any, ...], options: dict[str, Any]) -> Plan:
+    a = _bind(_INVERTED_OP, (x, *operands), options)
+    given = next((w for w in operands if isinstance(w, np.ndarray)), None)
+    dtype = np.dtype(np.float32) if given is None else given.dtype
+    like: Any = _like(x, "x", dtype)
+    geometry = {name: a[name] for name in ("stride", "padding", "dilation", "padding_mode", "layout")}
+    expand, inner, last = a["expand_weight"], a["depthwise_activation"], a["activation"]
+    spec, project_spec = _inverted.specs(
+        like,
+        expand,
+        **geometry,
+        expand_activation=a["expand_activation"],
+        depthwise_activation=inner,
+        activation=last,
+    )
+    for name in ("se_activation", "se_gate"):
+        _inverted.check_activation(name, a[name])
+    weights = ("expand_weight", "depthwise_weight", "project_weight")
+    vectors = {name: a[name] for name in (*weights, *_inverted.VECTORS, *_inverted.SQUEEZE)}
+    output_shape = _inverted.check(spec, {"x": like, **vectors})
+    source: Any = x if isinstance(x, np.ndarray) else tuple(x)
+    core: Any = _core
+    depthwise, project, squeezed = a["depthwise_weight"], a["project_weight"], a["se_reduce_weight"] is not None
+    expands, filters, projects = ([a[name] for name in _inverted.VECTORS[i : i + 3]] for i in (0, 3, 6))
+    try:
+        if expand is None and squeezed:
+            alone = _inverted.depthwise_spec(spec, geometry, inner)
+            whole = core.conv_plan(alone, source, depthwise, *filters, None, None, False)
+        elif expand is None:
+            both = _inverted.separable_spec(spec, geometry, inner, last)
+            whole = core.separable_plan(both, source, depthwise, project, *filters, *projects)
+        else:
+            ends = (
+                (None, *expands, *filters, None, None, None) if squeezed else (project, *expands, *filters, *projects)
+            )
+            whole = core.inverted_plan(spec, project_spec, source, expand, depthwise, *ends)
+        parts = [whole]
+        if squeezed:
+            # A result shows the memory order of what the projection is going to read.
+            image = x[:1] if isinstance(x, np.ndarray) and x.ndim == 4 else np.zeros(like.shape[-3:], dtype)
+            image = image if image.size else np.zeros(image.shape[-3:], dtype)
+            u, mean = _run_first(whole, x if isinstance(x, np.ndarray) and x.ndim == 3 else image, a["layout"])
+            pixel = _inverted.as_pixel(mean, a["layout"])
+            dense = {"layout": a["layout"]}
+            reduce = plan(
+                "conv2d", pixel, a["se_reduce_weight"], a["se_reduce_bias"], activation=a["se_activation"], **dense
+            )
+            parts += [
+                reduce,
+                plan(
+                    "conv2d",
+                    reduce(pixel),
+                    a["se_expand_weight"],
+                    a["se_expand_bias"],
+                    activation=a["se_gate"],
+                    **dense,
+                ),
+                core.conv_plan(project_spec, u, project, *projects, None, None, True),
+            ]
+    except _core.Refused as refusal:
+        raise _inverted.error(refusal, spec, {"x": like, **vectors}) from None
+    return InvertedResidualPlan(
+        op=_INVERTED_OP,
+        input_shape=_shape(x),
+        output_shape=output_shape,
+        dtype=dtype,
+        _parts=tuple(parts),
+        _layout=a["layout"],
+        _spec=spec,
+        _vectors={
+            name: np.broadcast_to(np.zeros((), v.dtype), v.shape) for name, v in vectors.items() if v is not None
+        },
+    )
+
+
+def plan(op: str, x: Array | Sequence[int], weight: Array | None, *operands: Array | None, **options: Any) -> Plan:
     """Prepare a layer: pack its weights and choose its algorithm once.
 
     Args:
         op: "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear",
-            "separable_conv1d" or "separable_conv2d".
+            "separable_conv1d", "separable_conv2d" or "inverted_residual".
         x: an array of the shape and memory order to come, or a shape (C-contiguous then, in the weight's dtype).
         weight: as the function takes it; copied, as are bias and the vectors among the options.
         *operands: the function's further positional operands: the bias; of a separable layer the pointwise weight
-            before it.
+            before it; of an inverted residual the depthwise weight and that of the projection.
         **options: the keyword arguments of the function, but for residual and out, which are given to the plan when it
             is called. So is input_gate; here input_gate=True says that calls bring one.
 
@@ -313,7 +453,7 @@ def plan(op: str, x: Array | Sequence[int], weight: Array, *operands: Array | No
         TypeError: an operand is no array of float32 or float64, or an option is not one of the function's.
         MemoryError: there is no memory for the packed weights.
     """
-    known = (*_FORWARD_OPS, *_SEPARABLE_OPS)
+    known = (*_FORWARD_OPS, *_SEPARABLE_OPS, _INVERTED_OP)
     if op not in known:
         raise ValueError(f"op (={op!r}) must be one of {', '.join(map(repr, known))}")
     for name in _CALL_ARGUMENTS:
@@ -321,6 +461,8 @@ def plan(op: str, x: Array | Sequence[int], weight: Array, *operands: Array | No
             raise TypeError(f"{name} is given to the plan when it is called, not to plan()")
     if op in _SEPARABLE_OPS:
         return _separable_plan(op, x, (weight, *operands), options)
+    if op == _INVERTED_OP:
+        return _inverted_plan(x, (weight, *operands), options)
     arguments = _bind(op, (x, weight, *operands), options)
     gated = arguments.get("input_gate")
     if gated is not None and not isinstance(gated, bool):
@@ -336,7 +478,7 @@ def plan(op: str, x: Array | Sequence[int], weight: Array, *operands: Array | No
         output_shape = _args.check_linear(like)
         rows = math.prod(_shape(x)[:-1])
         x_like: Any = _linear_view(x, rows)
-        packed: dict[str, Any] = {**vectors, "weight": weight[:, :, None]}
+        packed: dict[str, Any] = {**vectors, "weight": vectors["weight"][:, :, None]}
     else:
         output_shape = _args.check_forward(spec, like)
         x_like, packed = x, vectors

@@ -119,12 +119,14 @@ class Bounded(NamedTuple):
 class Op(NamedTuple):
     """A function's name taken apart."""
 
-    family: str  # "conv", "conv_transpose" or "linear"
+    family: str  # "conv", "conv_transpose", "linear" or "inverted_residual"
     rank: int  # spatial dimensions; 0 for linear
     gradient: str  # "" (forward), "input", "weight", "bias" or "all"
 
     @classmethod
     def parse(cls, name: str) -> Op:
+        if name == "inverted_residual":
+            return cls(name, 2, "")
         match = re.fullmatch(r"(conv|conv_transpose|linear)(?:([123])d)?(_backward(?:_(input|weight|bias))?)?", name)
         if match is None:
             raise ValueError(f"op (={name!r}) is not the name of a function of fastconv")
@@ -233,9 +235,6 @@ def reference_with_bound(
     parsed = Op.parse(op)
     function: Callable[..., Array] = getattr(reference, op)
     dtype = arrays[0].dtype
-    info = np.finfo(dtype)
-    eps, tiny = float(info.eps), float(info.tiny)
-    half = eps if dtype == np.float64 else eps / 2
     options = {k: _double(v) for k, v in options.items() if k not in ("out", "accumulate", "algorithm")}
     doubles = [_double(a) for a in arrays]
     magnitudes = [np.abs(a) if isinstance(a, np.ndarray) else a for a in doubles]
@@ -247,12 +246,34 @@ def reference_with_bound(
             magnitude = function(*magnitudes, **options) + np.abs(start)
         return Bounded(value, direct_error_bound(magnitude, dtype, constant))
 
+    if parsed.family == "inverted_residual":
+        return _inverted_with_bound(doubles, dtype, constant, options)
+    return _forward_with_bound(
+        op, Bounded(doubles[0], np.zeros_like(doubles[0])), doubles[1:], dtype, constant, options
+    )
+
+
+def _forward_with_bound(
+    op: str,
+    given: Bounded,
+    rest: Sequence[Any],
+    dtype: npt.DTypeLike,
+    constant: float,
+    options: dict[str, Any],
+    gate_error: Array | None = None,
+) -> Bounded:
+    """Of a forward pass whose input (and gate) may have errors of their own."""
+    parsed = Op.parse(op)
+    function: Callable[..., Array] = getattr(reference, op)
+    info = np.finfo(np.dtype(dtype))
+    eps, tiny = float(info.eps), float(info.tiny)
+    half = eps if np.dtype(dtype) == np.float64 else eps / 2
     epilogue = {k: options.pop(k, None) for k in _EPILOGUE}
     prologue = {k: options.pop(k, None) for k in _PROLOGUE}
     rank, last = parsed.rank, parsed.rank == 0 or options.get("layout", "NCHW")[-1] == "C"
     with np.errstate(invalid="ignore", over="ignore"):
         # The input as the product reads it, and its error.
-        x, error = doubles[0], np.zeros_like(doubles[0])
+        x, error = given
         size = np.abs(x)
         if (scale := prologue["input_scale"]) is not None:
             x, size = x * _spread(scale, rank, last), size * np.abs(_spread(scale, rank, last))
@@ -265,16 +286,17 @@ def reference_with_bound(
             error = _through(act, x, error) + _activation_error(act, x, y, eps, tiny)
             x = y
         if (gate := prologue["input_gate"]) is not None:
+            own = 0.0 if gate_error is None else (np.abs(x) + error) * _spread(gate_error, rank, last)
             x, error = x * _spread(gate, rank, last), error * np.abs(_spread(gate, rank, last))
-            error = error + half * np.abs(x)
+            error = error + half * np.abs(x) + own
 
-        weight = doubles[1]
+        weight = rest[0]
         y = function(x, weight, **options)
-        error = function(error, np.abs(weight), **options) if error.any() else 0.0
-        error = error + direct_error_bound(function(np.abs(x), np.abs(weight), **options), dtype, constant)
+        passed = function(error, np.abs(weight), **options) if error.any() else 0.0
+        error = passed + direct_error_bound(function(np.abs(x), np.abs(weight), **options), dtype, constant)
         # bias, scale and shift may be folded into one another beforehand: what counts is the size of the terms.
         size, roundings = np.abs(y), 0
-        for name, vector in {"bias": doubles[2] if len(doubles) > 2 else None, **epilogue}.items():
+        for name, vector in {"bias": rest[1] if len(rest) > 1 else None, **epilogue}.items():
             if vector is None or name == "activation":
                 continue
             term = vector if name == "residual" else _spread(vector, rank, last)
@@ -288,6 +310,44 @@ def reference_with_bound(
             z, y = y, reference.activate(y, act)
             error = _through(act, z, error) + _activation_error(act, z, y, eps, tiny)
     return Bounded(y, error + tiny)
+
+
+def _inverted_with_bound(
+    arrays: Sequence[Any], dtype: npt.DTypeLike, constant: float, options: Mapping[str, Any]
+) -> Bounded:
+    """Of an inverted residual: each stage passes on the errors of the one before."""
+    x, expand, depthwise, project, *bias = arrays
+    layout = options.get("layout", "NCHW")
+    axes = (-3, -2) if layout[-1] == "C" else (-2, -1)
+
+    def stage(u: Bounded, weight: Array, prefix: str, **more: Any) -> Bounded:
+        given = {name: options.get(f"{prefix}{name}") for name in ("scale", "shift", "activation")}
+        own = options.get(f"{prefix}bias") if prefix else (bias[0] if bias else None)
+        return _forward_with_bound("conv2d", u, [weight, own], dtype, constant, {"layout": layout, **given, **more})
+
+    u = Bounded(x, np.zeros_like(x))
+    if expand is not None:
+        u = stage(u, expand, "expand_")
+    geometry = {n: options[n] for n in ("stride", "padding", "dilation", "padding_mode") if n in options}
+    u = stage(u, depthwise, "depthwise_", groups=depthwise.shape[0], **geometry)
+    last = {"residual": options.get("residual")}
+    reduce = options.get("se_reduce_weight")
+    if reduce is None:
+        return stage(u, project, "", **last)
+    size = np.abs(u.value).mean(axes, keepdims=True)
+    gate = Bounded(
+        u.value.mean(axes, keepdims=True), u.bound.mean(axes, keepdims=True) + direct_error_bound(size, dtype, constant)
+    )
+    for weight, name, own, default in (
+        (reduce, "se_activation", "se_reduce_bias", "relu"),
+        (options["se_expand_weight"], "se_gate", "se_expand_bias", "sigmoid"),
+    ):
+        activation = {"layout": layout, "activation": options.get(name, default)}
+        gate = _forward_with_bound("conv2d", gate, [weight, options.get(own)], dtype, constant, activation)
+    scale, error = (a.reshape(*u.value.shape[: u.value.ndim - 3], -1) for a in gate)
+    final = {name: options.get(name) for name in ("scale", "shift", "activation")}
+    final |= {"layout": layout, "input_gate": scale, **last}
+    return _forward_with_bound("conv2d", u, [project, *bias], dtype, constant, final, error)
 
 
 def assert_within(y: Array, expected: Bounded, what: str = "result", *, stray: float = 1.0) -> None:
@@ -487,6 +547,10 @@ def _option_values(rank: int, family: str, gradient: str) -> dict[str, Sequence[
 
 # Parameters that hold the operands themselves.
 _OPERANDS = {"x", "weight", "dy", "input_shape", "weight_shape"}
+_OPERANDS |= {"expand_weight", "depthwise_weight", "project_weight"}
+# Of an inverted residual: the channels of its input, expansion (None: there is none) and output, and the kernels.
+_INVERTED_CHANNELS = ((1, 1, 1), (3, 7, 5), (8, 48, 16), (5, 20, 5), (6, None, 9), (32, None, 32))
+_INVERTED_KERNELS = ((1, 1), (3, 3), (5, 5), (2, 3), (4, 5))
 
 
 def option_table(op: str, functional: ModuleType) -> dict[str, Sequence[Any]]:
@@ -496,6 +560,12 @@ def option_table(op: str, functional: ModuleType) -> dict[str, Sequence[Any]]:
     """
     parsed = Op.parse(op)
     values = _option_values(parsed.rank, parsed.family, parsed.gradient)
+    inverted = parsed.family == "inverted_residual"
+    if inverted:
+        for prefix in ("expand", "depthwise"):
+            values |= {f"{prefix}_{name}": values[name] for name in ("bias", "scale", "shift", "activation")}
+        values |= dict.fromkeys(("se_reduce_weight", "se_reduce_bias", "se_expand_bias"), (False, True))
+        values |= {"se_expand_weight": ("as se_reduce_weight",), "se_activation": ACTIVATIONS, "se_gate": ACTIVATIONS}
     table: dict[str, Sequence[Any]] = {}
     for name in inspect.signature(getattr(functional, op)).parameters:
         if name not in _OPERANDS:
@@ -504,10 +574,16 @@ def option_table(op: str, functional: ModuleType) -> dict[str, Sequence[Any]]:
     table["batch"] = (None, 1, 3)
     table["x_memory"] = ("contiguous", "reordered", "strided", "negative", "broadcast")
     table["channels"] = ((1, 1), (3, 5), (8, 16), (5, 19))  # of the input and of the output, a group
+    if inverted:
+        table["channels"] = _INVERTED_CHANNELS
     if parsed.gradient != "bias":
         table["weight_memory"] = ("contiguous", "reordered", "negative")
     if parsed.rank and parsed.gradient != "bias":
-        table["kernel"] = ((1, 1, 1), (3, 3, 3), (2, 3, 1), (4, 5) if parsed.rank < 3 else (2, 3, 4))
+        table["kernel"] = (
+            _INVERTED_KERNELS
+            if inverted
+            else ((1, 1, 1), (3, 3, 3), (2, 3, 1), (4, 5) if parsed.rank < 3 else (2, 3, 4))
+        )
     return table
 
 
@@ -576,6 +652,8 @@ def _largest_output_padding(stride: Any, dilation: Any, rank: int) -> tuple[int,
 def make_case(op: str, choice: Mapping[str, Any], seed: int = 0) -> Case:
     """The call that a row of `all_pairs(option_table(op, functional))` describes, with seeded He-scaled data."""
     parsed = Op.parse(op)
+    if parsed.family == "inverted_residual":
+        return _make_inverted_case(op, choice, seed)
     rng = np.random.default_rng(seed)
     choice = dict(choice)
     dtype = choice.pop("dtype")
@@ -671,6 +749,54 @@ def make_case(op: str, choice: Mapping[str, Any], seed: int = 0) -> Case:
     if out_memory is not None and (batch is None or parsed.rank == 0) and out_memory != "contiguous":
         out_memory = "strided" if initial["out"].ndim > 1 else "contiguous"
     return Case(op, arrays, choice, out_memory, initial)
+
+
+def _make_inverted_case(op: str, choice: Mapping[str, Any], seed: int) -> Case:
+    rng = np.random.default_rng(seed)
+    choice = dict(choice)
+    dtype, batch, kernel = choice.pop("dtype"), choice.pop("batch"), choice.pop("kernel")
+    x_memory, w_memory, out_memory = choice.pop("x_memory"), choice.pop("weight_memory"), choice.pop("out")
+    c, wide, k = choice.pop("channels")
+    expanded = c if wide is None else wide
+    last = choice["layout"][-1] == "C"
+
+    def normal(*shape: int) -> Array:
+        return rng.standard_normal(shape).astype(dtype)
+
+    def weight(*shape: int) -> Array:
+        return as_memory(normal(*shape) * dtype(math.sqrt(2 / math.prod(shape[1:]))), w_memory)
+
+    def lay(array: Array, kind: str) -> Array:
+        kind = "reordered_last" if kind == "reordered" and last else kind
+        return as_memory(array[np.newaxis], kind)[0] if batch is None else as_memory(array, kind)
+
+    axes = (*_SIZES[2], c) if last else (c, *_SIZES[2])
+    x = lay(normal(*axes if batch is None else (batch, *axes)), x_memory)
+    weights = (None if wide is None else weight(wide, c, 1, 1), weight(expanded, 1, *kernel), weight(k, expanded, 1, 1))
+    lengths = {"expand": expanded, "depthwise": expanded, "": k}
+    for prefix, length in lengths.items():
+        for name in ("scale", "shift", "bias"):
+            full = f"{prefix}_{name}" if prefix else name
+            absent = (prefix == "expand" and wide is None) or not choice[full]
+            choice[full] = None if absent else normal(length)
+    squeezed = choice["se_reduce_weight"]
+    reduced = max(1, expanded // 4)
+    choice["se_reduce_weight"] = weight(reduced, expanded, 1, 1) if squeezed else None
+    choice["se_expand_weight"] = weight(expanded, reduced, 1, 1) if squeezed else None
+    for name, length in (("se_reduce_bias", reduced), ("se_expand_bias", expanded)):
+        choice[name] = normal(length) if squeezed and choice[name] else None
+    geometry = {n: choice[n] for n in ("stride", "padding", "dilation", "padding_mode", "layout")}
+    shape = reference.inverted_residual(x, *weights, **geometry).shape
+    residual = choice.pop("residual")
+    if residual:
+        choice["residual"] = lay(normal(*shape), "contiguous" if x_memory == "broadcast" else x_memory)
+    own = choice.pop("bias")
+    arrays = (x, *weights) if own is None else (x, *weights, own)
+    if out_memory == "reordered" and last:
+        out_memory = "reordered_last"
+    if out_memory not in (None, "contiguous") and batch is None:
+        out_memory = "strided"
+    return Case(op, arrays, choice, out_memory, {"out": normal(*shape)})
 
 
 def cases(op: str, functional: ModuleType, seed: int = 0) -> Iterator[Case]:

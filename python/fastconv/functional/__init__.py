@@ -1,6 +1,7 @@
 """Pure functions on NumPy arrays, forward and backward: convolution and the dense layer (`conv`),
-depthwise-separable layers (`separable`), pooling (`pool`), normalisation (`norm`), functions of single elements and
-softmax (`elementwise`).
+depthwise-separable layers (`separable`), inverted residuals (`inverted`), pooling (`pool`), normalisation (`norm`),
+functions of single elements and softmax (`elementwise`).
+
 **Arrays** are `numpy.ndarray` of float32 or float64, in native byte order, and all of one dtype in a call. Any strides
 are read in place; nothing is copied or converted. The result is a new array, channels-last in memory where the first
 operand is (C-contiguous where that reads both ways), or `out` where it is given: it must have the result's shape and
@@ -11,9 +12,10 @@ only one that is interrupted (KeyboardInterrupt) leaves it unspecified.
 each names the argument, its value and the rule.
 """
 
-from . import conv, elementwise, norm, pool, separable
+from . import conv, elementwise, inverted, norm, pool, separable
 from .conv import *  # noqa: F403
 from .elementwise import *  # noqa: F403
+from .inverted import *  # noqa: F403
 from .norm import *  # noqa: F403
 from .pool import *  # noqa: F403
 from .separable import *  # noqa: F403
@@ -21,6 +23,7 @@ from .separable import *  # noqa: F403
 __all__: list[str] = []
 __all__ += conv.__all__
 __all__ += elementwise.__all__
+__all__ += inverted.__all__
 __all__ += norm.__all__
 __all__ += pool.__all__
 __all__ += separable.__all__

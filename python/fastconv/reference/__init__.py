@@ -3,9 +3,10 @@
 In float64 they are the oracle of the tests, in float32 the baseline of the benchmark.
 """
 
-from . import conv, elementwise, norm, pool, separable
+from . import conv, elementwise, inverted, norm, pool, separable
 from .conv import *  # noqa: F403
 from .elementwise import *  # noqa: F403
+from .inverted import *  # noqa: F403
 from .norm import *  # noqa: F403
 from .pool import *  # noqa: F403
 from .separable import *  # noqa: F403
@@ -13,6 +14,7 @@ from .separable import *  # noqa: F403
 __all__: list[str] = []
 __all__ += conv.__all__
 __all__ += elementwise.__all__
+__all__ += inverted.__all__
 __all__ += norm.__all__
 __all__ += pool.__all__
 __all__ += separable.__all__
