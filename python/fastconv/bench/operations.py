@@ -25,6 +25,7 @@ from fastconv.bench.calls import arguments_of, results_of
 Array = npt.NDArray[Any]
 Ints = tuple[int, ...]
 Kind = Literal["separable", "pool", "batch_norm", "norm", "elementwise"]
+FILTERS = ("dw", "pw", "we")
 KINDS: tuple[Kind, ...] = ("separable", "pool", "batch_norm", "norm", "elementwise")
 
 # Errors in units of eps times the largest element of the reference's result. The tests hold the bounds element by
@@ -47,7 +48,7 @@ class Operation:
     direction: Literal["forward", "backward"] = "forward"
     dtype: str = "float32"
     filters: tuple[Ints, ...] = ()
-    """Of a separable layer: the shapes of its depthwise and pointwise weights."""
+    """Of a separable layer: the shapes of its depthwise and pointwise weights, and of the expansion before them."""
     quick: bool = False
     """Whether the default subset has it."""
 
@@ -100,9 +101,9 @@ class Operation:
         """Multiplications and additions of a separable layer. The others count none: memory bounds them."""
         if self.kind != "separable":
             return 0
-        products = sum(math.prod(f) for f in self.filters)
-        pixels = self.shape[0] * math.prod(self._y_shape()[2:])
-        return 2 * pixels * products * (2 if self.direction == "backward" else 1)
+        products = math.prod(self._y_shape()[2:]) * sum(math.prod(f) for f in self.filters[:2])
+        products += math.prod(self.shape[2:]) * sum(math.prod(f) for f in self.filters[2:])
+        return 2 * self.shape[0] * products * (2 if self.direction == "backward" else 1)
 
     @property
     def bytes(self) -> int:
@@ -200,8 +201,8 @@ def data(operation: Operation) -> tuple[dict[str, Array], str]:
             arrays[name] = normal((channels,), 0.1)
         elif name in ("var", "inv_std"):
             arrays[name] = 1 + np.abs(normal((channels,), 0.1))
-        elif name in ("dw", "pw"):
-            shape = operation.filters[name == "pw"]
+        elif name in FILTERS:
+            shape = operation.filters[FILTERS.index(name)]
             arrays[name] = normal(shape, math.sqrt(2 / math.prod(shape[1:])))
         elif name == "dy":
             arrays[name] = normal(operation._y_shape())
@@ -294,6 +295,16 @@ def _separable(net: str, name: str, c: int, k: int, h: int, s: int = 1, r: int =
     return Operation("separable", "separable_conv2d", net, name, (1, c, h, h), call, options, filters=filters, **others)
 
 
+def _inverted(name: str, c: int, e: int, k: int, h: int, s: int = 1, r: int = 3, **others: Any) -> Operation:
+    _, options = _windows(2, r, s, r // 2)
+    filters: tuple[Ints, ...] = ((e, 1, r, r), (k, e, 1, 1), (e, c, 1, 1))
+    call = ("@x", "@we", "@dw", "@pw")
+    net = "mobilenet_v2" if r == 3 else "efficientnet_b0"
+    return Operation(
+        "separable", "inverted_residual", net, name, (1, c, h, h), call, options, filters=filters, **others
+    )
+
+
 @cache
 def listed() -> tuple[Operation, ...]:
     """The pooling layers of the table, forward in float32."""
@@ -374,6 +385,15 @@ def everything() -> tuple[Operation, ...]:
         _separable("efficientdet", "bifpn 64@64", 64, 64, 64),
     ]
     separable += [_backward(separable[i]) for i in (0, 2, 4)]
+    separable += [
+        _inverted("block 16@112 s2", 16, 96, 24, 112, 2),
+        _inverted("block 24@56", 24, 144, 24, 56, quick=True),
+        _inverted("block 32@28", 32, 192, 32, 28),
+        _inverted("block 64@14", 64, 384, 64, 14, quick=True),
+        _inverted("block 96@14", 96, 576, 96, 14),
+        _inverted("block 160@7", 160, 960, 160, 7),
+        _inverted("block 40@28 k5", 40, 240, 40, 28, 1, 5),
+    ]
     # Networks share shapes: one measurement serves them all.
     cases: dict[Operation, Operation] = {}
     for case in (*separable, *pools, *norms, *maps):

@@ -74,7 +74,8 @@ def _torch_forward(torch: Any, case: Case, t: dict[str, Any], x: Any) -> Any:
     forward, rank = case["forward"], case["rank"]
     weight, bias = t.get("weight"), t.get("bias")
     if case["kind"] == "separable":
-        return functional.conv2d(functional.conv2d(x, t["dw"], groups=case["c"], **options), t["pw"])
+        u = functional.conv2d(x, t["we"]) if "we" in t else x
+        return functional.conv2d(functional.conv2d(u, t["dw"], groups=t["dw"].shape[0], **options), t["pw"])
     if forward.startswith("global_avg"):
         return getattr(functional, f"adaptive_avg_pool{rank}d")(x, 1)
     if case["kind"] == "pool":
@@ -171,16 +172,20 @@ def _jax_forward(jax: Any, case: Case, t: dict[str, Any]) -> Any:
     axis = x.ndim - 1
     if case["kind"] == "separable":
         numbers = ("NHWC", "HWIO", "NHWC")
+
+        def product(u: Any, w: Any) -> Any:
+            return lax.conv_general_dilated(u, w, (1, 1), "VALID", dimension_numbers=numbers, precision="highest")
+
         u = lax.conv_general_dilated(
-            x,
+            product(x, t["we"]) if "we" in t else x,
             t["dw"],
             options["stride"],
             _pads(case),
             dimension_numbers=numbers,
-            feature_group_count=case["c"],
+            feature_group_count=t["dw"].shape[-1],
             precision="highest",
         )
-        return lax.conv_general_dilated(u, t["pw"], (1, 1), "VALID", dimension_numbers=numbers, precision="highest")
+        return product(u, t["pw"])
     if forward.startswith("global_avg"):
         return x.mean(tuple(range(1, 1 + rank)), keepdims=True)
     if case["kind"] == "pool":
@@ -227,7 +232,7 @@ def jax_operation(jax: Any, case: Case, arrays: dict[str, Array]) -> Built:
     image = case["image"]
 
     def turned(name: str, a: Array) -> Any:
-        if name in ("dw", "pw"):
+        if name in ("dw", "pw", "we"):
             return jax.device_put(np.ascontiguousarray(a.transpose(2, 3, 1, 0)))
         return jax.device_put(last(a) if image and a.ndim == len(case["x_shape"]) else a)
 
@@ -282,7 +287,9 @@ def onnx_model(onnx: Any, case: Case, arrays: dict[str, Array]) -> tuple[bytes, 
         pads = [*options["padding"], *options["padding"]]
         kernel = list(weights["dw"].shape[2:])
         shape: dict[str, Any] = {"kernel_shape": kernel, "strides": options["stride"], "pads": pads}
-        nodes = [node("Conv", ["x", "dw"], ["u"], group=case["c"], **shape), node("Conv", ["u", "pw"], ["y"])]
+        nodes = [node("Conv", ["x", "we"], ["e"])] if "we" in weights else []
+        before, channels = "e" if nodes else "x", weights["dw"].shape[0]
+        nodes += [node("Conv", [before, "dw"], ["u"], group=channels, **shape), node("Conv", ["u", "pw"], ["y"])]
     elif op.startswith("global_avg"):
         nodes = [node("GlobalAveragePool", ["x"], ["y"])]
     elif case["kind"] == "pool":
@@ -339,6 +346,19 @@ def lite_function(tf: Any, case: Case, arrays: dict[str, Array]) -> tuple[Callab
             for i, s, r in zip(x.shape[1:3], options["stride"], kernel, strict=True)
         ]
         same = [2 * p for p in options["padding"]] == total and op != "avg_pool2d"
+        expand = np.ascontiguousarray(arrays["we"].transpose(2, 3, 1, 0)) if "we" in arrays else None
+        if expand is not None and not same:
+            # What pads the expansion cannot be done beforehand.
+            pads = [[0, 0], *([p, p] for p in options["padding"]), [0, 0]]
+            dw, pw = (
+                np.ascontiguousarray(arrays[n].transpose(t)) for n, t in (("dw", (2, 3, 0, 1)), ("pw", (2, 3, 1, 0)))
+            )
+
+            def padded(v: Any) -> Any:
+                u = tf.pad(tf.nn.conv2d(v, expand, 1, "VALID"), pads)
+                return tf.nn.conv2d(tf.nn.depthwise_conv2d(u, dw, [1, *options["stride"], 1], "VALID"), pw, 1, "VALID")
+
+            return padded, [x]
         if not same:
             value = -np.inf if op == "max_pool2d" else 0.0
             x = np.pad(x, [(0, 0), *_pads(case), (0, 0)], constant_values=value)
@@ -350,6 +370,7 @@ def lite_function(tf: Any, case: Case, arrays: dict[str, Array]) -> tuple[Callab
         pw = np.ascontiguousarray(arrays["pw"].transpose(2, 3, 1, 0))
 
         def separable(v: Any) -> Any:
+            v = v if expand is None else tf.nn.conv2d(v, expand, 1, "VALID")
             return tf.nn.conv2d(tf.nn.depthwise_conv2d(v, dw, [1, *steps, 1], mode), pw, 1, "VALID")
 
         return separable, [x]
@@ -378,12 +399,17 @@ def ncnn_layers(case: Case, arrays: dict[str, Array]) -> tuple[str, int, list[Ar
     """The layers between the blobs "in" and "out" as ncnn's text, their number, and the weights in order."""
     options = case["options"]
     if case["kind"] == "separable":
-        c, k = case["c"], case["y_shape"][1]
+        c, k = arrays["dw"].shape[0], case["y_shape"][1]
         _, _, r, s = arrays["dw"].shape
         (sh, sw), (ph, pw) = options["stride"], options["padding"]
         window = f"1={s} 11={r} 3={sw} 13={sh} 4={pw} 14={ph}"
-        text = f"ConvolutionDepthWise dw 1 1 in mid 0={c} {window} 5=0 6={arrays['dw'].size} 7={c}\n"
-        return text + f"Convolution pw 1 1 mid out 0={k} 1=1 5=0 6={arrays['pw'].size}", 2, [arrays["dw"], arrays["pw"]]
+        names, before, text = ["dw", "pw"], "in", ""
+        if "we" in arrays:
+            names, before = ["we", *names], "wide"
+            text = f"Convolution we 1 1 in wide 0={c} 1=1 5=0 6={arrays['we'].size}\n"
+        text += f"ConvolutionDepthWise dw 1 1 {before} mid 0={c} {window} 5=0 6={arrays['dw'].size} 7={c}\n"
+        text += f"Convolution pw 1 1 mid out 0={k} 1=1 5=0 6={arrays['pw'].size}"
+        return text, len(names), [arrays[name] for name in names]
     if case["op"].startswith("global_avg"):
         return "Pooling pool 1 1 in out 0=1 4=1", 1, []
     (r, s), (sh, sw), (ph, pw) = case["arguments"][-1], options["stride"], options["padding"]

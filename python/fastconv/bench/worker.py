@@ -204,7 +204,7 @@ def _tuples(options: dict[str, Any]) -> dict[str, Any]:
     return {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
 
 
-_FILTERS = ("dw", "pw")
+_FILTERS = ("dw", "pw", "we")
 
 
 def _turned(case: Case, last: bool) -> list[Any]:
