@@ -80,8 +80,9 @@ struct Separable {
     // What cannot be fused is done by two calls, which pack for themselves.
     if (!fused()) return Status::ok;
     if ((s = prepare_weights(filters, machine, kernels, true, &packed_filters)) != Status::ok) return s;
-    // Every task reads all weights: they are packed beforehand.
-    return prepare_weights(products, machine, kernels, keep || product.geometry.N > 0, &packed_product);
+    // Every task reads all weights: panels of them are packed beforehand, rows are read as they lie.
+    const bool panels = products[0].choice.role == Role::pixel_rows && product.geometry.N > 0;
+    return prepare_weights(products, machine, kernels, keep || panels, &packed_product);
   }
 
   // Whether the intermediate can be made block by block.
