@@ -1146,34 +1146,62 @@ def test_pool_turn(rng, isa, dtype, shape):
         np.testing.assert_array_equal(dst, want, err_msg=f"{rows} {n}")
 
 
-@covers("pool_planes_backward")
-@pytest.mark.parametrize(("taps", "stride"), [(2, 2), (3, 1), (3, 2)])
-def test_pool_planes_backward(rng, isa, dtype, shape, taps, stride):
-    lanes = shape["lanes"]
-    for columns, nans in itertools.product((*range(1, 4 * lanes + 3), 6 * lanes + 1), (0, 3)):
+def backward_cases(rng, dtype, taps, stride, sizes):
+    """(x, dy, dx, geometry) of maxima of planes (C, H, W), for some (channels, columns)."""
+    for (channels, columns), nans in itertools.product(sizes, (0, 3)):
         rows = int(rng.choice([1, 2, 3, 4, 5, 40]))
         first = -rng.integers(0, taps, 2) if taps == 3 else np.zeros(2, int)
         most = (np.array([rows, columns]) - 1 - first) // stride + 1  # windows that begin inside
         out_rows, out_columns = (int(max(1, m - rng.integers(0, 3))) for m in most)
-        x = rng.integers(-2, 3, (2, rows, columns)).astype(dtype)  # many are equal
+        x = rng.integers(-2, 3, (channels, rows, columns)).astype(dtype)  # many are equal
         if rng.random() < 0.3:
             x[rng.random(x.shape) < 0.7] = -np.inf
         x.reshape(-1)[rng.integers(x.size, size=nans)] = np.nan
-        dy = integers(rng, 2 * out_rows * out_columns, dtype).reshape(2, out_rows, out_columns)
-        want = np.zeros((2, rows, columns), dtype)
+        dy = integers(rng, channels * out_rows * out_columns, dtype).reshape(channels, out_rows, out_columns)
+        want = np.zeros((channels, rows, columns), dtype)
         for c, p, q in np.ndindex(dy.shape):
             h, w = max(0, p * stride + first[0]), max(0, q * stride + first[1])
             window = x[c, h : p * stride + first[0] + taps, w : q * stride + first[1] + taps]
             i, j = np.unravel_index(np.argmax(window), window.shape)  # the first one; the first NaN
             want[c, h + i, w + j] += dy[c, p, q]
+        geometry = {
+            "channels": channels, "rows": rows, "columns": columns, "first_row": int(first[0]),
+            "first_column": int(first[1]), "out_rows": out_rows, "out_columns": out_columns, "taps": taps,
+            "stride": stride,
+        }  # fmt: skip
+        yield x, dy, want, geometry
+
+
+@covers("pool_planes_backward")
+@pytest.mark.parametrize(("taps", "stride"), [(2, 2), (3, 1), (3, 2)])
+def test_pool_planes_backward(rng, isa, dtype, shape, taps, stride):
+    lanes = shape["lanes"]
+    sizes = [(2, columns) for columns in (*range(1, 4 * lanes + 3), 6 * lanes + 1)]
+    for x, dy, want, geometry in backward_cases(rng, dtype, taps, stride, sizes):
         dst = marked(want.size + 1, dtype)
         expected = np.append(want.reshape(-1), dst[-1])
-        _testing.pool_planes_backward(
-            isa, x=x.reshape(-1), dy=dy.reshape(-1), dst=dst, channels=2, rows=rows, columns=columns,
-            first_row=int(first[0]), first_column=int(first[1]), out_rows=out_rows, out_columns=out_columns,
-            taps=taps, stride=stride
-        )  # fmt: skip
-        np.testing.assert_array_equal(dst, expected, err_msg=f"{rows} {columns} {first} {out_rows} {out_columns}")
+        _testing.pool_planes_backward(isa, x=x.reshape(-1), dy=dy.reshape(-1), dst=dst, **geometry)
+        np.testing.assert_array_equal(dst, expected, err_msg=f"{geometry}")
+        if taps == 2:
+            mean = np.zeros_like(want)
+            spread = np.repeat(np.repeat(dy / dtype(3), 2, axis=1), 2, axis=2)[:, : mean.shape[1], : mean.shape[2]]
+            mean[:, : spread.shape[1], : spread.shape[2]] = spread
+            _testing.pool_planes_backward(isa, x=x.reshape(-1), dy=dy.reshape(-1), dst=dst, **geometry, op=1, divisor=3)
+            np.testing.assert_array_equal(dst, np.append(mean.reshape(-1), dst[-1]), err_msg=f"{geometry}")
+
+
+@covers("pool_pixels_backward")
+@pytest.mark.parametrize(("taps", "stride"), [(2, 2), (3, 1), (3, 2)])
+def test_pool_pixels_backward(rng, isa, dtype, shape, taps, stride):
+    lanes = shape["lanes"]
+    sizes = [(c, int(rng.integers(1, 9))) for c in (*range(1, 2 * lanes + 2), 4 * lanes)]
+    sizes += [(lanes + 1, columns) for columns in (1, 2, 3, 17, 40)]
+    for x, dy, want, geometry in backward_cases(rng, dtype, taps, stride, sizes):
+        dst = marked(want.size + 1, dtype)
+        expected = np.append(np.moveaxis(want, 0, -1).reshape(-1), dst[-1])
+        x, dy = (np.ascontiguousarray(np.moveaxis(a, 0, -1)).reshape(-1) for a in (x, dy))
+        _testing.pool_planes_backward(isa, x=x, dy=dy, dst=dst, **geometry, pixels=True)
+        np.testing.assert_array_equal(dst, expected, err_msg=f"{geometry}")
 
 
 @covers("pool_integers")

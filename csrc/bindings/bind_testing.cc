@@ -626,7 +626,7 @@ void pool_planes(const std::string& isa, const Array<T>& x, Array<T> dst, int64_
 template <class T>
 void pool_planes_backward(const std::string& isa, const Array<T>& x, const Array<T>& dy, Array<T> dst, int64_t channels,
                           int64_t rows, int64_t columns, int64_t first_row, int64_t first_column, int64_t out_rows,
-                          int64_t out_columns, int32_t taps, int32_t stride) {
+                          int64_t out_columns, int32_t taps, int32_t stride, int32_t op, T divisor, bool pixels) {
   require((taps == 2 && stride == 2) || (taps == 3 && (stride == 1 || stride == 2)), "windows of 2/2, 3/1 or 3/2");
   require(first_row <= 0 && first_column <= 0, "the first window begins at the image or before");
   require(taps == 2 ? first_row == 0 && first_column == 0 : first_row > -3 && first_column > -3, "and not far before");
@@ -642,8 +642,15 @@ void pool_planes_backward(const std::string& isa, const Array<T>& x, const Array
   a.x_channel = a.y_channel = rows * columns, a.dy_channel = out_rows * out_columns;
   a.x_pitch = a.y_pitch = columns, a.dy_pitch = out_columns, a.rows = rows, a.columns = columns;
   a.first_row = first_row, a.first_column = first_column, a.out_rows = out_rows, a.out_columns = out_columns;
-  a.taps = taps, a.stride = stride;
-  table<T>(isa).pool_planes_backward(a);
+  a.taps = taps, a.stride = stride, a.op = op, a.divisor = divisor;
+  require(op == 0 || (op == 1 && taps == 2 && !pixels), "means of 2/2 windows of planes");
+  if (!pixels) return table<T>(isa).pool_planes_backward(a);
+  // Ends at a page as far as the allocator lets it: the sanitizers see what lies behind.
+  std::vector<T> scratch(static_cast<size_t>(12 * table<T>(isa).lanes * out_columns + 16));
+  a.scratch = scratch.data() + (64 - reinterpret_cast<uintptr_t>(scratch.data()) % 64) % 64 / sizeof(T);
+  a.x_channel = a.y_channel = a.dy_channel = 1, a.x_column = a.y_column = a.dy_column = channels;
+  a.x_pitch = a.y_pitch = columns * channels, a.dy_pitch = out_columns * channels;
+  table<T>(isa).pool_pixels_backward(a);
 }
 
 // Maxima of integers: `step` 0 combines the runs, else one run slides.
@@ -1118,7 +1125,8 @@ void bind_kernels(py::module_& m) {
         py::arg("src_pitch"), py::arg("dst_pitch"));
   m.def("pool_planes_backward", &pool_planes_backward<T>, isa, options, array("x"), array("dy"), array("dst"),
         py::arg("channels"), py::arg("rows"), py::arg("columns"), py::arg("first_row"), py::arg("first_column"),
-        py::arg("out_rows"), py::arg("out_columns"), py::arg("taps"), py::arg("stride"));
+        py::arg("out_rows"), py::arg("out_columns"), py::arg("taps"), py::arg("stride"), py::arg("op") = 0,
+        py::arg("divisor") = T{1}, py::arg("pixels") = false);
   m.def("max_run", &max_run<T>, isa, options, array("x"), py::arg("n"));
   m.def("activate_run", &activate_run<T>, isa, options, array("x"), py::arg("n"), py::arg("kind"), py::arg("a") = T{0},
         py::arg("b") = T{0});

@@ -301,8 +301,11 @@ struct PoolArgs {
 //   planes           y[p][q] = finish(op over the window of x), op kPoolMax or kPoolSum
 //   planes_backward  2 and 2, first_row and first_column 0: y (rows x columns) is the gradient of x, dy that of each
 //                    window, which its first maximum (the first NaN, where there is one) receives whole
-//   pixels           as planes, for images whose channels are neighbours and whose columns are x_column and y_column
-//                    apart
+//                    op kPoolSum: its mean's gradient, dy / divisor, goes to all of the window
+//   pixels, pixels_backward  the same for images whose channels are neighbours and whose columns are x_column,
+//   dy_column
+//                    and y_column apart; backward only of maxima, by lines of scratch memory: out_columns x 10 W
+//                    elements
 template <class T>
 struct PoolPlanesArgs {
   const T* x;
@@ -310,13 +313,14 @@ struct PoolPlanesArgs {
   T* y;
   int64_t channels, x_channel, dy_channel, y_channel;  // and the steps from one to the next
   int64_t x_pitch, dy_pitch, y_pitch;
-  int64_t x_column, y_column;  // pixels
+  int64_t x_column, dy_column, y_column;  // pixels
   int64_t rows, columns, first_row, first_column;
   int64_t out_rows, out_columns;
   int32_t taps, stride, op, finish;
   T divisor;
   const T* row_counts;  // kPoolDivide by row_counts[p] * column_counts[q]; null: by divisor
   const T* column_counts;
+  T* scratch;
 };
 
 // The norms' kernels work on a block of rows of neighbouring columns: element (r, c) of an operand lies at r * its

@@ -1115,8 +1115,41 @@ inline void triples(const PoolPlanesArgs<T>& g) {
   }
 }
 
+// Windows of 2 x 2 side by side, the mean's gradient: each share four times.
+template <class T>
+inline void spread_pairs(const PoolPlanesArgs<T>& g) {
+  using V = Vec<T>;
+  constexpr int64_t W = V::kLanes;
+  const PoolQuotient<T> by(g.divisor);
+  const int64_t columns = 2 * g.out_columns < g.columns ? 2 * g.out_columns : g.columns;
+  for (int64_t c = 0; c < g.channels; ++c) {
+    const T* dy = g.dy + c * g.dy_channel;
+    T* dx = g.y + c * g.y_channel;
+    for (int64_t h = 0; h < g.rows; ++h) {
+      T* to = dx + h * g.y_pitch;
+      int64_t j = 0;
+      if (h < 2 * g.out_rows) {
+        const T* from = dy + h / 2 * g.dy_pitch;
+        for (; j + 2 * W <= columns; j += 2 * W) {
+          const V share = by(V::load(from + j / 2));
+          V::zip_low(share, share).store(to + j);
+          V::zip_high(share, share).store(to + j + W);
+        }
+        if (j < columns) {
+          const V share = by(V::load_n(from + j / 2, (columns - j + 1) / 2));
+          V::zip_low(share, share).store_n(to + j, columns - j < W ? columns - j : W);
+          if (columns - j > W) V::zip_high(share, share).store_n(to + j + W, columns - j - W);
+          j = columns;
+        }
+      }
+      for (; j < g.columns; ++j) to[j] = 0;
+    }
+  }
+}
+
 template <class T>
 void pool_planes_backward(const PoolPlanesArgs<T>& g) {
+  if (g.op == kPoolSum) return spread_pairs(g);
   if (g.taps == 3) return g.stride == 1 ? triples<1>(g) : triples<2>(g);
   constexpr int64_t W = Vec<T>::kLanes;
   const int64_t columns = 2 * g.out_columns < g.columns ? 2 * g.out_columns : g.columns;
@@ -1139,6 +1172,234 @@ void pool_planes_backward(const PoolPlanesArgs<T>& g) {
     for (int64_t h = 2 * g.out_rows; h < g.rows; ++h)
       for (int64_t i = 0; i < g.columns; ++i) dx[h * g.y_pitch + i] = 0;
   }
+}
+
+// --- The same for images whose channels are neighbours
+//
+// A vector of channels goes down the windows' rows by itself. The lines hold, for each window of three rows in turn,
+// the row's maximum, where it is, and the sum of the shares that its windows give it.
+
+template <class V>
+struct PixelLines {
+  typename V::T *best[3], *sum[3];
+  typename V::Mask *second[3], *third[3];
+  PixelLines(typename V::T* scratch, int64_t windows) {
+    constexpr int64_t W = V::kLanes;
+    for (int r = 0; r < 3; ++r) {
+      best[r] = scratch + r * windows * W;
+      sum[r] = scratch + (3 + r) * windows * W;
+      second[r] = (typename V::Mask*)(scratch + 6 * windows * W) + r * windows;
+      third[r] = second[0] + (3 + r) * windows;
+    }
+  }
+};
+
+// Which windows win in row i of the image.
+template <bool kCareful, bool kMasked, int ST, class V, class T>
+__attribute__((always_inline)) inline typename V::Mask pixels_winners(const PoolPlanesArgs<T>& g, int64_t c, int64_t i,
+                                                                      const PixelLines<V>& lines, int slot,
+                                                                      int64_t lanes) {
+  constexpr int64_t W = V::kLanes;
+  const PoolLoad<V, kMasked> load{lanes};
+  const V outside = V::set1((T)-__builtin_inf()), zero = V::zero();
+  const typename V::Mask never = V::greater(zero, zero), always = V::equal(zero, zero);
+  typename V::Mask odd = never;
+  T *best = lines.best[slot], *sum = lines.sum[slot];
+  typename V::Mask *second = lines.second[slot], *third = lines.third[slot];
+  const int64_t count = g.out_columns, columns = g.columns, x_column = g.x_column;
+  const bool there = i >= 0 && i < g.rows;
+  const T* x = g.x + i * g.x_pitch + g.first_column * x_column + c;
+  int64_t column = g.first_column;
+  auto take = [&]() __attribute__((always_inline)) {
+    V v = outside;
+    if (there && column >= 0 && column < columns) v = load(x, 0), v.pin();
+    ++column, x += x_column;
+    return v;
+  };
+  V a = take(), b = ST == 1 ? take() : outside;
+  for (int64_t q = 0; q < count; ++q) {
+    if (ST == 2) b = take();
+    const V d = take();
+    if constexpr (!kCareful) {
+      odd = V::either(odd, V::unordered(a, b));
+      if (ST == 2 || q + 1 == count) odd = V::either(odd, V::unordered(d, d));
+    }
+    // What lies outside must not win for being the first: `column` is two after the second tap's.
+    const typename V::Mask two = column < 3 ? always : pool_takes<kCareful>(b, a);
+    const V pair = V::select(two, b, a);
+    const typename V::Mask three = column < 2 ? always : pool_takes<kCareful>(d, pair);
+    V::select(three, d, pair).store(best + q * W);
+    zero.store(sum + q * W);
+    second[q] = two, third[q] = three;
+    if (ST == 1) a = b, b = d;
+    if (ST == 2) a = d;
+  }
+  return odd;
+}
+
+// Row i of dx: each window's sum goes to the column that won in it.
+template <bool kMasked, int ST, class V, class T>
+__attribute__((always_inline)) inline void pixels_emit(const PoolPlanesArgs<T>& g, int64_t c, int64_t i,
+                                                       const PixelLines<V>& lines, int slot, int64_t lanes) {
+  if (i < 0 || i >= g.rows) return;
+  constexpr int64_t W = V::kLanes;
+  const PoolLoad<V, kMasked> load{lanes};
+  const V zero = V::zero();
+  const T* sum = lines.sum[slot];
+  const typename V::Mask *second = lines.second[slot], *third = lines.third[slot];
+  const int64_t count = g.out_columns, columns = g.columns, y_column = g.y_column;
+  T* dx = g.y + i * g.y_pitch + g.first_column * y_column + c;
+  int64_t column = g.first_column;
+  auto put = [&](V v) __attribute__((always_inline)) {
+    if (column >= 0 && column < columns) load.put(v, dx, 0);
+    ++column, dx += y_column;
+  };
+  V first = zero, next = zero;  // of the columns that later windows still add to
+  for (int64_t q = 0; q < count; ++q) {
+    const V share = V::load(sum + q * W), rest = V::select(third[q], zero, share);
+    first = first + V::select(second[q], zero, rest);
+    next = next + V::select(second[q], rest, zero);
+    const V last = V::select(third[q], share, zero);
+    put(first);
+    if (ST == 1) first = next, next = last;
+    if (ST == 2) put(next), first = last, next = zero;
+  }
+  put(first);
+  if (ST == 1) put(next);
+  while (column < columns) put(zero);
+}
+
+// All rows of one vector of channels; whether it has met a NaN, and is to be done again with care.
+template <bool kCareful, bool kMasked, int ST, class T>
+__attribute__((noinline)) bool pixels_down(const PoolPlanesArgs<T>& g, int64_t c, int64_t lanes) {
+  using V = Vec<T>;
+  constexpr int64_t W = V::kLanes;
+  const PoolLoad<V, kMasked> load{lanes};
+  const PixelLines<V> lines(g.scratch, g.out_columns);
+  const V zero = V::zero();
+  const typename V::Mask always = V::equal(zero, zero);
+  typename V::Mask odd = V::greater(zero, zero);
+  const int64_t count = g.out_columns, dy_column = g.dy_column;
+  int64_t i = g.first_row;
+  int slot = 0;  // of row i; the others follow in turn
+  auto winners = [&](int64_t row, int at) {
+    odd = V::either(odd, pixels_winners<kCareful, kMasked, ST, V>(g, c, row, lines, at % 3, lanes));
+  };
+  winners(i, 0);
+  if (ST == 1) winners(i + 1, 1);
+  for (int64_t p = 0; p < g.out_rows; ++p) {
+    if (ST == 2) winners(i + 1, slot + 1);
+    winners(i + 2, slot + 2);
+    const T* dy = g.dy + p * g.dy_pitch + c;
+    T *sum0 = lines.sum[slot], *sum1 = lines.sum[(slot + 1) % 3], *sum2 = lines.sum[(slot + 2) % 3];
+    const T *best0 = lines.best[slot], *best1 = lines.best[(slot + 1) % 3], *best2 = lines.best[(slot + 2) % 3];
+    for (int64_t q = 0; q < count; ++q, dy += dy_column) {
+      const V one = V::load(best1 + q * W);
+      const typename V::Mask second = i < 0 ? always : pool_takes<kCareful>(one, V::load(best0 + q * W));
+      const V pair = V::select(second, one, V::load(best0 + q * W));
+      const typename V::Mask third = i + 1 < 0 ? always : pool_takes<kCareful>(V::load(best2 + q * W), pair);
+      const V share = load(dy, 0), rest = V::select(third, zero, share);
+      (V::load(sum0 + q * W) + V::select(second, zero, rest)).store(sum0 + q * W);
+      (V::load(sum1 + q * W) + V::select(second, rest, zero)).store(sum1 + q * W);
+      (V::load(sum2 + q * W) + V::select(third, share, zero)).store(sum2 + q * W);
+    }
+    if (p + 1 == g.out_rows) break;
+    pixels_emit<kMasked, ST, V>(g, c, i, lines, slot, lanes);
+    if (ST == 2) pixels_emit<kMasked, ST, V>(g, c, i + 1, lines, (slot + 1) % 3, lanes);
+    i += ST, slot = (slot + ST) % 3;
+  }
+  for (int r = 0; r < 3; ++r) pixels_emit<kMasked, ST, V>(g, c, i + r, lines, (slot + r) % 3, lanes);
+  for (int64_t row = i + 3; row < g.rows; ++row)
+    for (int64_t w = 0; w < g.columns; ++w) load.put(zero, g.y + row * g.y_pitch + w * g.y_column + c, 0);
+  return !kCareful && V::any(odd);
+}
+
+template <int ST, class T>
+inline void pixels_triples(const PoolPlanesArgs<T>& g) {
+  constexpr int64_t W = Vec<T>::kLanes;
+  for (int64_t c = 0; c < g.channels; c += W) {
+    const int64_t lanes = g.channels - c < W ? g.channels - c : W;
+    const bool odd = lanes == W ? pixels_down<false, false, ST>(g, c, W) : pixels_down<false, true, ST>(g, c, lanes);
+    if (odd) pixels_down<true, true, ST>(g, c, lanes);
+  }
+}
+
+// The four taps of one window of 2 x 2, as pool_pairs, for a vector of channels.
+template <bool kMasked, class T>
+__attribute__((always_inline)) inline void pixels_pair(const PoolPlanesArgs<T>& g, const T* x, const T* dy, T* dx,
+                                                       bool below, bool beside, int64_t lanes) {
+  using V = Vec<T>;
+  const PoolLoad<V, kMasked> load{lanes};
+  const V none = V::set1((T)-__builtin_inf()), zero = V::zero();
+  const bool there[4] = {true, beside, below, below && beside};
+  V tap[4], part[4];
+#pragma GCC unroll 4
+  for (int k = 0; k < 4; ++k) tap[k] = there[k] ? load(x + k / 2 * g.x_pitch + k % 2 * g.x_column, 0) : none;
+  V share = load(dy, 0);
+  const typename V::Mask odd = V::either(V::unordered(tap[0], tap[1]), V::unordered(tap[2], tap[3]));
+  typename V::Mask takes[4];
+  V best = tap[0];
+  if (__builtin_expect(V::any(odd), 0)) {
+#pragma GCC unroll 3
+    for (int k = 1; k < 4; ++k) {
+      takes[k] = pool_takes<true>(tap[k], best);
+      best = V::select(takes[k], tap[k], best);
+    }
+  } else {
+#pragma GCC unroll 3
+    for (int k = 1; k < 4; ++k) {
+      takes[k] = V::greater(tap[k], best);
+      best = max(best, tap[k]);
+    }
+  }
+#pragma GCC unroll 3
+  for (int k = 3; k > 0; --k) {
+    part[k] = V::select(takes[k], share, zero);
+    share = V::select(takes[k], zero, share);
+  }
+  part[0] = share;
+#pragma GCC unroll 4
+  for (int k = 0; k < 4; ++k)
+    if (there[k]) load.put(part[k], dx + k / 2 * g.y_pitch + k % 2 * g.y_column, 0);
+}
+
+template <class T>
+inline void pixels_pairs(const PoolPlanesArgs<T>& g) {
+  using V = Vec<T>;
+  constexpr int64_t W = V::kLanes;
+  const int64_t channels = g.channels;
+  auto clear = [&](int64_t row, int64_t w) {
+    T* to = g.y + row * g.y_pitch + w * g.y_column;
+    int64_t c = 0;
+    for (; c + W <= channels; c += W) V::zero().store(to + c);
+    if (c < channels) V::zero().store_n(to + c, channels - c);
+  };
+  for (int64_t p = 0; p < g.out_rows; ++p) {
+    const bool below = 2 * p + 1 < g.rows;
+    for (int64_t q = 0; q < g.out_columns; ++q) {
+      const bool beside = 2 * q + 1 < g.columns;
+      const T *x = g.x + 2 * p * g.x_pitch + 2 * q * g.x_column, *dy = g.dy + p * g.dy_pitch + q * g.dy_column;
+      T* dx = g.y + 2 * p * g.y_pitch + 2 * q * g.y_column;
+      int64_t c = 0;
+      if (below && beside) {
+        for (; c + W <= channels; c += W) pixels_pair<false>(g, x + c, dy + c, dx + c, true, true, W);
+      }
+      for (; c < channels; c += W)
+        pixels_pair<true>(g, x + c, dy + c, dx + c, below, beside, channels - c < W ? channels - c : W);
+    }
+    for (int64_t w = 2 * g.out_columns; w < g.columns; ++w) {
+      clear(2 * p, w);
+      if (below) clear(2 * p + 1, w);
+    }
+  }
+  for (int64_t row = 2 * g.out_rows; row < g.rows; ++row)
+    for (int64_t w = 0; w < g.columns; ++w) clear(row, w);
+}
+
+template <class T>
+void pool_pixels_backward(const PoolPlanesArgs<T>& g) {
+  if (g.taps == 2) return pixels_pairs(g);
+  g.stride == 1 ? pixels_triples<1>(g) : pixels_triples<2>(g);
 }
 
 // combine and (`step` is not 0) slide of maxima. `dtype` is fastconv::DType.

@@ -23,6 +23,7 @@ template void pool_turn<float>(const PoolArgs<float>&);
 template void pool_planes<float>(const PoolPlanesArgs<float>&);
 template void pool_pixels<float>(const PoolPlanesArgs<float>&);
 template void pool_planes_backward<float>(const PoolPlanesArgs<float>&);
+template void pool_pixels_backward<float>(const PoolPlanesArgs<float>&);
 template void pool_integers<float>(const void*, int32_t);
 template float max_run<float>(const float*, int64_t);
 }  // namespace fastconv::FASTCONV_ISA_NS

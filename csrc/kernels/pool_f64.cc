@@ -11,6 +11,7 @@ template void pool_turn<double>(const PoolArgs<double>&);
 template void pool_planes<double>(const PoolPlanesArgs<double>&);
 template void pool_pixels<double>(const PoolPlanesArgs<double>&);
 template void pool_planes_backward<double>(const PoolPlanesArgs<double>&);
+template void pool_pixels_backward<double>(const PoolPlanesArgs<double>&);
 template void pool_integers<double>(const void*, int32_t);
 template double max_run<double>(const double*, int64_t);
 }  // namespace fastconv::FASTCONV_ISA_NS

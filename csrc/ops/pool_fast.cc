@@ -860,34 +860,64 @@ class Turned {
   bool whole_ = false, usual_ = false, counted_ = false;
 };
 
-// Maxima: of 2 x 2 windows side by side the winner is found and served in one go; overlapping ones pass through lines
-// of the kernel's own, which take rows of some length and whole planes.
+// Maxima: of 2 x 2 windows side by side the winner is found and served in one go; overlapping ones pass through lines,
+// in planar images of the kernel's own, which take rows of some length and whole planes. Means: of 2 x 2 windows in
+// planar images.
 template <class T>
-Status planar_windows_backward(const Pool& p, const T* dy, const Strides& ys, const T* x, const Strides& xs, T* dx,
-                               const Strides& ds, bool* served) {
+Status usual_backward(const Pool& p, bool pixels, const T* dy, const Strides& ys, const T* x, const Strides& xs, T* dx,
+                      const Strides& ds, bool* served) {
   const Axis &h = p.axis[1], &w = p.axis[2];
-  const bool apart = w.kernel == w.stride;
+  const bool apart = w.kernel == w.stride, maximum = p.kind == PoolKind::max;
   if (apart ? h.pad > 0 || w.pad > 0 : w.in > 512 || h.in > kTaskTerms / 512) return Status::ok;
+  if (!maximum && (pixels || !apart || !same_divisor(p))) return Status::ok;
   *served = true;
-  Bands bands(p);
-  if (!apart) bands.step = h.out, bands.down = 1;
+  Bands bands(p, pixels);
   const KernelTable<T>& kernels = kernel_table<T>(current_isa());
+  if (!apart) {
+    bands.step = h.out, bands.down = 1;
+    // Some vectors of channels a task; each goes down the image by itself.
+    if (pixels) {
+      const int64_t vectors = std::clamp<int64_t>(kTaskTerms / 16 / (h.in * w.in * kernels.lanes), 1, p.C);
+      bands.planes = vectors * kernels.lanes, bands.deep = (p.C + bands.planes - 1) / bands.planes;
+    }
+  }
+  const int64_t scratch = pixels && !apart ? 12 * kernels.lanes * w.out : 1;
   const double work = static_cast<double>(p.N * p.C) * static_cast<double>(p.in_pixels()) * 0.2;
-  return parallel_for(p.N * bands.deep * bands.down, work, [&](int64_t task, int) {
-    const int64_t h0 = task % bands.down * bands.step, h1 = std::min(h.out, h0 + bands.step);
-    const int64_t c0 = task / bands.down % bands.deep * bands.planes, n = task / bands.down / bands.deep;
-    const int64_t row = h0 * h.stride;
-    PoolPlanesArgs<T> a{};
-    a.x = x + n * xs.n + c0 * xs.c + row * xs.s[1], a.x_channel = xs.c, a.x_pitch = xs.s[1];
-    a.dy = dy + n * ys.n + c0 * ys.c + h0 * ys.s[1], a.dy_channel = ys.c, a.dy_pitch = ys.s[1];
-    a.y = dx + n * ds.n + c0 * ds.c + row * ds.s[1], a.y_channel = ds.c, a.y_pitch = ds.s[1];
-    a.channels = std::min(p.C - c0, bands.planes), a.columns = w.in;
-    a.rows = (h1 == h.out ? h.in : h1 * h.stride) - row;  // the last band has the rows that no window covers
-    a.first_row = -h.pad, a.first_column = -w.pad;
-    a.out_rows = h1 - h0, a.out_columns = w.out;
-    a.taps = static_cast<int32_t>(w.kernel), a.stride = static_cast<int32_t>(w.stride);
-    kernels.pool_planes_backward(a);
-  });
+  return for_tasks(
+      p.N * bands.deep * bands.down, work, scratch * static_cast<int64_t>(sizeof(T)), [&](int64_t task, void* memory) {
+        const int64_t h0 = task % bands.down * bands.step, h1 = std::min(h.out, h0 + bands.step);
+        const int64_t c0 = task / bands.down % bands.deep * bands.planes, n = task / bands.down / bands.deep;
+        const int64_t row = h0 * h.stride;
+        PoolPlanesArgs<T> a{};
+        if (maximum) a.x = x + n * xs.n + c0 * xs.c + row * xs.s[1];
+        a.x_channel = xs.c, a.x_pitch = xs.s[1], a.x_column = xs.s[2];
+        a.dy = dy + n * ys.n + c0 * ys.c + h0 * ys.s[1];
+        a.dy_channel = ys.c, a.dy_pitch = ys.s[1], a.dy_column = ys.s[2];
+        a.y = dx + n * ds.n + c0 * ds.c + row * ds.s[1];
+        a.y_channel = ds.c, a.y_pitch = ds.s[1], a.y_column = ds.s[2];
+        a.channels = std::min(p.C - c0, bands.planes), a.columns = w.in;
+        a.rows = (h1 == h.out ? h.in : h1 * h.stride) - row;  // the last band has the rows that no window covers
+        a.first_row = -h.pad, a.first_column = -w.pad;
+        a.out_rows = h1 - h0, a.out_columns = w.out;
+        a.taps = static_cast<int32_t>(w.kernel), a.stride = static_cast<int32_t>(w.stride);
+        a.op = maximum ? kPoolMax : kPoolSum, a.divisor = maximum ? T{1} : static_cast<T>(p.divisor_of(0, 0, 0));
+        a.scratch = static_cast<T*>(memory);
+        pixels ? kernels.pool_pixels_backward(a) : kernels.pool_planes_backward(a);
+      });
+}
+
+// The gradient of means of 3 x 3 windows side by side is the mean of such windows of dy.
+bool turned_around(const Pool& p, Pool* q) {
+  if (p.kind != PoolKind::average || p.axis[2].kernel != 3 || p.axis[2].stride != 1) return false;
+  if (!usual_windows(p) || !same_divisor(p)) return false;
+  *q = p;
+  q->divisor = p.divisor_of(0, 0, 0);
+  for (int i = 1; i < 3; ++i) {
+    Axis& a = q->axis[i];
+    a.in = p.axis[i].out, a.out = p.axis[i].in, a.pad = 2 - p.axis[i].pad;
+    a.pad_after = a.out + 2 - a.pad - a.in;
+  }
+  return usual_windows(*q);
 }
 
 // A maximum or a mean of whole planes that are one run of memory each.
@@ -1238,12 +1268,22 @@ Status pool_backward_fast(const Pool& p, const T* dy, const Strides& ys, const T
     *served = true;
     return spread_mean(p, dy, ys, dx, ds);
   }
-  if (channels_innermost(p, ds) && ys.c == 1 && (p.kind != PoolKind::max || xs.c == 1))
-    return ChannelsBackward<T>(p, dy, ys, x, xs, dx, ds).run(served);
-  if (p.kind == PoolKind::max && ys.s[2] == 1 && ds.s[2] == 1 && xs.s[2] == 1 && usual_windows(p)) {
-    const Status s = planar_windows_backward(p, dy, ys, x, xs, dx, ds, served);
+  const bool maximum = p.kind == PoolKind::max;
+  const bool pixels = channels_innermost(p, ds) && ys.c == 1 && (!maximum || xs.c == 1);
+  const bool planar = ys.s[2] == 1 && ds.s[2] == 1 && (!maximum || xs.s[2] == 1);
+  Pool q;
+  if ((pixels || planar) && turned_around(p, &q)) {
+    if (!pixels && turning_pays(q) && dense_planes(q, ys) && dense_planes(q, ds, true)) {
+      const Status s = Turned<T>(q, dy, ys, dx, ds).run(served);
+      if (*served) return s;
+    }
+    return usual_forward(q, pixels, dy, ys, dx, ds, served);
+  }
+  if ((pixels || planar) && usual_windows(p)) {
+    const Status s = usual_backward(p, pixels, dy, ys, x, xs, dx, ds, served);
     if (*served) return s;
   }
+  if (pixels) return ChannelsBackward<T>(p, dy, ys, x, xs, dx, ds).run(served);
   if (ys.s[2] == 1 && ds.s[2] == 1 && (p.kind != PoolKind::max || xs.s[2] == 1))
     return PlanarBackward<T>(p, dy, ys, x, xs, dx, ds).run(served);
   return Status::ok;
