@@ -1212,7 +1212,10 @@ __attribute__((always_inline)) inline typename V::Mask pixels_winners(const Pool
   int64_t column = g.first_column;
   auto take = [&]() __attribute__((always_inline)) {
     V v = outside;
-    if (there && column >= 0 && column < columns) v = load(x, 0), v.pin();
+    if (there && column >= 0 && column < columns) {
+      v = load(x, 0), v.pin();
+      __builtin_prefetch(x + 2 * g.x_pitch);
+    }
     ++column, x += x_column;
     return v;
   };
@@ -1299,6 +1302,7 @@ __attribute__((noinline)) bool pixels_down(const PoolPlanesArgs<T>& g, int64_t c
       const V pair = V::select(second, one, V::load(best0 + q * W));
       const typename V::Mask third = i + 1 < 0 ? always : pool_takes<kCareful>(V::load(best2 + q * W), pair);
       const V share = load(dy, 0), rest = V::select(third, zero, share);
+      __builtin_prefetch(dy + g.dy_pitch);
       (V::load(sum0 + q * W) + V::select(second, zero, rest)).store(sum0 + q * W);
       (V::load(sum1 + q * W) + V::select(second, rest, zero)).store(sum1 + q * W);
       (V::load(sum2 + q * W) + V::select(third, share, zero)).store(sum2 + q * W);
