@@ -11,7 +11,7 @@ For one dimension, H the size of x, R the kernel, window p over the elements h =
                        P = floor((H + before + after - dilation * (R - 1) - 1) / stride) + 1
 
 The gradients of a loss L, given dy = dL/dy, are gathered: each element of dx is the sum over the windows that cover it,
-in the order of the windows.
+in an order that depends on the layer alone.
 
     max_pool_backward  dx[n, c, h] = sum of dy[n, c, p] over the windows whose first maximum, in the order of memory of
                        C-contiguous planes, is h
