@@ -1124,15 +1124,15 @@ def test_pool_pixels(rng, isa, dtype, shape, taps, stride):
         ):
             dst = marked(want.size + 1, dtype)
             expected = np.append(np.moveaxis(want, 0, -1).reshape(-1), dst[-1])
-            _testing.pool_planes(
+            _testing.pool_pixels(
                 isa, x=np.moveaxis(source, 0, -1).reshape(-1), dst=dst, channels=channels, rows=rows, columns=columns,
-                **geometry, **options, pixels=True
+                **geometry, **options
             )  # fmt: skip
             np.testing.assert_array_equal(dst, expected, err_msg=f"{geometry} {rows} {columns} {options}")
 
 
-@covers("pool_turn")
-def test_pool_turn(rng, isa, dtype, shape):
+@covers("turn_block")
+def test_turn_block(rng, isa, dtype, shape):
     lanes = shape["lanes"]
     sizes = (1, 2, 3, lanes - 1, lanes, lanes + 1, 2 * lanes, 3 * lanes + 2)
     for rows, n in itertools.product(filter(None, sizes), repeat=2):
@@ -1142,7 +1142,7 @@ def test_pool_turn(rng, isa, dtype, shape):
         want = dst.copy()
         for i, j in np.ndindex(rows, n):
             want[j * dst_pitch + i] = x[i * src_pitch + j]
-        _testing.pool_turn(isa, x=x, dst=dst, n=n, rows=rows, src_pitch=src_pitch, dst_pitch=dst_pitch)
+        _testing.turn_block(isa, x=x, to=dst, rows=rows, n=n, from_pitch=src_pitch, to_pitch=dst_pitch)
         np.testing.assert_array_equal(dst, want, err_msg=f"{rows} {n}")
 
 
@@ -1200,7 +1200,7 @@ def test_pool_pixels_backward(rng, isa, dtype, shape, taps, stride):
         dst = marked(want.size + 1, dtype)
         expected = np.append(np.moveaxis(want, 0, -1).reshape(-1), dst[-1])
         x, dy = (np.ascontiguousarray(np.moveaxis(a, 0, -1)).reshape(-1) for a in (x, dy))
-        _testing.pool_planes_backward(isa, x=x, dy=dy, dst=dst, **geometry, pixels=True)
+        _testing.pool_pixels_backward(isa, x=x, dy=dy, dst=dst, **geometry)
         np.testing.assert_array_equal(dst, expected, err_msg=f"{geometry}")
 
 

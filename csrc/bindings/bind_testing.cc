@@ -583,15 +583,12 @@ void pool_merge(const std::string& isa, const Array<T>& x, Array<T> dst, int64_t
 }
 
 template <class T>
-void pool_turn(const std::string& isa, const Array<T>& x, Array<T> dst, int64_t n, int64_t rows, int64_t src_pitch,
-               int64_t dst_pitch) {
+void turn_block(const std::string& isa, const Array<T>& from, Array<T> to, int64_t rows, int64_t n, int64_t from_pitch,
+                int64_t to_pitch) {
   require(n >= 1 && rows >= 1, "sizes are positive");
-  Reach().steps(n, 1).steps(rows, src_pitch).within(x, "the rows lie within the array");
-  Reach().steps(rows, 1).steps(n, dst_pitch).within(dst, "the target holds the columns");
-  PoolArgs<T> a{};
-  const T* src = x.data();
-  a.src = &src, a.dst = dst.mutable_data(), a.n = n, a.rows = rows, a.src_pitch = src_pitch, a.dst_pitch = dst_pitch;
-  table<T>(isa).pool_turn(a);
+  Reach().steps(n, 1).steps(rows, from_pitch).within(from, "the rows lie within the array");
+  Reach().steps(rows, 1).steps(n, to_pitch).within(to, "the target holds the columns");
+  table<T>(isa).turn_block({from.data(), to.mutable_data(), rows, n, from_pitch, to_pitch});
 }
 
 // Planes lie one after the other: channels x rows x columns, channels x out_rows x out_columns; with `pixels` their
@@ -1121,12 +1118,20 @@ void bind_kernels(py::module_& m) {
         py::arg("columns"), py::arg("first_row"), py::arg("first_column"), py::arg("out_rows"), py::arg("out_columns"),
         py::arg("taps"), py::arg("stride"), py::arg("op"), py::arg("finish") = 0, py::arg("divisor") = T{1},
         absent("row_counts"), absent("column_counts"), py::arg("pixels") = false);
-  m.def("pool_turn", &pool_turn<T>, isa, options, array("x"), array("dst"), py::arg("n"), py::arg("rows"),
-        py::arg("src_pitch"), py::arg("dst_pitch"));
+  m.def("pool_pixels", &pool_planes<T>, isa, options, array("x"), array("dst"), py::arg("channels"), py::arg("rows"),
+        py::arg("columns"), py::arg("first_row"), py::arg("first_column"), py::arg("out_rows"), py::arg("out_columns"),
+        py::arg("taps"), py::arg("stride"), py::arg("op"), py::arg("finish") = 0, py::arg("divisor") = T{1},
+        absent("row_counts"), absent("column_counts"), py::arg("pixels") = true);
+  m.def("turn_block", &turn_block<T>, isa, options, array("x"), array("to"), py::arg("rows"), py::arg("n"),
+        py::arg("from_pitch"), py::arg("to_pitch"));
   m.def("pool_planes_backward", &pool_planes_backward<T>, isa, options, array("x"), array("dy"), array("dst"),
         py::arg("channels"), py::arg("rows"), py::arg("columns"), py::arg("first_row"), py::arg("first_column"),
         py::arg("out_rows"), py::arg("out_columns"), py::arg("taps"), py::arg("stride"), py::arg("op") = 0,
         py::arg("divisor") = T{1}, py::arg("pixels") = false);
+  m.def("pool_pixels_backward", &pool_planes_backward<T>, isa, options, array("x"), array("dy"), array("dst"),
+        py::arg("channels"), py::arg("rows"), py::arg("columns"), py::arg("first_row"), py::arg("first_column"),
+        py::arg("out_rows"), py::arg("out_columns"), py::arg("taps"), py::arg("stride"), py::arg("op") = 0,
+        py::arg("divisor") = T{1}, py::arg("pixels") = true);
   m.def("max_run", &max_run<T>, isa, options, array("x"), py::arg("n"));
   m.def("activate_run", &activate_run<T>, isa, options, array("x"), py::arg("n"), py::arg("kind"), py::arg("a") = T{0},
         py::arg("b") = T{0});

@@ -264,6 +264,14 @@ struct MoveBlockArgs {
   int32_t accumulate;  // scatter: add to the tensor
 };
 
+// to[j * to_pitch + i] = from[i * from_pitch + j] for i < rows, j < n.
+template <class T>
+struct TurnArgs {
+  const T* from;
+  T* to;
+  int64_t rows, n, from_pitch, to_pitch;
+};
+
 // Pooling: what runs of elements become, run beside run. The values of `op` and `finish` below.
 inline constexpr int32_t kPoolMax = 0, kPoolSum = 1, kPoolSquares = 2;
 inline constexpr int32_t kPoolPlain = 0, kPoolDivide = 1, kPoolRoot = 2;  // acc, acc / divisor, sqrt(acc * divisor)
@@ -278,7 +286,6 @@ inline constexpr int64_t kPoolTaps = 64;  // pointers of one call
 //            i * phase_pitch behind its pointer
 //   split    dst[j % stride * phase_pitch + j / stride] = src[0][j], j < n; the pitch may be negative
 //   merge    dst[j] = src[0][j % stride * phase_pitch + j / stride], j < n
-//   turn     dst[j * dst_pitch + i] = src[0][i * src_pitch + j], i < rows, j < n
 // slide and merge may read up to 2 W elements past what they use, slide by four 3 W.
 template <class T>
 struct PoolArgs {

@@ -506,4 +506,35 @@ void scatter_block(const MoveBlockArgs<T>& p) {
   }
 }
 
+// W x W elements at a time.
+template <class T>
+void turn_block(const TurnArgs<T>& p) {
+  using V = Vec<T>;
+  constexpr int W = V::kLanes;
+  const int64_t from_pitch = p.from_pitch, to_pitch = p.to_pitch;
+  for (int64_t i = 0; i < p.rows; i += W) {
+    const int64_t tall = p.rows - i < W ? p.rows - i : W;
+    for (int64_t j = 0; j < p.n; j += W) {
+      const int64_t wide = p.n - j < W ? p.n - j : W;
+      const T* from = p.from + i * from_pitch + j;
+      T* to = p.to + j * to_pitch + i;
+      V x[W];
+      if (wide == W && tall == W) {
+#pragma GCC unroll 16
+        for (int l = 0; l < W; ++l) x[l] = V::load(from + l * from_pitch);
+        V::transpose(x);
+#pragma GCC unroll 16
+        for (int l = 0; l < W; ++l) x[l].store(to + l * to_pitch);
+        continue;
+      }
+#pragma GCC unroll 16
+      for (int l = 0; l < W; ++l) x[l] = l < tall ? V::load_n(from + l * from_pitch, wide) : V::zero();
+      V::transpose(x);
+#pragma GCC unroll 16
+      for (int l = 0; l < W; ++l)
+        if (l < wide) x[l].store_n(to + l * to_pitch, tall);
+    }
+  }
+}
+
 }  // namespace fastconv::FASTCONV_ISA_NS

@@ -9,5 +9,6 @@ template void pack_rows<float>(const PackRowsArgs<float>&);
 template void fill_pixel_slab<float>(const PixelSlabArgs<float>&);
 template void fill_slab<float>(const SlabArgs<float>&);
 template void gather_block<float>(const MoveBlockArgs<float>&);
+template void turn_block<float>(const TurnArgs<float>&);
 template void scatter_block<float>(const MoveBlockArgs<float>&);
 }  // namespace fastconv::FASTCONV_ISA_NS

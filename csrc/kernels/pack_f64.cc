@@ -9,5 +9,6 @@ template void pack_rows<double>(const PackRowsArgs<double>&);
 template void fill_pixel_slab<double>(const PixelSlabArgs<double>&);
 template void fill_slab<double>(const SlabArgs<double>&);
 template void gather_block<double>(const MoveBlockArgs<double>&);
+template void turn_block<double>(const TurnArgs<double>&);
 template void scatter_block<double>(const MoveBlockArgs<double>&);
 }  // namespace fastconv::FASTCONV_ISA_NS

@@ -468,37 +468,6 @@ void pool_merge(const PoolArgs<T>& p) {
   }
 }
 
-// W x W elements at a time.
-template <class T>
-void pool_turn(const PoolArgs<T>& p) {
-  using V = Vec<T>;
-  constexpr int W = V::kLanes;
-  const T* src = p.src[0];
-  for (int64_t i = 0; i < p.rows; i += W) {
-    const int64_t tall = p.rows - i < W ? p.rows - i : W;
-    for (int64_t j = 0; j < p.n; j += W) {
-      const int64_t wide = p.n - j < W ? p.n - j : W;
-      const T* from = src + i * p.src_pitch + j;
-      T* to = p.dst + j * p.dst_pitch + i;
-      V x[W];
-      if (wide == W && tall == W) {
-#pragma GCC unroll 16
-        for (int l = 0; l < W; ++l) x[l] = V::load(from + l * p.src_pitch);
-        V::transpose(x);
-#pragma GCC unroll 16
-        for (int l = 0; l < W; ++l) x[l].store(to + l * p.dst_pitch);
-        continue;
-      }
-#pragma GCC unroll 16
-      for (int l = 0; l < W; ++l) x[l] = l < tall ? V::load_n(from + l * p.src_pitch, wide) : V::zero();
-      V::transpose(x);
-#pragma GCC unroll 16
-      for (int l = 0; l < W; ++l)
-        if (l < wide) x[l].store_n(to + l * p.dst_pitch, tall);
-    }
-  }
-}
-
 // --- Whole planes
 //
 // Each row of the image is read once for all windows of a block of output rows: its taps are combined along the columns

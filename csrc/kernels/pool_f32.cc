@@ -19,7 +19,6 @@ template void pool_argmax<float>(const PoolArgs<float>&);
 template void pool_route<float>(const PoolArgs<float>&);
 template void pool_split<float>(const PoolArgs<float>&);
 template void pool_merge<float>(const PoolArgs<float>&);
-template void pool_turn<float>(const PoolArgs<float>&);
 template void pool_planes<float>(const PoolPlanesArgs<float>&);
 template void pool_pixels<float>(const PoolPlanesArgs<float>&);
 template void pool_planes_backward<float>(const PoolPlanesArgs<float>&);

@@ -7,7 +7,6 @@ template void pool_argmax<double>(const PoolArgs<double>&);
 template void pool_route<double>(const PoolArgs<double>&);
 template void pool_split<double>(const PoolArgs<double>&);
 template void pool_merge<double>(const PoolArgs<double>&);
-template void pool_turn<double>(const PoolArgs<double>&);
 template void pool_planes<double>(const PoolPlanesArgs<double>&);
 template void pool_pixels<double>(const PoolPlanesArgs<double>&);
 template void pool_planes_backward<double>(const PoolPlanesArgs<double>&);

@@ -40,6 +40,8 @@ struct Problem {
   bool padded;                               // any padding or cropping
   bool mapped;                               // a prologue is applied to the input
   bool produced;                             // the input is computed block by block (Producer)
+  bool part;                                 // the output is: another product's input
+  int64_t phases;                            // products that write between each other's pixels, this one included
 };
 
 // One piece of the reduction: channels [c0, c0 + channels) of taps [t0, t0 + taps).
@@ -61,7 +63,7 @@ struct Choice {
 };
 
 Machine current_machine(DType dtype);
-Problem describe(const DenseJob& job, int64_t item_size, bool channels_last, bool mapped);
+Problem describe(const DenseJob& job, int64_t item_size, bool channels_last, bool mapped, int64_t phases = 1);
 Choice choose(const Problem& problem, const Machine& machine);
 
 // Pieces of a reduction over C channels and T taps of about `terms` terms each. Channels are outermost; taps are split

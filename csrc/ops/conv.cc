@@ -22,19 +22,20 @@ template <class T>
 std::vector<Run<T>> forward_runs(const ConvDesc& desc, const Layer& l, const Machine& m, bool mapped,
                                  bool has_residual) {
   std::vector<Run<T>> runs;
-  auto add = [&](const PhaseJob& p) {
+  auto add = [&](const PhaseJob& p, size_t phases) {
     Run<T>& run = runs.emplace_back();
     run.job = p.job;
     run.output_offset = p.output_offset, run.residual_offset = p.residual_offset, run.weight_offset = p.weight_offset;
     merge_axes(&run.job);
-    run.choice = choose(describe(run.job, sizeof(T), l.channels_last, mapped), m);
+    run.choice = choose(describe(run.job, sizeof(T), l.channels_last, mapped, static_cast<int64_t>(phases)), m);
   };
   const Strides* residual = has_residual ? &l.r : nullptr;
   if (desc.transposed) {
     const int64_t origin[3] = {0, 0, 0};
-    for (const PhaseJob& p : dgrad_jobs(l.geometry, origin, l.geometry.in, l.x, l.y, residual, l.w)) add(p);
+    const auto jobs = dgrad_jobs(l.geometry, origin, l.geometry.in, l.x, l.y, residual, l.w);
+    for (const PhaseJob& p : jobs) add(p, jobs.size());
   } else {
-    add({fprop_job(l.geometry, l.x, l.y, residual, l.w), 0, 0, 0});
+    add({fprop_job(l.geometry, l.x, l.y, residual, l.w), 0, 0, 0}, 1);
   }
   return runs;
 }
@@ -64,12 +65,13 @@ template <class T>
 std::vector<Run<T>> gradient_runs(const Layer& l, const Machine& m, const int64_t origin[3], const int64_t extent[3],
                                   const Strides& out) {
   std::vector<Run<T>> runs;
-  for (const PhaseJob& p : dgrad_jobs(l.geometry, origin, extent, l.y, out, nullptr, l.w)) {
+  const auto jobs = dgrad_jobs(l.geometry, origin, extent, l.y, out, nullptr, l.w);
+  for (const PhaseJob& p : jobs) {
     Run<T>& run = runs.emplace_back();
     run.job = p.job;
     run.output_offset = p.output_offset, run.weight_offset = p.weight_offset;
     merge_axes(&run.job);
-    run.choice = choose(describe(run.job, sizeof(T), l.channels_last, false), m);
+    run.choice = choose(describe(run.job, sizeof(T), l.channels_last, false, static_cast<int64_t>(jobs.size())), m);
   }
   return runs;
 }
@@ -349,7 +351,11 @@ Decision summarise(const std::vector<Run<T>>& runs, const Machine& m, const Geom
     summarise_depthwise(m, c.role == Role::pixel_rows, &d);
     depthwise_block<T>(runs[0].job, c, m, &d.channel_block, &d.pixel_block);
   }
-  for (const Run<T>& run : runs) d.workspace_per_thread = std::max(d.workspace_per_thread, task_workspace<T>(run, m));
+  if (c.depthwise) {
+    d.workspace_per_thread = depthwise_workspace(runs, m);
+  } else {
+    for (const Run<T>& run : runs) d.workspace_per_thread = std::max(d.workspace_per_thread, task_workspace<T>(run, m));
+  }
   sums.cover(runs);
   d.packed_weight_bytes = packed * static_cast<int64_t>(sizeof(T));
   // A piece is one chain of fused additions, the pieces are another; the epilogue adds four roundings.

@@ -946,7 +946,7 @@ Status run_dense(const std::vector<Run<T>>& runs, const Machine& machine, const 
 
 template <class T>
 int64_t task_workspace(const Run<T>& run, const Machine& machine) {
-  if (run.choice.depthwise) return depthwise_workspace<T>(run.job, run.choice, machine);
+  if (run.choice.depthwise) return depthwise_workspace<T>({run}, machine);
   return scratch_bytes<T>(run, machine, Cut(run.job, run.choice, machine, sizeof(T), 1, false));
 }
 

@@ -17,8 +17,9 @@ void prepare_filters(Run<T>* run, const Machine& machine, const KernelTable<T>& 
 template <class T>
 Status run_depthwise(const std::vector<Run<T>>& runs, const Machine& machine, const KernelTable<T>& kernels,
                      const Finish<T>& finish, const InputMap<T>& map, int64_t gate_batch_stride, bool accumulate);
+// Scratch bytes of one task of those runs.
 template <class T>
-int64_t depthwise_workspace(const DenseJob& job, const Choice& choice, const Machine& machine);
+int64_t depthwise_workspace(const std::vector<Run<T>>& runs, const Machine& machine);
 // The channels and pixels of an image that a task goes through at most.
 template <class T>
 void depthwise_block(const DenseJob& job, const Choice& choice, const Machine& machine, int64_t* channels,

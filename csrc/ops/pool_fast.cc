@@ -826,9 +826,7 @@ class Turned {
     return s;
   }
   void turn(const T* from, int64_t rows, int64_t n, int64_t from_pitch, T* to, int64_t to_pitch) const {
-    PoolArgs<T> a{};
-    a.src = &from, a.rows = rows, a.n = n, a.src_pitch = from_pitch, a.dst = to, a.dst_pitch = to_pitch;
-    kernels_.pool_turn(a);
+    kernels_.turn_block({from, to, rows, n, from_pitch, to_pitch});
   }
 
   void one(int axis, int64_t o0, int64_t o1, int64_t n, int64_t c0, int64_t channels, T* memory, int64_t size) const {
