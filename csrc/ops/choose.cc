@@ -1,8 +1,10 @@
 #include "ops/choose.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "dispatch/kernel_table.h"
+#include "ops/fft.h"
 
 namespace fastconv::ops {
 
@@ -69,8 +71,9 @@ std::vector<Chunk> split_reduction(int64_t C, int64_t T, int64_t terms, int64_t 
   return chunks;
 }
 
-Problem describe(const DenseJob& job, int64_t item_size, bool channels_last, bool mapped) {
+Problem describe(const DenseJob& job, int64_t item_size, bool channels_last, bool mapped, Algorithm algorithm) {
   Problem p{};
+  p.algorithm = algorithm;
   p.channels_last = channels_last;
   p.groups = job.G, p.C = job.C, p.K = job.K;
   bool padded = false;
@@ -113,6 +116,66 @@ int64_t slab_channels(const Problem& p, const Machine& m) {
   return std::max<int64_t>(1, m.l2 / (std::max<int64_t>(1, width * height * p.filter[0]) * p.item_size));
 }
 
+// --- Depthwise products by the fast Fourier transform
+
+constexpr int64_t kFftTaps = 48;  // shorter filters are not looked at
+constexpr int64_t kFftBytes = int64_t{1600} << 10;  // of a tile in all lanes at most
+
+// Cycles a vector. Only their ratios count.
+constexpr double kDirectCost = 0.12, kFftLevel = 2.2, kFftPoint = 14, kFftGain = 0.8;
+
+double direct_cycles(const Problem& p, const Machine& m, Role role) {
+  const double taps = static_cast<double>(p.filter[1] * p.filter[2]);
+  const bool channels = role == Role::pixel_rows;
+  const double vectors = channels ? static_cast<double>((p.groups + m.lanes - 1) / m.lanes * p.out[2])
+                                  : static_cast<double>((p.out[2] + m.lanes - 1) / m.lanes * p.groups);
+  return vectors * static_cast<double>(p.out[0] * p.out[1]) * taps * kDirectCost;
+}
+
+// Fills in how a tile of this size covers the output, and returns what all of them cost.
+double fft_cycles(const Problem& p, const Machine& m, bool shared, FftTiles* t) {
+  const auto up = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
+  const int64_t reach_rows = (p.filter[1] - 1) * p.dilation[1] + 1, reach = (p.filter[2] - 1) * p.dilation[2] + 1;
+  const int64_t n = t->rows * t->columns;
+  t->shared = shared;
+  t->out_rows = std::min(p.out[1], t->linear ? 1 : t->rows - reach_rows + 1);
+  t->out_columns = std::min(p.out[2], (t->linear ? n : t->columns) - reach + 1);
+  t->down = up(p.out[1], t->out_rows), t->across = up(p.out[2], t->out_columns);
+  const int64_t units = up(p.out[0] * t->down * t->across, 2);
+  const double batches = static_cast<double>(shared ? p.groups * up(units, m.lanes) : up(p.groups, m.lanes) * units);
+  const double rows = static_cast<double>(t->rows), columns = static_cast<double>(t->columns);
+  const double back = t->linear ? columns : static_cast<double>(t->out_columns);
+  const double there = kFftLevel * (rows * columns * std::log2(columns) + rows * columns * std::log2(rows));
+  const double all =
+      there + kFftLevel * rows * (columns * std::log2(columns) + back * std::log2(rows)) + kFftPoint * rows * columns;
+  return batches * all + static_cast<double>(up(p.groups, m.lanes)) * there;
+}
+
+FftTiles choose_fft(const Problem& p, const Machine& m, Role role, double* cycles) {
+  const int64_t reach_rows = (p.filter[1] - 1) * p.dilation[1] + 1, reach = (p.filter[2] - 1) * p.dilation[2] + 1;
+  FftTiles best{};
+  auto consider = [&](int64_t rows, int64_t columns, bool linear) {
+    if (2 * rows * columns * m.lanes * p.item_size > kFftBytes) return;
+    for (const bool shared : {false, true}) {
+      // Where channels are neighbours, tiles of one channel would be gathered and scattered one element at a time.
+      if (shared && role == Role::pixel_rows) continue;
+      FftTiles t{};
+      t.rows = rows, t.columns = columns, t.linear = linear;
+      const double cost = fft_cycles(p, m, shared, &t);
+      if (best.rows == 0 || cost < *cycles) best = t, *cycles = cost;
+    }
+  };
+  if (reach_rows == 1) {
+    for (const FftLinear& l : kFftLinear)
+      if (l.rows * l.columns >= reach) consider(l.rows, l.columns, true);
+  } else {
+    for (const int64_t rows : kFftLengths)
+      for (const int64_t columns : kFftLengths)
+        if (rows >= reach_rows && columns >= reach) consider(rows, columns, false);
+  }
+  return best;
+}
+
 // A filter for each channel: there is no product to tile. Lanes are channels where those are neighbours and fill half a
 // vector, and pixels of a row elsewhere.
 Choice choose_depthwise(const Problem& p, const Machine& m) {
@@ -127,6 +190,14 @@ Choice choose_depthwise(const Problem& p, const Machine& m) {
   c.move_residual = p.has_residual && !(channels ? p.residual_channels_unit : p.residual_row_unit);
   c.passed_over = channels ? "lanes of pixels: the channels are neighbours in memory"
                            : "lanes of channels: the columns are neighbours in memory, or the channels few";
+  if (p.algorithm == Algorithm::direct || T < 2 || p.filter[0] != 1 || p.out[0] * p.out[1] * p.out[2] == 0) return c;
+  if (p.stride[0] * p.stride[1] * p.stride[2] != 1) return c;
+  if (p.algorithm == Algorithm::automatic && T < kFftTaps) return c;
+  double cycles = 0;
+  const FftTiles tiles = choose_fft(p, m, c.role, &cycles);
+  if (tiles.rows == 0) return c;
+  const double direct = direct_cycles(p, m, c.role);
+  if (p.algorithm == Algorithm::fft || cycles < kFftGain * direct) { c.fft = tiles; }
   return c;
 }
 

@@ -27,7 +27,7 @@ std::vector<Run<T>> forward_runs(const ConvDesc& desc, const Layer& l, const Mac
     run.job = p.job;
     run.output_offset = p.output_offset, run.residual_offset = p.residual_offset, run.weight_offset = p.weight_offset;
     merge_axes(&run.job);
-    run.choice = choose(describe(run.job, sizeof(T), l.channels_last, mapped), m);
+    run.choice = choose(describe(run.job, sizeof(T), l.channels_last, mapped, l.algorithm), m);
   };
   const Strides* residual = has_residual ? &l.r : nullptr;
   if (desc.transposed) {
@@ -69,7 +69,7 @@ std::vector<Run<T>> gradient_runs(const Layer& l, const Machine& m, const int64_
     run.job = p.job;
     run.output_offset = p.output_offset, run.weight_offset = p.weight_offset;
     merge_axes(&run.job);
-    run.choice = choose(describe(run.job, sizeof(T), l.channels_last, false), m);
+    run.choice = choose(describe(run.job, sizeof(T), l.channels_last, false, l.algorithm), m);
   }
   return runs;
 }
@@ -189,6 +189,7 @@ Status fold_frame(const Layer& l, const Machine& m, const KernelTable<T>& kernel
 // The layer's operands for a gradient: x and y are both given, as data or as the output.
 Status check_backward(const ConvDesc& desc, const ConvOperands& o, Pass pass, Layer* l) {
   Geometry& g = l->geometry;
+  l->algorithm = desc.algorithm;
   Status s = make_geometry(desc, o.x, o.w, &g);
   if (s != Status::ok) return s;
   l->channels_last = output_is_channels_last(desc, o.y);
@@ -225,7 +226,7 @@ Status backward_input(const ConvDesc& desc, const ConvOperands& o) {
     DenseJob& job = runs[0].job;
     job = fprop_job(g, l.y, l.x, nullptr, l.w);
     merge_axes(&job);
-    runs[0].choice = choose(describe(job, sizeof(T), l.channels_last, false), m);
+    runs[0].choice = choose(describe(job, sizeof(T), l.channels_last, false, l.algorithm), m);
     bind_runs(runs, o.y.data, o.w.data, o.x.data, nullptr);
     Block packed;
     if ((s = prepare_weights(runs, m, kernels, false, &packed)) != Status::ok) return s;
@@ -323,6 +324,14 @@ void summarise_depthwise(const Machine& m, bool channels, Decision* d) {
   d->tile_columns = m.lanes;
 }
 
+// Of an FFT the tile is what one transform covers.
+void summarise_fft(const FftTiles& t, Decision* d) {
+  d->algorithm = "fft";
+  d->role = t.shared ? "lanes of tiles" : "lanes of channels";
+  d->tile_rows = static_cast<int32_t>(t.linear ? 1 : t.rows);
+  d->tile_columns = static_cast<int32_t>(t.linear ? t.rows * t.columns : t.columns);
+}
+
 // What a term of a result passes through at most: the longest chain of fused additions, the chains that are added to
 // one another, and the elements of the frame that are folded into it.
 struct Sums {
@@ -348,6 +357,7 @@ Decision summarise(const std::vector<Run<T>>& runs, const Machine& m, const Geom
   if (c.depthwise) {
     summarise_depthwise(m, c.role == Role::pixel_rows, &d);
     depthwise_block<T>(runs[0].job, c, m, &d.channel_block, &d.pixel_block);
+    if (c.fft.rows) summarise_fft(c.fft, &d);
   }
   for (const Run<T>& run : runs) d.workspace_per_thread = std::max(d.workspace_per_thread, task_workspace<T>(run, m));
   sums.cover(runs);
@@ -575,7 +585,7 @@ Status decide(const ConvDesc& desc, Pass pass, const ConvOperands& o, Decision* 
       Run<T>& run = runs.emplace_back();
       run.job = fprop_job(g, l.y, l.x, nullptr, l.w);
       merge_axes(&run.job);
-      run.choice = choose(describe(run.job, sizeof(T), l.channels_last, false), m);
+      run.choice = choose(describe(run.job, sizeof(T), l.channels_last, false, l.algorithm), m);
     } else {
       *out = summarise_weight_gradient<T>(weight_job(desc, l), m, g, least_bytes(g, false, sizeof(T)));
       return Status::ok;

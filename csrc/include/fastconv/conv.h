@@ -15,7 +15,7 @@ namespace fastconv {
 enum class Pass : int32_t { forward = 0, backward_input = 1, backward_weight = 2 };
 enum class PaddingMode : int32_t { zeros = 0, reflect = 1, replicate = 2, circular = 3 };
 enum class AutoPadding : int32_t { none = 0, same = 1, same_lower = 2 };  // resolved from the input's size
-enum class Algorithm : int32_t { automatic = 0, direct = 1 };
+enum class Algorithm : int32_t { automatic = 0, direct = 1, fft = 2 };
 
 enum class ActivationKind : int32_t {
   none = 0,

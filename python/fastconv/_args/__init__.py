@@ -38,7 +38,7 @@ _CHANNELS_LAST = {
 # The values of the enumerations in fastconv/conv.h.
 _PADDING_MODES = {"zeros": 0, "reflect": 1, "replicate": 2, "circular": 3}
 _AUTO_PADDING = {"same": 1, "same_lower": 2}
-_ALGORITHMS = {"auto": 0, "direct": 1}
+_ALGORITHMS = {"auto": 0, "direct": 1, "fft": 2}
 _ACTIVATIONS = {
     "relu": 1,
     "relu6": 2,
