@@ -2026,7 +2026,8 @@ class Fft:
         _testing.fft_spectrum(
             isa, re=re, im=im, **self.options, spectrum=out, scale=scale, first_column=0, end_column=self.shape[1]
         )
-        assert (out[-3:] == MARK).all() and (re[-3:] == MARK).all() and (im[-3:] == MARK).all()
+        for array in (out, re, im):
+            assert (array[-3:] == MARK).all()
         return out
 
     def convolve(self, isa, columns=None, out_columns=None, spectrum=None):
@@ -2072,7 +2073,7 @@ FFT_LENGTHS = (1, 2, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 
 
 @covers("fft_convolve", "fft_spectrum")
-@pytest.mark.parametrize("wide", (False, True))
+@pytest.mark.parametrize("wide", [False, True])
 def test_fft_of_every_length(rng, isa, dtype, shape, wide):
     for n in FFT_LENGTHS:
         for rows, columns in ((n, 4), (3, n)):

@@ -83,6 +83,14 @@ Problem describe(const DenseJob& job, int64_t item_size, bool channels_last, boo
     padded = padded || job.pad[a] != 0 || last >= job.in[a];
   }
   p.item_size = item_size;
+  p.in_columns = job.in[2], p.padded_zeros = job.mode == PaddingMode::zeros;
+  // Pairs of a row of output and a filter row that meets the image, for those who pass over the others.
+  for (int64_t r = 0; r < job.filter[1]; ++r) {
+    const int64_t shift = r * job.dilation[1] - job.pad[1], s = job.stride[1];
+    const int64_t low = shift >= 0 ? 0 : (s - 1 - shift) / s;
+    const int64_t high = shift >= job.in[1] ? 0 : (job.in[1] - 1 - shift) / s + 1;
+    p.rows_met += job.mode == PaddingMode::zeros ? std::max<int64_t>(0, std::min(high, job.out[1]) - low) : job.out[1];
+  }
   const bool one_pixel = job.pixels() == 1;
   int64_t step;
   p.in_channels_unit = job.is.c == 1 || job.G * job.C == 1;
@@ -118,22 +126,28 @@ int64_t slab_channels(const Problem& p, const Machine& m) {
 
 // --- Depthwise products by the fast Fourier transform
 
-constexpr int64_t kFftTaps = 48;  // shorter filters are not looked at
+// What a direct product costs, a vector and tap, is the unit (16 lanes 0.5 ns on Zen 4, 8 lanes 0.25 ns; by filter and
+// memory order 0.7 to 1.2 of that). In these, a vector of complex numbers costs `level` for each halving of its
+// transform's length and `point` for what is done to it once. The trials that they are from are in docs/design.md.
+struct FftCost { double level, point; };
+FftCost fft_cost_of(const Machine& m, bool linear) {
+  if (m.isa == Isa::avx512) return {3, linear ? 32.0 : 12.0};
+  return {4.8, 25};  // radix 4
+}
+// The transform has to be this much faster by the model: its results are not as good element by element.
+constexpr double kFftGain = 0.85;
+constexpr int64_t kFftTaps = 64;  // 7x7 has a register tile of its own, and is not looked at
 constexpr int64_t kFftBytes = int64_t{1600} << 10;  // of a tile in all lanes at most
 
-// Cycles a vector. Only their ratios count.
-constexpr double kDirectCost = 0.12, kFftLevel = 2.2, kFftPoint = 14, kFftGain = 0.8;
-
-double direct_cycles(const Problem& p, const Machine& m, Role role) {
-  const double taps = static_cast<double>(p.filter[1] * p.filter[2]);
+double direct_cost(const Problem& p, const Machine& m, Role role) {
   const bool channels = role == Role::pixel_rows;
-  const double vectors = channels ? static_cast<double>((p.groups + m.lanes - 1) / m.lanes * p.out[2])
-                                  : static_cast<double>((p.out[2] + m.lanes - 1) / m.lanes * p.groups);
-  return vectors * static_cast<double>(p.out[0] * p.out[1]) * taps * kDirectCost;
+  const int64_t vectors = channels ? (p.groups + m.lanes - 1) / m.lanes * p.out[2]
+                                   : (p.out[2] + m.lanes - 1) / m.lanes * p.groups;
+  return static_cast<double>(vectors * p.out[0]) * static_cast<double>(p.rows_met) * static_cast<double>(p.filter[2]);
 }
 
 // Fills in how a tile of this size covers the output, and returns what all of them cost.
-double fft_cycles(const Problem& p, const Machine& m, bool shared, FftTiles* t) {
+double fft_cost(const Problem& p, const Machine& m, bool shared, FftTiles* t) {
   const auto up = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
   const int64_t reach_rows = (p.filter[1] - 1) * p.dilation[1] + 1, reach = (p.filter[2] - 1) * p.dilation[2] + 1;
   const int64_t n = t->rows * t->columns;
@@ -145,13 +159,18 @@ double fft_cycles(const Problem& p, const Machine& m, bool shared, FftTiles* t) 
   const double batches = static_cast<double>(shared ? p.groups * up(units, m.lanes) : up(p.groups, m.lanes) * units);
   const double rows = static_cast<double>(t->rows), columns = static_cast<double>(t->columns);
   const double back = t->linear ? columns : static_cast<double>(t->out_columns);
-  const double there = kFftLevel * (rows * columns * std::log2(columns) + rows * columns * std::log2(rows));
-  const double all =
-      there + kFftLevel * rows * (columns * std::log2(columns) + back * std::log2(rows)) + kFftPoint * rows * columns;
-  return batches * all + static_cast<double>(up(p.groups, m.lanes)) * there;
+  const FftCost cost = fft_cost_of(m, t->linear);
+  const double point = cost.point * rows * columns;
+  // Columns of padding alone, and those of the result that nobody wants, are not transformed.
+  const int64_t read = p.padded_zeros ? up(p.in_columns + (t->across - 1) * (reach - 1), t->across) : t->columns;
+  const double front = t->linear ? columns : static_cast<double>(std::min(t->columns, read));
+  const double there = cost.level * rows * (columns * std::log2(columns) + front * std::log2(rows));
+  const double again = cost.level * rows * (columns * std::log2(columns) + back * std::log2(rows));
+  // The spectra of the filters take a transform, and as much for each point again.
+  return batches * (there + again + point) + static_cast<double>(up(p.groups, m.lanes)) * (there + point);
 }
 
-FftTiles choose_fft(const Problem& p, const Machine& m, Role role, double* cycles) {
+FftTiles choose_fft(const Problem& p, const Machine& m, Role role, double* cost) {
   const int64_t reach_rows = (p.filter[1] - 1) * p.dilation[1] + 1, reach = (p.filter[2] - 1) * p.dilation[2] + 1;
   FftTiles best{};
   auto consider = [&](int64_t rows, int64_t columns, bool linear) {
@@ -161,8 +180,8 @@ FftTiles choose_fft(const Problem& p, const Machine& m, Role role, double* cycle
       if (shared && role == Role::pixel_rows) continue;
       FftTiles t{};
       t.rows = rows, t.columns = columns, t.linear = linear;
-      const double cost = fft_cycles(p, m, shared, &t);
-      if (best.rows == 0 || cost < *cycles) best = t, *cycles = cost;
+      const double all = fft_cost(p, m, shared, &t);
+      if (best.rows == 0 || all < *cost) best = t, *cost = all;
     }
   };
   if (reach_rows == 1) {
@@ -190,14 +209,14 @@ Choice choose_depthwise(const Problem& p, const Machine& m) {
   c.move_residual = p.has_residual && !(channels ? p.residual_channels_unit : p.residual_row_unit);
   c.passed_over = channels ? "lanes of pixels: the channels are neighbours in memory"
                            : "lanes of channels: the columns are neighbours in memory, or the channels few";
-  if (p.algorithm == Algorithm::direct || T < 2 || p.filter[0] != 1 || p.out[0] * p.out[1] * p.out[2] == 0) return c;
+  if (p.algorithm == Algorithm::direct || T == 0 || p.filter[0] != 1 || p.out[0] * p.out[1] * p.out[2] == 0) return c;
   if (p.stride[0] * p.stride[1] * p.stride[2] != 1) return c;
   if (p.algorithm == Algorithm::automatic && T < kFftTaps) return c;
-  double cycles = 0;
-  const FftTiles tiles = choose_fft(p, m, c.role, &cycles);
+  double cost = 0;
+  const FftTiles tiles = choose_fft(p, m, c.role, &cost);
   if (tiles.rows == 0) return c;
-  const double direct = direct_cycles(p, m, c.role);
-  if (p.algorithm == Algorithm::fft || cycles < kFftGain * direct) { c.fft = tiles; }
+  const double direct = direct_cost(p, m, c.role);
+  if (p.algorithm == Algorithm::fft || cost < kFftGain * direct) { c.fft = tiles; }
   return c;
 }
 

@@ -31,6 +31,9 @@ struct Machine {
 struct Problem {
   int64_t groups, C, K;  // C and K are per group
   int64_t filter[3], out[3], stride[3], dilation[3];
+  int64_t in_columns;
+  bool padded_zeros;  // padding, where there is any, is zeros
+  int64_t rows_met;  // pairs of a row of output and a filter row that meets the image, in one plane
   int64_t item_size;
   bool channels_last;                        // the layer's memory order, which follows its input's
   bool in_channels_unit, in_columns_unit;    // neighbours in memory: channels, columns of the image

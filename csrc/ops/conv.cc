@@ -39,6 +39,15 @@ std::vector<Run<T>> forward_runs(const ConvDesc& desc, const Layer& l, const Mac
   return runs;
 }
 
+// Whether all products that have a sum are computed by the algorithm that is asked for.
+template <class T>
+Status check_algorithm(Algorithm algorithm, const std::vector<Run<T>>& runs) {
+  if (algorithm != Algorithm::fft) return Status::ok;
+  for (const Run<T>& run : runs)
+    if (run.job.taps() > 0 && run.job.pixels() > 0 && run.choice.fft.rows == 0) return Status::bad_algorithm;
+  return Status::ok;
+}
+
 template <class T>
 Status forward(const ConvDesc& desc, const ConvOperands& o) {
   Layer l;
@@ -48,6 +57,7 @@ Status forward(const ConvDesc& desc, const ConvOperands& o) {
   const Machine m = current_machine(l.geometry.dtype);
   const KernelTable<T>& kernels = kernel_table<T>(m.isa);
   std::vector<Run<T>> runs = forward_runs<T>(desc, l, m, has_prologue(o.prologue), !absent(o.epilogue.residual));
+  if ((s = check_algorithm(desc.algorithm, runs)) != Status::ok) return s;
   bind_runs(runs, o.x.data, o.w.data, o.y.data, o.epilogue.residual.data);
   Workspace vectors(sizeof(T) * static_cast<size_t>(2 * (l.in_channels + l.out_channels)));
   if (!vectors) return Status::out_of_memory;
@@ -79,9 +89,11 @@ template <class T>
 Status gradient_part(const Layer& l, const Machine& m, const KernelTable<T>& kernels, const ConvOperands& o,
                      const int64_t origin[3], const int64_t extent[3], T* dx, const Strides& out, bool accumulate) {
   std::vector<Run<T>> runs = gradient_runs<T>(l, m, origin, extent, out);
+  Status s = check_algorithm(l.algorithm, runs);
+  if (s != Status::ok) return s;
   bind_runs(runs, o.y.data, o.w.data, dx, nullptr);
   Block packed;
-  const Status s = prepare_weights(runs, m, kernels, false, &packed);
+  s = prepare_weights(runs, m, kernels, false, &packed);
   if (s != Status::ok) return s;
   return run_dense(runs, m, kernels, Finish<T>{}, InputMap<T>{}, 0, accumulate);
 }
@@ -153,10 +165,19 @@ int64_t frame_copies(const Geometry& g) {
   return elements - 1;
 }
 
+// The frame's products may be transformed where the image's are, or its error bound would not be theirs.
+template <class T>
+Algorithm frame_algorithm(const std::vector<Run<T>>& runs) {
+  for (const Run<T>& run : runs)
+    if (run.choice.fft.rows) return Algorithm::automatic;
+  return Algorithm::direct;
+}
+
 // Padding other than zeros: an element of the frame is a copy of one of the image, so its gradient is added there. The
 // pieces of the frame follow one another, which fixes the order of the sums.
 template <class T>
-Status fold_frame(const Layer& l, const Machine& m, const KernelTable<T>& kernels, const ConvOperands& o) {
+Status fold_frame(const Layer& l, Algorithm algorithm, const Machine& m, const KernelTable<T>& kernels,
+                  const ConvOperands& o) {
   const Geometry& g = l.geometry;
   const int64_t channels = g.G * g.C, most = frame_piece(g, sizeof(T));
   Workspace scratch(sizeof(T) * static_cast<size_t>(channels * most));
@@ -167,6 +188,7 @@ Status fold_frame(const Layer& l, const Machine& m, const KernelTable<T>& kernel
     for (int64_t n = 0; n < g.N; ++n) {
       Layer one = l;
       one.geometry.N = 1;
+      one.algorithm = algorithm;
       ConvOperands operands = o;
       operands.y.data = static_cast<T*>(o.y.data) + n * l.y.n;
       const Status s = gradient_part<T>(one, m, kernels, operands, b.origin, b.extent, part, dense, false);
@@ -227,6 +249,7 @@ Status backward_input(const ConvDesc& desc, const ConvOperands& o) {
     job = fprop_job(g, l.y, l.x, nullptr, l.w);
     merge_axes(&job);
     runs[0].choice = choose(describe(job, sizeof(T), l.channels_last, false, l.algorithm), m);
+    if ((s = check_algorithm(desc.algorithm, runs)) != Status::ok) return s;
     bind_runs(runs, o.y.data, o.w.data, o.x.data, nullptr);
     Block packed;
     if ((s = prepare_weights(runs, m, kernels, false, &packed)) != Status::ok) return s;
@@ -235,7 +258,7 @@ Status backward_input(const ConvDesc& desc, const ConvOperands& o) {
   const int64_t origin[3] = {0, 0, 0};
   s = gradient_part<T>(l, m, kernels, o, origin, g.in, static_cast<T*>(o.x.data), l.x, o.accumulate);
   if (s != Status::ok || g.mode == PaddingMode::zeros) return s;
-  return fold_frame<T>(l, m, kernels, o);
+  return fold_frame<T>(l, frame_algorithm(gradient_runs<T>(l, m, origin, g.in, l.x)), m, kernels, o);
 }
 
 // The product whose weights the gradient is of. Of a transposed layer, dy is the side that the filter slides over.
@@ -332,6 +355,17 @@ void summarise_fft(const FftTiles& t, Decision* d) {
   d->tile_columns = static_cast<int32_t>(t.linear ? t.rows * t.columns : t.columns);
 }
 
+// The constant of eps * |x|_2 * |w|_2 over a pair of tiles, from the levels that an element passes through in three
+// transforms (of x, of the filter, back), each 3.35 eps at most, the product of spectra and the epilogue.
+double fft_error_bound(const FftTiles& t, int64_t folded) {
+  int64_t levels = t.linear && t.rows > 1 ? 1 : 0;
+  for (int64_t n : {t.rows, t.columns}) {
+    if (n % 3 == 0) n /= 3, levels += 2;
+    for (; n > 1; n /= 2) ++levels;
+  }
+  return static_cast<double>((10 * levels + 8) * (folded + 1));
+}
+
 // What a term of a result passes through at most: the longest chain of fused additions, the chains that are added to
 // one another, and the elements of the frame that are folded into it.
 struct Sums {
@@ -349,14 +383,18 @@ template <class T>
 Decision summarise(const std::vector<Run<T>>& runs, const Machine& m, const Geometry& g, double bytes, int64_t packed,
                    Sums sums = {}) {
   Decision d = summary_of(m, g, bytes);
-  const Choice& c = runs[0].choice;
+  // Phases may differ: one that is transformed speaks for all.
+  size_t first = 0;
+  for (size_t r = runs.size(); r-- > 0;)
+    if (runs[r].choice.fft.rows) first = r;
+  const Choice& c = runs[first].choice;
   d.role = c.role == Role::pixel_rows ? "pixel rows" : "pixel columns";
   d.reduction_block = c.reduction_block();
   d.channel_block = c.chunks[0].channels;
   d.pixel_block = c.pixel_block;
   if (c.depthwise) {
     summarise_depthwise(m, c.role == Role::pixel_rows, &d);
-    depthwise_block<T>(runs[0].job, c, m, &d.channel_block, &d.pixel_block);
+    depthwise_block<T>(runs[first].job, c, m, &d.channel_block, &d.pixel_block);
     if (c.fft.rows) summarise_fft(c.fft, &d);
   }
   for (const Run<T>& run : runs) d.workspace_per_thread = std::max(d.workspace_per_thread, task_workspace<T>(run, m));
@@ -364,6 +402,7 @@ Decision summarise(const std::vector<Run<T>>& runs, const Machine& m, const Geom
   d.packed_weight_bytes = packed * static_cast<int64_t>(sizeof(T));
   // A piece is one chain of fused additions, the pieces are another; the epilogue adds four roundings.
   d.error_bound += static_cast<double>(sums.terms + sums.pieces + sums.folded + 4);
+  if (c.fft.rows) d.error_bound = fft_error_bound(c.fft, sums.folded);
   d.passed_over = c.passed_over;
   return d;
 }
@@ -453,6 +492,7 @@ class TypedPlan final : public ConvPlan {
     const KernelTable<T>& kernels = kernel_table<T>(machine_.isa);
     // With and without a residual the decision is the same: its memory order is the output's.
     runs_ = forward_runs<T>(desc, layer_, machine_, mapped_, true);
+    if ((s = check_algorithm(desc.algorithm, runs_)) != Status::ok) return s;
     bind_runs(runs_, nullptr, o.w.data, nullptr, nullptr);
     vectors_ = Block(static_cast<int64_t>(sizeof(T)) * 2 * (layer_.in_channels + layer_.out_channels));
     if (vectors_.failed()) return Status::out_of_memory;
@@ -573,6 +613,7 @@ Status decide(const ConvDesc& desc, Pass pass, const ConvOperands& o, Decision* 
       const int64_t origin[3] = {0, 0, 0};
       runs = gradient_runs<T>(l, m, origin, g.in, l.x);
       if (g.mode != PaddingMode::zeros) {
+        l.algorithm = frame_algorithm(runs);
         // The frame's elements have chains of their own, which are added to the image's.
         for_frame_pieces(g, frame_piece(g, sizeof(T)), [&](const Box& b) {
           const Strides dense = dense_strides(l.channels_last, g.G * g.C, b.extent);
@@ -591,6 +632,7 @@ Status decide(const ConvDesc& desc, Pass pass, const ConvOperands& o, Decision* 
       return Status::ok;
     }
   }
+  if ((s = check_algorithm(desc.algorithm, runs)) != Status::ok) return s;
   int64_t packed = 0;
   for (const Run<T>& run : runs) packed += packed_size(run.job, run.choice, m, keep);
   *out = summarise(runs, m, l.geometry, least_bytes(l.geometry, !absent(o.epilogue.residual), sizeof(T)), packed, sums);
