@@ -976,9 +976,9 @@ FftAxis<T> fft_axis(const std::vector<int32_t>& radices, const Array<T>& twiddle
 // Both kernels of the Fourier transform: `made` is given for the one that makes a spectrum.
 template <class T>
 void run_fft(const std::string& isa, Array<T> re, Array<T> im, const std::vector<int32_t>& row_radices,
-             const Array<T>& row_twiddles, const std::vector<int32_t>& column_radices,
-             const Array<T>& column_twiddles, const Optional<T>& twist, Array<T> spectrum, bool shared, T scale,
-             int64_t first_column, int64_t end_column, int64_t out_columns, Array<T>* finite) {
+             const Array<T>& row_twiddles, const std::vector<int32_t>& column_radices, const Array<T>& column_twiddles,
+             const Optional<T>& twist, Array<T> spectrum, bool shared, T scale, int64_t first_column,
+             int64_t end_column, int64_t out_columns, Array<T>* finite) {
   const KernelTable<T>& kernels = table<T>(isa);
   FftArgs<T> g{};
   g.rows = fft_axis(row_radices, row_twiddles), g.columns = fft_axis(column_radices, column_twiddles);

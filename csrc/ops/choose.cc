@@ -136,13 +136,14 @@ FftCost fft_cost_of(const Machine& m, bool linear) {
 }
 // The transform has to be this much faster by the model: its results are not as good element by element.
 constexpr double kFftGain = 0.85;
-constexpr int64_t kFftTaps = 64;  // 7x7 has a register tile of its own, and is not looked at
+constexpr int64_t kFftTaps = 64;   // 7x7 has a register tile of its own, and is not looked at
+constexpr double kFftWork = 20000;  // nor is what takes 10 us directly: the look takes 1 to 3
 constexpr int64_t kFftBytes = int64_t{1600} << 10;  // of a tile in all lanes at most
 
 double direct_cost(const Problem& p, const Machine& m, Role role) {
   const bool channels = role == Role::pixel_rows;
-  const int64_t vectors = channels ? (p.groups + m.lanes - 1) / m.lanes * p.out[2]
-                                   : (p.out[2] + m.lanes - 1) / m.lanes * p.groups;
+  const int64_t vectors =
+      channels ? (p.groups + m.lanes - 1) / m.lanes * p.out[2] : (p.out[2] + m.lanes - 1) / m.lanes * p.groups;
   return static_cast<double>(vectors * p.out[0]) * static_cast<double>(p.rows_met) * static_cast<double>(p.filter[2]);
 }
 
@@ -211,12 +212,18 @@ Choice choose_depthwise(const Problem& p, const Machine& m) {
                            : "lanes of channels: the columns are neighbours in memory, or the channels few";
   if (p.algorithm == Algorithm::direct || T == 0 || p.filter[0] != 1 || p.out[0] * p.out[1] * p.out[2] == 0) return c;
   if (p.stride[0] * p.stride[1] * p.stride[2] != 1) return c;
-  if (p.algorithm == Algorithm::automatic && T < kFftTaps) return c;
+  const double direct = direct_cost(p, m, c.role);
+  const bool asked = p.algorithm == Algorithm::fft;
+  if (!asked && (T < kFftTaps || direct < kFftWork)) return c;
   double cost = 0;
   const FftTiles tiles = choose_fft(p, m, c.role, &cost);
   if (tiles.rows == 0) return c;
-  const double direct = direct_cost(p, m, c.role);
-  if (p.algorithm == Algorithm::fft || cost < kFftGain * direct) { c.fft = tiles; }
+  if (asked || cost < kFftGain * direct) {
+    c.fft = tiles;
+    c.passed_over = asked ? "direct: fft is asked for" : "direct: the transforms of the tiles cost less";
+  } else {
+    c.passed_over += "\nfft: the transforms of the tiles cost as much";
+  }
   return c;
 }
 

@@ -273,13 +273,13 @@ def reference_with_bound(
             value = function(*doubles, **options) + start
             if fft:
                 last = options.get("layout", "NCHW")[-1] == "C"
-                error = fft_error_bound(doubles[0], doubles[1], parsed.rank, last, eps, constant)
+                bound = fft_error_bound(doubles[0], doubles[1], parsed.rank, last, eps, constant)
                 # The frame of another padding is folded into the image: three parts an axis at most.
                 parts = 1 if options.get("padding_mode", "zeros") == "zeros" else 3**parsed.rank
-                error = parts * error + direct_error_bound(np.abs(start) + np.abs(value), dtype, constant)
+                bound = parts * bound + direct_error_bound(np.abs(start) + np.abs(value), dtype, constant)
                 if dtype == np.float64:  # the oracle's sums are direct ones
-                    error = error + direct_error_bound(function(*magnitudes, **options), dtype, constant)
-                return Bounded(value, error)
+                    bound = bound + direct_error_bound(function(*magnitudes, **options), dtype, constant)
+                return Bounded(value, bound)
             magnitude = function(*magnitudes, **options) + np.abs(start)
         return Bounded(value, direct_error_bound(magnitude, dtype, constant))
 
@@ -307,10 +307,12 @@ def reference_with_bound(
         weight = doubles[1]
         y = function(x, weight, **options)
         error = function(error, np.abs(weight), **options) if error.any() else 0.0
+        sums = np.zeros_like(y)
         if fft:
-            error = error + fft_error_bound(x, weight, rank, last, eps, constant) + np.zeros_like(y)
+            sums += fft_error_bound(x, weight, rank, last, eps, constant)
         if not fft or dtype == np.float64:  # the oracle's sums are direct ones
-            error = error + direct_error_bound(function(np.abs(x), np.abs(weight), **options), dtype, constant)
+            sums += direct_error_bound(function(np.abs(x), np.abs(weight), **options), dtype, constant)
+        error = error + sums
         # bias, scale and shift may be folded into one another beforehand: what counts is the size of the terms.
         size, roundings = np.abs(y), 0
         for name, vector in {"bias": doubles[2] if len(doubles) > 2 else None, **epilogue}.items():
