@@ -66,7 +66,12 @@ def test_forward_is_within_its_bound(rng, dtype, layout, shape, weight, options)
 def test_every_option(rng, layout):
     """All pairs of what happens before and after the sum."""
     table = {
-        "shape": (((2, 20, 60), (20, 1, 33)), ((1, 3, 30, 34), (3, 1, 9, 11)), ((2, 18, 23, 30), (18, 1, 9, 9))),
+        "shape": (
+            ((2, 20, 60), (20, 1, 33)),
+            ((1, 3, 30, 34), (3, 1, 9, 11)),
+            ((2, 18, 23, 30), (18, 1, 9, 9)),
+            ((1, 3, 5000), (3, 1, 921)),
+        ),
         "dtype": DTYPES,
         "padding": (0, 4, "same"),
         "padding_mode": ("zeros", "reflect", "replicate", "circular"),

@@ -110,6 +110,9 @@ bool make_tables(const FftTiles& tiles, const Machine& m, FftArgs<T>* args) {
 
 int64_t reach(const DenseJob& job, int axis) { return (job.filter[axis] - 1) * job.dilation[axis] + 1; }
 
+// Outputs are finished in pieces of so many columns at most, whatever the tile's.
+constexpr int64_t kPieceColumns = 1024;
+
 // A tile as it lies in the image: a linear one is a piece of one row.
 struct Frame {
   int64_t rows, columns;        // of the tile
@@ -118,7 +121,7 @@ struct Frame {
 
   Frame(const FftTiles& t, const Machine& m, int64_t item_size) {
     rows = t.linear ? 1 : t.rows, columns = t.linear ? t.rows * t.columns : t.columns;
-    band_columns = std::min(columns, 65536 / (m.lanes * item_size));
+    band_columns = std::min({columns, kPieceColumns, 65536 / (m.lanes * item_size)});
     band_rows = std::clamp<int64_t>(65536 / (m.lanes * item_size * band_columns), 1, rows);
     lane_pitch = round_up(band_rows * band_columns, 16) + 16;
   }
@@ -165,9 +168,6 @@ struct Memory {
     lane_offset = arena.take<int64_t>(W);
   }
 };
-
-// Outputs are finished in pieces of so many columns at most, whatever the tile's.
-constexpr int64_t kPieceColumns = 1024;
 
 // --- Filters
 
@@ -387,11 +387,13 @@ struct Task {
       if (tile(lane, part) >= tile_count(run.job, tiles)) continue;
       const Tile at = tile_at(run.job, tiles, tile(lane, part));
       const int64_t row = at.d * run.job.out[1] + at.y;
-      for (int64_t x = 0; x < at.columns; x += kPieceColumns)
+      for (int64_t x = 0; x < at.columns; x += kPieceColumns) {
+        Arena piece = arena;
         run_depthwise_piece(direct, ctx,
                             {batch.n, c, c + 1, row, row + at.rows, at.x + x,
                              at.x + std::min(x + kPieceColumns, at.columns), 1, most_columns()},
-                            arena, false);
+                            piece, false);
+      }
     }
   }
 };

@@ -72,7 +72,8 @@ struct Separable {
     filters.resize(1), products.resize(1);
     const Strides none = dense_strides(filter.channels_last, filter.out_channels, g.out);
     filters[0].job = fprop_job(g, filter.x, none, nullptr, filter.w);
-    filters[0].choice = choose(describe(filters[0].job, sizeof(T), filter.channels_last, false, Algorithm::direct), machine);
+    filters[0].choice =
+        choose(describe(filters[0].job, sizeof(T), filter.channels_last, false, Algorithm::direct), machine);
     products[0].job = fprop_job(product.geometry, none, product.y, has_residual ? &product.r : nullptr, product.w);
     Problem problem = describe(products[0].job, sizeof(T), product.channels_last, true, Algorithm::automatic);
     problem.produced = true;

@@ -97,12 +97,13 @@ Status conv_backward_bias(const ConvDesc& desc, const TensorView& dy, const Tens
 // Of a depthwise layer, in every pass, the role says what a vector holds, and the tile is one vector: 1 and its lanes.
 // reduction_block counts the taps (of the gradient, a run of pixels), channel_block and pixel_block what a task of a
 // single thread goes through, packed_weight_bytes the packed filters (of the gradient, the sums that are joined). Of an
-// fft the tile is what a transform covers, pixel_block its outputs, and packed_weight_bytes are the spectra.
+// fft the tile is what a transform covers, pixel_block its outputs, packed_weight_bytes are the spectra, and the scale
+// of error_bound is |x|_2 * |w|_2 over two tiles and the filter.
 struct Decision {
   const char* algorithm = "";     // "direct", "depthwise" or "fft"
   const char* role = "";          // "pixel rows" or "pixel columns": which operand the tile broadcasts;
                                   // "pixel terms by rows" or "pixel terms by slab";
-                                  // "lanes of channels" or "lanes of pixels"; of an fft "lanes of tiles"
+                                  // "lanes of channels", "lanes of pixels" or "lanes of tiles"
   const char* isa = "";
   int32_t tile_rows = 0, tile_columns = 0;  // the full register tile
   int64_t reduction_block = 0;    // terms of the reduction a block (KC)
@@ -111,8 +112,7 @@ struct Decision {
   int64_t workspace_per_thread = 0;  // bytes
   int64_t packed_weight_bytes = 0;  // of a weight gradient: a second dw in another order, where one is made
   double flops = 0, bytes = 0;    // 2 * multiply-adds, and the least traffic
-  double error_bound = 0;         // proven constant c of |y - y64| <= c * eps * conv(|x|, |w|); of an fft c * eps *
-                                  // |x|_2 * |w|_2 over a pair of tiles and the filter
+  double error_bound = 0;         // proven constant c of |y - y64| <= c * eps * conv(|x|, |w|)
   std::string passed_over;        // the other candidates and why, one a line
 };
 Status conv_decide(const ConvDesc& desc, Pass pass, const ConvOperands& operands, Decision* out);
