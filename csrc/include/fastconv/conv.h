@@ -97,13 +97,13 @@ Status conv_backward_bias(const ConvDesc& desc, const TensorView& dy, const Tens
 // Of a depthwise layer, in every pass, the role says what a vector holds, and the tile is one vector: 1 and its lanes.
 // reduction_block counts the taps (of the gradient, a run of pixels), channel_block and pixel_block what a task of a
 // single thread goes through, packed_weight_bytes the packed filters (of the gradient, the sums that are joined). Of an
-// fft the tile is what a transform covers, pixel_block its outputs, packed_weight_bytes are the spectra, and the scale
-// of error_bound is |x|_2 * |w|_2 over two tiles and the filter.
+// fft lanes are channels or tiles, the tile is what a transform covers, pixel_block its outputs, packed_weight_bytes
+// are the spectra, and the scale of error_bound is |x|_2 * |w|_2 over two tiles and the filter.
 struct Decision {
   const char* algorithm = "";     // "direct", "depthwise" or "fft"
   const char* role = "";          // "pixel rows" or "pixel columns": which operand the tile broadcasts;
                                   // "pixel terms by rows" or "pixel terms by slab";
-                                  // "lanes of channels", "lanes of pixels" or "lanes of tiles"
+                                  // "lanes of channels" or "lanes of pixels"
   const char* isa = "";
   int32_t tile_rows = 0, tile_columns = 0;  // the full register tile
   int64_t reduction_block = 0;    // terms of the reduction a block (KC)
