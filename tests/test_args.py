@@ -98,7 +98,13 @@ def cases(*table: tuple[str, Call, type[Exception], tuple[str, ...]]) -> Any:
     ("padding mode type", lambda: fastconv.conv2d(X, W, padding_mode=0), TypeError, ("padding_mode (=0)", "string")),
     ("layout", lambda: fastconv.conv2d(X, W, layout="NCL"), ValueError, ("layout (='NCL')", "NHWC")),
     ("layout unhashable", lambda: fastconv.conv2d(X, W, layout=["NCHW"]), TypeError, ("layout", "string", "list")),
-    ("algorithm", lambda: fastconv.conv2d(X, W, algorithm="fft"), ValueError, ("algorithm (='fft')", "direct")),
+    ("algorithm", lambda: fastconv.conv2d(X, W, algorithm="fast"), ValueError, ("algorithm (='fast')", "direct")),
+    (
+        "algorithm for this layer",
+        lambda: fastconv.conv2d(X, W, algorithm="fft"),
+        ValueError,
+        ("algorithm (='fft')", "groups"),
+    ),
     ("activation", lambda: fastconv.conv2d(X, W, activation="swish"), ValueError, ("activation (='swish')", "silu")),
     ("activation type", lambda: fastconv.conv2d(X, W, activation=np.tanh), TypeError, ("activation", "name")),
     (

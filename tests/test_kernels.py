@@ -2058,6 +2058,189 @@ def test_filter_gradients_round_alike_everywhere(rng, isa, dtype, shape):
                 np.testing.assert_array_equal(alone.run_gradient(dy[..., c : c + 1])[..., 0], whole[..., c])
 
 
+# -------------------------------------------------------------------------------------------------------------- fft
+
+
+def radices_of(n, wide):
+    """A length of the library's as radices, in any order that a test wants."""
+    result = [3] if n % 3 == 0 else []
+    n //= 3 if result else 1
+    for radix in (8, 4, 2) if wide else (4, 2):
+        while n % radix == 0 and n > 1:
+            result.append(radix)
+            n //= radix
+    return result
+
+
+class Fft:
+    """W signals of rows x columns complex numbers, and filters of their size with some of their columns zero."""
+
+    def __init__(self, rng, dtype, lanes, rows, columns, *, linear=False, wide=True, shared=False, reverse=False):
+        self.dtype, self.lanes, self.shape, self.shared = dtype, lanes, (rows, columns), shared
+        self.radices = [radices_of(n, wide)[:: -1 if reverse else 1] for n in (rows, columns)]
+        self.options = {"twist": None}
+        for name, radices, n in zip(("row", "column"), self.radices, self.shape, strict=True):
+            table, m = [], n
+            for r in radices:
+                table += [j * q / m for j in range(m // r) for q in range(1, r) if m > r]
+                m //= r
+            self.options[f"{name}_radices"] = radices
+            self.options[f"{name}_twiddles"] = self.roots(table)
+        if linear and rows > 1:
+            order = self.frequencies(self.radices[0])
+            self.options["twist"] = self.roots(np.outer(np.arange(columns), order) / (rows * columns))
+        self.linear = linear
+        self.x = rng.standard_normal((2, rows, columns, lanes))
+        self.w = rng.standard_normal((rows, columns, lanes))
+        if shared:
+            self.w[...] = self.w[..., :1]
+
+    def roots(self, turns):
+        angle = 2 * np.pi * np.asarray(turns, np.float64).reshape(-1)
+        return np.stack([np.cos(angle), np.sin(angle)], -1).reshape(-1).astype(self.dtype)
+
+    @staticmethod
+    def frequencies(radices):
+        """The order that decimation leaves the frequencies of an axis in."""
+        order = np.zeros(1, np.int64)
+        for r in reversed(radices):
+            order = np.concatenate([q + r * order for q in range(r)])
+        return order
+
+    def flat(self, array):
+        """As the kernels take it: followed by a guard."""
+        return np.concatenate([array.reshape(-1), [MARK] * 3]).astype(self.dtype)
+
+    def spectrum(self, isa, scale=1.0):
+        n = math.prod(self.shape)
+        re, im, out = self.flat(self.w), self.flat(0 * self.w), marked(2 * n * self.lanes + 3, self.dtype)
+        _testing.fft_spectrum(
+            isa, re=re, im=im, **self.options, spectrum=out, scale=scale, first_column=0, end_column=self.shape[1]
+        )
+        for array in (out, re, im):
+            assert (array[-3:] == MARK).all()
+        return out
+
+    def convolve(self, isa, columns=None, out_columns=None, spectrum=None):
+        first, end = columns or (0, self.shape[1])
+        spectrum = self.spectrum(isa, 1 / math.prod(self.shape)) if spectrum is None else spectrum
+        if self.shared:
+            spectrum = spectrum[:-3].reshape(-1, self.lanes)[:, 0].copy()
+        re, im = (self.flat(part) for part in self.x)
+        finite = marked(2 * self.lanes + 3, self.dtype)
+        _testing.fft_convolve(
+            isa,
+            re=re,
+            im=im,
+            **self.options,
+            spectrum=spectrum,
+            shared=self.shared,
+            first_column=first,
+            end_column=end,
+            out_columns=self.shape[1] if out_columns is None else out_columns,
+            finite=finite,
+        )
+        for array in (re, im, finite):
+            assert (array[-3:] == MARK).all()
+        return np.stack([a[:-3].reshape(self.x.shape[1:]) for a in (re, im)]), finite[:-3].reshape(2, self.lanes)
+
+    def expected(self):
+        """The circular correlation in double precision, by NumPy's transform."""
+        axes = (0, 1)
+        z, w = self.x[0] + 1j * self.x[1], self.w
+        if self.linear:
+            z, w = (a.reshape(1, -1, self.lanes) for a in (z, w))
+        y = np.fft.ifft2(np.fft.fft2(z, axes=axes) * np.conj(np.fft.fft2(w, axes=axes)), axes=axes)
+        return np.stack([y.real, y.imag]).reshape(self.x.shape)
+
+    def assert_close(self, y, expected):
+        # Rounding errors of a transform are relative to the norm of the signal.
+        z = np.sqrt((self.x**2).sum((0, 1, 2))) * np.sqrt((self.w**2).sum((0, 1)))
+        error = np.abs(y - expected) / (np.finfo(self.dtype).eps * z)
+        assert error.max() <= (2 if self.dtype is np.float32 else 4)  # NumPy's own in double
+
+
+FFT_LENGTHS = (1, 2, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+
+
+@covers("fft_convolve", "fft_spectrum")
+@pytest.mark.parametrize("wide", [False, True])
+def test_fft_of_every_length(rng, isa, dtype, shape, wide):
+    for n in FFT_LENGTHS:
+        for rows, columns in ((n, 4), (3, n)):
+            for options in ({}, {"linear": True}, {"shared": True}, {"reverse": True}):
+                job = Fft(rng, dtype, shape["lanes"], rows, columns, wide=wide, **options)
+                y, finite = job.convolve(isa)
+                job.assert_close(y, job.expected())
+                np.testing.assert_array_equal(finite, 0)
+
+
+def test_fft_spectrum_is_the_conjugate_in_order_of_decimation(rng, isa, dtype, shape):
+    for options in ({}, {"linear": True}):
+        job = Fft(rng, dtype, shape["lanes"], 12, 16, **options)
+        made = job.spectrum(isa, 0.5)[:-3].reshape(12, 16, 2, -1)
+        rows, columns = (job.frequencies(r) for r in job.radices)
+        if options:
+            full = np.fft.fft(job.w.reshape(-1, job.lanes), axis=0)
+            expected = np.conj(full[rows[:, None] + 12 * columns])
+        else:
+            expected = np.conj(np.fft.fft2(job.w, axes=(0, 1))[rows][:, columns])
+        error = np.abs(made[:, :, 0] + 1j * made[:, :, 1] - expected / 2)
+        assert error.max() <= 4 * np.finfo(dtype).eps * np.sqrt((job.w**2).sum((0, 1))).max()
+
+
+def test_fft_passes_over_columns_of_zeros_and_unwanted_ones(rng, isa, dtype, shape):
+    job = Fft(rng, dtype, shape["lanes"], 8, 16)
+    job.x[:, :, :3] = job.x[:, :, 11:] = 0
+    whole, _ = job.convolve(isa)
+    part, _ = job.convolve(isa, columns=(3, 11), out_columns=5)
+    np.testing.assert_array_equal(part[:, :, :5], whole[:, :, :5])
+    job.assert_close(part[:, :, :5], job.expected()[:, :, :5])
+
+
+def test_fft_lanes_do_not_mix(rng, isa, dtype, shape):
+    """What is not finite is found, in its lane alone: the others keep their bits."""
+    job = Fft(rng, dtype, shape["lanes"], 16, 8)
+    spectrum = job.spectrum(isa)
+    clean, _ = job.convolve(isa, spectrum=spectrum)
+    for value, (part, lane) in itertools.product(
+        (np.nan, np.inf, -np.inf, np.finfo(dtype).max), itertools.product((0, 1), (0, shape["lanes"] - 1))
+    ):
+        dirty = Fft(np.random.default_rng(0), dtype, shape["lanes"], 16, 8)
+        dirty.x, dirty.w = job.x.copy(), job.w
+        dirty.x[part, 5, 3, lane] = value
+        y, finite = dirty.convolve(isa, spectrum=spectrum)
+        others = np.arange(shape["lanes"]) != lane
+        np.testing.assert_array_equal(y[..., others], clean[..., others])
+        np.testing.assert_array_equal(finite[:, others], 0)
+        assert np.isnan(finite[:, lane]).any()
+        assert not np.isfinite(value) or np.isnan(finite[:, lane]).any()
+        if not np.isfinite(value):
+            assert not np.isfinite(y[..., lane]).any()
+
+
+def test_bounds_of_fft_kernels_are_checked(rng, isa, dtype, shape):
+    job = Fft(rng, dtype, shape["lanes"], 8, 12)
+    whole = {
+        "re": job.flat(job.x[0])[:-3],
+        "im": job.flat(job.x[1])[:-3],
+        **job.options,
+        "spectrum": job.spectrum(isa)[:-3],
+        "shared": False,
+        "first_column": 0,
+        "end_column": 12,
+        "out_columns": 12,
+        "finite": marked(2 * job.lanes, dtype),
+    }
+    _testing.fft_convolve(isa, **whole)
+    for name in ("re", "im", "spectrum", "finite", "column_twiddles"):
+        with pytest.raises(ValueError, match="breaks the rule"):
+            _testing.fft_convolve(isa, **whole | {name: whole[name][:-1].copy()})
+    for name, wrong in (("end_column", 13), ("out_columns", 13), ("first_column", -1), ("row_radices", [5])):
+        with pytest.raises(ValueError, match="breaks the rule"):
+            _testing.fft_convolve(isa, **whole | {name: wrong})
+
+
 # ------------------------------------------------------------------------------------------------------ the binding
 
 

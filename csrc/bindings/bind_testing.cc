@@ -975,6 +975,74 @@ void depthwise_planes(const std::string& isa, const Array<T>& rows, const Indice
 }
 
 template <class T>
+FftAxis<T> fft_axis(const std::vector<int32_t>& radices, const Array<T>& twiddles) {
+  FftAxis<T> axis{};
+  axis.n = 1;
+  int64_t entries = 0;
+  require(radices.size() <= static_cast<size_t>(kFftRadices), "a length has at most kFftRadices radices");
+  for (const int32_t radix : radices) {
+    require(radix == 2 || radix == 3 || radix == 4 || radix == 8, "a radix is 2, 3, 4 or 8");
+    axis.n = small(axis.n * radix);
+    axis.radix[axis.radices++] = radix;
+  }
+  require(axis.n <= kFftLength, "a length is at most kFftLength");
+  for (int64_t m = axis.n, i = 0; i < axis.radices; m /= axis.radix[i++])
+    if (m > axis.radix[i]) entries += m / axis.radix[i] * (axis.radix[i] - 1) * 2;
+  Reach().steps(entries, 1).within(twiddles, "twiddles are those of all radices but the last");
+  axis.twiddles = twiddles.data();
+  return axis;
+}
+
+// Both kernels of the Fourier transform: `made` is given for the one that makes a spectrum.
+template <class T>
+void run_fft(const std::string& isa, Array<T> re, Array<T> im, const std::vector<int32_t>& row_radices,
+             const Array<T>& row_twiddles, const std::vector<int32_t>& column_radices, const Array<T>& column_twiddles,
+             const Optional<T>& twist, Array<T> spectrum, bool shared, T scale, int64_t first_column,
+             int64_t end_column, int64_t out_columns, Array<T>* finite) {
+  const KernelTable<T>& kernels = table<T>(isa);
+  FftArgs<T> g{};
+  g.rows = fft_axis(row_radices, row_twiddles), g.columns = fft_axis(column_radices, column_twiddles);
+  const int64_t n = g.rows.n * g.columns.n, W = kernels.lanes;
+  for (const auto* part : {&re, &im}) Reach().steps(n * W, 1).within(*part, "a signal has W lanes");
+  if (twist) Reach().steps(2 * n, 1).within(*twist, "the twist has a root an element");
+  Reach().steps(shared ? 2 * n : 2 * n * W, 1).within(spectrum, "the spectrum has all points");
+  require(first_column >= 0 && small(first_column) <= small(end_column) && end_column <= g.columns.n,
+          "columns lie within the signal");
+  require(out_columns >= 0 && small(out_columns) <= g.columns.n, "columns lie within the signal");
+  std::vector<T> line(static_cast<size_t>(2 * g.rows.n * W));
+  g.re = re.mutable_data(), g.im = im.mutable_data();
+  g.twist = data_or_null<T>(twist);
+  g.spectrum = spectrum.mutable_data(), g.shared = shared, g.scale = scale;
+  g.first_column = first_column, g.end_column = end_column, g.out_columns = out_columns;
+  g.line = line.data();
+  if (finite) {
+    Reach().steps(2 * W, 1).within(*finite, "there are 2 W sums");
+    g.finite = finite->mutable_data();
+    kernels.fft_convolve(g);
+  } else {
+    kernels.fft_spectrum(g);
+  }
+}
+
+template <class T>
+void fft_convolve(const std::string& isa, Array<T> re, Array<T> im, const std::vector<int32_t>& row_radices,
+                  const Array<T>& row_twiddles, const std::vector<int32_t>& column_radices,
+                  const Array<T>& column_twiddles, const Optional<T>& twist, Array<T> spectrum, bool shared,
+                  int64_t first_column, int64_t end_column, int64_t out_columns, Array<T> finite) {
+  run_fft<T>(isa, re, im, row_radices, row_twiddles, column_radices, column_twiddles, twist, spectrum, shared, T{1},
+             first_column, end_column, out_columns, &finite);
+}
+
+template <class T>
+void fft_spectrum(const std::string& isa, Array<T> re, Array<T> im, const std::vector<int32_t>& row_radices,
+                  const Array<T>& row_twiddles, const std::vector<int32_t>& column_radices,
+                  const Array<T>& column_twiddles, const Optional<T>& twist, Array<T> spectrum, T scale,
+                  int64_t first_column, int64_t end_column) {
+  run_fft<T>(isa, re, im, row_radices, row_twiddles, column_radices, column_twiddles, twist, spectrum, false, scale,
+             first_column, end_column, 0, nullptr);
+}
+
+template <class T>
 void filter_channels(const std::string& isa, const Array<T>& rows, const Indices& row_starts, const Indices& row_pitch,
                      int64_t filter_rows, int64_t row_stride, int64_t row_dilation, int64_t taps, int64_t stride,
                      int64_t dilation, int64_t first_column, int64_t columns, int64_t channels, int64_t out_rows,
@@ -1152,6 +1220,12 @@ void bind_kernels(py::module_& m) {
         absent("residual"), py::arg("residual_start") = 0, py::arg("residual_channel_pitch") = 0,
         py::arg("residual_row_pitch") = 0, absent("scale"), absent("shift"), py::arg("activation") = 0,
         py::arg("a") = T{0}, py::arg("b") = T{0}, py::arg("accumulate") = false);
+  m.def("fft_convolve", &fft_convolve<T>, isa, options, array("re"), array("im"), py::arg("row_radices"),
+        array("row_twiddles"), py::arg("column_radices"), array("column_twiddles"), absent("twist"), array("spectrum"),
+        py::arg("shared"), py::arg("first_column"), py::arg("end_column"), py::arg("out_columns"), array("finite"));
+  m.def("fft_spectrum", &fft_spectrum<T>, isa, options, array("re"), array("im"), py::arg("row_radices"),
+        array("row_twiddles"), py::arg("column_radices"), array("column_twiddles"), absent("twist"), array("spectrum"),
+        py::arg("scale"), py::arg("first_column"), py::arg("end_column"));
   m.def("filter_channels", &filter_channels<T>, isa, options, array("rows"), py::arg("row_starts"),
         py::arg("row_pitch"), py::arg("filter_rows"), py::arg("row_stride") = 1, py::arg("row_dilation") = 1,
         py::arg("taps"), py::arg("stride") = 1, py::arg("dilation") = 1, py::arg("first_column"), py::arg("columns"),

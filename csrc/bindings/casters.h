@@ -33,6 +33,7 @@ inline const char* status_name(Status status) {
     case Status::empty_output: return "empty_output";
     case Status::overflow: return "overflow";
     case Status::bad_index: return "bad_index";
+    case Status::bad_algorithm: return "bad_algorithm";
     case Status::unsupported: return "unsupported";
     case Status::out_of_memory: return "out_of_memory";
     case Status::cancelled: return "cancelled";

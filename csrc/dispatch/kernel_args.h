@@ -251,6 +251,45 @@ struct FilterPlanesArgs {
   int32_t accumulate;
 };
 
+// A transform's length as a product of radices (2, 3, 4 or 8), in the order in which frequencies are decimated.
+inline constexpr int64_t kFftRadices = 8, kFftLength = 128;
+template <class T>
+struct FftAxis {
+  int64_t n;  // at most kFftLength
+  int32_t radices;
+  int32_t radix[kFftRadices];
+  // Of one radix after the other, r that divides the remaining length m: for j < m / r, for 0 < q < r, the cosine and
+  // the sine of 2 pi j q / m. The last one has none.
+  const T* twiddles;
+};
+
+// W signals of rows.n * columns.n complex numbers, a lane each: element (r, c) of lane l at (r * columns.n + c) * W + l
+// of `re` and `im`. The transform goes down the columns, then along the rows; its frequencies stay in the order that
+// decimation leaves, which the way back undoes.
+//
+// twist: the signal is one-dimensional, rows after each other: element (c, p), at p * 2 + c * rows.n * 2, holds the
+// cosine and the sine of the angle that joins column c with the frequency at row p. Null: it is two-dimensional.
+//
+//   fft_convolve  the circular product with the signal of `spectrum`, in place
+//   fft_spectrum  spectrum = the conjugate of the transform, times `scale`; (re, im) is spent
+//
+// The spectrum of a point is W real parts and W imaginary parts or, where all lanes share one, a number each.
+template <class T>
+struct FftArgs {
+  T* re;
+  T* im;
+  FftAxis<T> rows, columns;
+  const T* twist;
+  T* spectrum;
+  int32_t shared;
+  T scale;
+  // Columns that hold anything but zeros, and those of the result that are wanted, from the first on; the others hold
+  // anything afterwards.
+  int64_t first_column, end_column, out_columns;
+  T* line;    // scratch: a column, 2 * rows.n * W elements
+  T* finite;  // fft_convolve: 0 or NaN for each lane, of re and of im: NaN where an element of the result is not finite
+};
+
 // Moves a block between a tensor of any strides and a dense buffer[m * pitch + n]; element (m, n) of the tensor is at
 // row_offset[m] + column_offset[n]. Row offsets grow; the buffer's pitch is a multiple of W.
 template <class T>

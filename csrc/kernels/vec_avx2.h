@@ -44,6 +44,8 @@ struct Vec<float> {
   friend Vec operator/(Vec a, Vec b) { return {_mm256_div_ps(a.v, b.v)}; }
   // a * b + c in one rounding
   friend Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+  // c - a * b
+  friend Vec fnma(Vec a, Vec b, Vec c) { return {_mm256_fnmadd_ps(a.v, b.v, c.v)}; }
   // A NaN in the second operand comes through.
   friend Vec max(Vec bound, Vec x) { return {_mm256_max_ps(bound.v, x.v)}; }
   friend Vec min(Vec bound, Vec x) { return {_mm256_min_ps(bound.v, x.v)}; }
@@ -173,6 +175,7 @@ struct Vec<double> {
   friend Vec operator*(Vec a, Vec b) { return {_mm256_mul_pd(a.v, b.v)}; }
   friend Vec operator/(Vec a, Vec b) { return {_mm256_div_pd(a.v, b.v)}; }
   friend Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_pd(a.v, b.v, c.v)}; }
+  friend Vec fnma(Vec a, Vec b, Vec c) { return {_mm256_fnmadd_pd(a.v, b.v, c.v)}; }
   friend Vec max(Vec bound, Vec x) { return {_mm256_max_pd(bound.v, x.v)}; }
   friend Vec min(Vec bound, Vec x) { return {_mm256_min_pd(bound.v, x.v)}; }
   static Vec abs(Vec x) { return {_mm256_andnot_pd(_mm256_set1_pd(-0.0), x.v)}; }

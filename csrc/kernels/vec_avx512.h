@@ -39,6 +39,8 @@ struct Vec<float> {
   friend Vec operator*(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
   friend Vec operator/(Vec a, Vec b) { return {_mm512_div_ps(a.v, b.v)}; }
   friend Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+  // c - a * b
+  friend Vec fnma(Vec a, Vec b, Vec c) { return {_mm512_fnmadd_ps(a.v, b.v, c.v)}; }
   // A NaN in the second operand comes through.
   friend Vec max(Vec bound, Vec x) { return {_mm512_max_ps(bound.v, x.v)}; }
   friend Vec min(Vec bound, Vec x) { return {_mm512_min_ps(bound.v, x.v)}; }
@@ -161,6 +163,7 @@ struct Vec<double> {
   friend Vec operator*(Vec a, Vec b) { return {_mm512_mul_pd(a.v, b.v)}; }
   friend Vec operator/(Vec a, Vec b) { return {_mm512_div_pd(a.v, b.v)}; }
   friend Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_pd(a.v, b.v, c.v)}; }
+  friend Vec fnma(Vec a, Vec b, Vec c) { return {_mm512_fnmadd_pd(a.v, b.v, c.v)}; }
   friend Vec max(Vec bound, Vec x) { return {_mm512_max_pd(bound.v, x.v)}; }
   friend Vec min(Vec bound, Vec x) { return {_mm512_min_pd(bound.v, x.v)}; }
   static Vec abs(Vec x) { return {_mm512_abs_pd(x.v)}; }

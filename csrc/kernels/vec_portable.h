@@ -73,6 +73,8 @@ struct Vec {
   friend Vec operator/(Vec a, Vec b) { return {a.v / b.v}; }
   // Two roundings: a baseline CPU need not have a fused multiply-add.
   friend Vec fma(Vec a, Vec b, Vec c) { return {a.v * b.v + c.v}; }
+  // c - a * b
+  friend Vec fnma(Vec a, Vec b, Vec c) { return {c.v - a.v * b.v}; }
   // A NaN in the second operand comes through.
   friend Vec max(Vec bound, Vec x) { return {bound.v > x.v ? bound.v : x.v}; }
   friend Vec min(Vec bound, Vec x) { return {bound.v < x.v ? bound.v : x.v}; }

@@ -1,8 +1,10 @@
 #include "ops/choose.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "dispatch/kernel_table.h"
+#include "ops/fft.h"
 
 namespace fastconv::ops {
 
@@ -69,8 +71,10 @@ std::vector<Chunk> split_reduction(int64_t C, int64_t T, int64_t terms, int64_t 
   return chunks;
 }
 
-Problem describe(const DenseJob& job, int64_t item_size, bool channels_last, bool mapped, int64_t phases) {
+Problem describe(const DenseJob& job, int64_t item_size, bool channels_last, bool mapped, Algorithm algorithm,
+                 int64_t phases) {
   Problem p{};
+  p.algorithm = algorithm;
   p.phases = phases;
   p.channels_last = channels_last;
   p.groups = job.G, p.C = job.C, p.K = job.K;
@@ -81,6 +85,14 @@ Problem describe(const DenseJob& job, int64_t item_size, bool channels_last, boo
     padded = padded || job.pad[a] != 0 || last >= job.in[a];
   }
   p.item_size = item_size;
+  p.in_columns = job.in[2], p.padded_zeros = job.mode == PaddingMode::zeros;
+  // Pairs of a row of output and a filter row that meets the image, for those who pass over the others.
+  for (int64_t r = 0; r < job.filter[1]; ++r) {
+    const int64_t shift = r * job.dilation[1] - job.pad[1], s = job.stride[1];
+    const int64_t low = shift >= 0 ? 0 : (s - 1 - shift) / s;
+    const int64_t high = shift >= job.in[1] ? 0 : (job.in[1] - 1 - shift) / s + 1;
+    p.rows_met += job.mode == PaddingMode::zeros ? std::max<int64_t>(0, std::min(high, job.out[1]) - low) : job.out[1];
+  }
   const bool one_pixel = job.pixels() == 1;
   int64_t step;
   p.in_channels_unit = job.is.c == 1 || job.G * job.C == 1;
@@ -125,22 +137,113 @@ bool turning_pays(const Problem& p, const Machine& m) {
   return p.phases > 1 || (p.out[2] <= 16 && p.filter[2] > 1 && taps >= 25);
 }
 
+// --- Depthwise products by the fast Fourier transform
+
+// What a direct product costs, a vector and tap, is the unit (16 lanes 0.5 ns on Zen 4, 8 lanes 0.25 ns; by filter and
+// memory order 0.7 to 1.2 of that). In these, a vector of complex numbers costs `level` for each halving of its
+// transform's length and `point` for what is done to it once. The trials that they are from are in docs/design.md.
+struct FftCost { double level, point; };
+FftCost fft_cost_of(const Machine& m, bool linear) {
+  if (m.isa == Isa::avx512) return {3, linear ? 32.0 : 12.0};
+  return {4.8, 25};  // radix 4
+}
+// The transform has to be this much faster by the model: its results are not as good element by element.
+constexpr double kFftGain = 0.85;
+constexpr int64_t kFftTaps = 64;   // 7x7 has a register tile of its own, and is not looked at
+constexpr double kFftWork = 20000;  // nor is what takes 10 us directly: the look takes 1 to 3
+constexpr int64_t kFftBytes = int64_t{1600} << 10;  // of a tile in all lanes at most
+
+double direct_cost(const Problem& p, const Machine& m, Role role) {
+  const bool channels = role == Role::pixel_rows;
+  const int64_t vectors =
+      channels ? (p.groups + m.lanes - 1) / m.lanes * p.out[2] : (p.out[2] + m.lanes - 1) / m.lanes * p.groups;
+  return static_cast<double>(vectors * p.out[0]) * static_cast<double>(p.rows_met) * static_cast<double>(p.filter[2]);
+}
+
+// Fills in how a tile of this size covers the output, and returns what all of them cost.
+double fft_cost(const Problem& p, const Machine& m, bool shared, FftTiles* t) {
+  const auto up = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
+  const int64_t reach_rows = (p.filter[1] - 1) * p.dilation[1] + 1, reach = (p.filter[2] - 1) * p.dilation[2] + 1;
+  const int64_t n = t->rows * t->columns;
+  t->shared = shared;
+  t->out_rows = std::min(p.out[1], t->linear ? 1 : t->rows - reach_rows + 1);
+  t->out_columns = std::min(p.out[2], (t->linear ? n : t->columns) - reach + 1);
+  t->down = up(p.out[1], t->out_rows), t->across = up(p.out[2], t->out_columns);
+  const int64_t units = up(p.out[0] * t->down * t->across, 2);
+  const double batches = static_cast<double>(shared ? p.groups * up(units, m.lanes) : up(p.groups, m.lanes) * units);
+  const double rows = static_cast<double>(t->rows), columns = static_cast<double>(t->columns);
+  const double back = t->linear ? columns : static_cast<double>(t->out_columns);
+  const FftCost cost = fft_cost_of(m, t->linear);
+  const double point = cost.point * rows * columns;
+  // Columns of padding alone, and those of the result that nobody wants, are not transformed.
+  const int64_t read = p.padded_zeros ? up(p.in_columns + (t->across - 1) * (reach - 1), t->across) : t->columns;
+  const double front = t->linear ? columns : static_cast<double>(std::min(t->columns, read));
+  const double there = cost.level * rows * (columns * std::log2(columns) + front * std::log2(rows));
+  const double again = cost.level * rows * (columns * std::log2(columns) + back * std::log2(rows));
+  // The spectra of the filters take a transform, and as much for each point again.
+  return batches * (there + again + point) + static_cast<double>(up(p.groups, m.lanes)) * (there + point);
+}
+
+FftTiles choose_fft(const Problem& p, const Machine& m, Role role, double* cost) {
+  const int64_t reach_rows = (p.filter[1] - 1) * p.dilation[1] + 1, reach = (p.filter[2] - 1) * p.dilation[2] + 1;
+  FftTiles best{};
+  auto consider = [&](int64_t rows, int64_t columns, bool linear) {
+    if (2 * rows * columns * m.lanes * p.item_size > kFftBytes) return;
+    for (const bool shared : {false, true}) {
+      // Where channels are neighbours, tiles of one channel would be gathered and scattered one element at a time.
+      if (shared && role == Role::pixel_rows) continue;
+      FftTiles t{};
+      t.rows = rows, t.columns = columns, t.linear = linear;
+      const double all = fft_cost(p, m, shared, &t);
+      if (best.rows == 0 || all < *cost) best = t, *cost = all;
+    }
+  };
+  if (reach_rows == 1) {
+    for (const FftLinear& l : kFftLinear)
+      if (l.rows * l.columns >= reach) consider(l.rows, l.columns, true);
+  } else {
+    for (const int64_t rows : kFftLengths)
+      for (const int64_t columns : kFftLengths)
+        if (rows >= reach_rows && columns >= reach) consider(rows, columns, false);
+  }
+  return best;
+}
+
 // A filter for each channel: there is no product to tile. Lanes are channels where those are neighbours and fill half a
 // vector, or are worth being made neighbours; and pixels of a row elsewhere.
 Choice choose_depthwise(const Problem& p, const Machine& m) {
   Choice c{};
   c.depthwise = true;
   const int64_t T = p.filter[0] * p.filter[1] * p.filter[2];
-  const bool turned = !p.channels_last && turning_pays(p, m);
-  const bool channels = (p.channels_last && 2 * p.groups > m.lanes) || turned;
-  c.role = channels ? Role::pixel_rows : Role::pixel_columns;
+  auto take_role = [&](bool channels) {
+    c.role = channels ? Role::pixel_rows : Role::pixel_columns;
+    c.copy_pixels = channels && (p.mapped || !p.in_channels_unit);
+    c.move_output = channels ? !p.out_channels_unit : !p.out_row_unit;
+    c.move_residual = p.has_residual && !(channels ? p.residual_channels_unit : p.residual_row_unit);
+  };
+  const bool channels = p.channels_last && 2 * p.groups > m.lanes;
+  take_role(channels);
   c.chunks = {Chunk{0, 1, 0, T}};
-  c.copy_pixels = channels && (p.mapped || !p.in_channels_unit);
-  c.move_output = channels ? !p.out_channels_unit : !p.out_row_unit;
-  c.move_residual = p.has_residual && !(channels ? p.residual_channels_unit : p.residual_row_unit);
-  c.passed_over = turned     ? "lanes of pixels: rows are short or written in turns, and the image is turned instead"
-                  : channels ? "lanes of pixels: the channels are neighbours in memory"
-                             : "lanes of channels: the columns are neighbours in memory, or the channels few";
+  c.passed_over = channels ? "lanes of pixels: the channels are neighbours in memory"
+                           : "lanes of channels: the columns are neighbours in memory, or the channels few";
+  const bool transforms = p.algorithm != Algorithm::direct && T > 0 && p.filter[0] == 1 &&
+                          p.out[0] * p.out[1] * p.out[2] > 0 && p.stride[0] * p.stride[1] * p.stride[2] == 1;
+  const double direct = transforms ? direct_cost(p, m, c.role) : 0;
+  const bool asked = p.algorithm == Algorithm::fft;
+  if (transforms && (asked || (T >= kFftTaps && direct >= kFftWork))) {
+    double cost = 0;
+    const FftTiles tiles = choose_fft(p, m, c.role, &cost);
+    if (tiles.rows > 0 && (asked || cost < kFftGain * direct)) {
+      c.fft = tiles;
+      c.passed_over = asked ? "direct: fft is asked for" : "direct: the transforms of the tiles cost less";
+      return c;
+    }
+    if (tiles.rows > 0) c.passed_over += "\nfft: the transforms of the tiles cost as much";
+  }
+  if (!p.channels_last && turning_pays(p, m)) {
+    take_role(true);
+    c.passed_over = "lanes of pixels: rows are short or written in turns, and the image is turned instead";
+  }
   return c;
 }
 

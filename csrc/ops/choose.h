@@ -31,6 +31,9 @@ struct Machine {
 struct Problem {
   int64_t groups, C, K;  // C and K are per group
   int64_t filter[3], out[3], stride[3], dilation[3];
+  int64_t in_columns;
+  bool padded_zeros;  // padding, where there is any, is zeros
+  int64_t rows_met;  // pairs of a row of output and a filter row that meets the image, in one plane
   int64_t item_size;
   bool channels_last;                        // the layer's memory order, which follows its input's
   bool in_channels_unit, in_columns_unit;    // neighbours in memory: channels, columns of the image
@@ -42,15 +45,27 @@ struct Problem {
   bool produced;                             // the input is computed block by block (Producer)
   bool part;                                 // the output is: another product's input
   int64_t phases;                            // products that write between each other's pixels, this one included
+  Algorithm algorithm;                       // what the caller asks for
 };
 
 // One piece of the reduction: channels [c0, c0 + channels) of taps [t0, t0 + taps).
 struct Chunk { int64_t c0, channels, t0, taps; };
 
+// Tiles of a depthwise product by the fast Fourier transform: what a tile reads is rows x columns elements, as one row
+// of them where it is linear.
+struct FftTiles {
+  int64_t rows = 0, columns = 0;  // 0: direct
+  bool linear = false;
+  bool shared = false;  // lanes are tiles of one channel and share its spectrum; else lanes are channels
+  int64_t out_rows = 0, out_columns = 0;  // outputs of a tile at most
+  int64_t down = 0, across = 0;           // tiles of a plane
+};
+
 struct Choice {
   // A channel of input and output a group: not the tile's product, but a sum for each channel. pixel_rows then means
   // that lanes are channels, pixel_columns that they are pixels.
   bool depthwise;
+  FftTiles fft;  // of a depthwise product
   Role role;
   bool copy_pixels;  // pixel_rows: the input is copied to a padded slab first (few channels, or a prologue)
   bool direct;       // pixel_columns: the panel is packed straight from the image (1x1, no padding, stride 1)
@@ -63,7 +78,8 @@ struct Choice {
 };
 
 Machine current_machine(DType dtype);
-Problem describe(const DenseJob& job, int64_t item_size, bool channels_last, bool mapped, int64_t phases = 1);
+Problem describe(const DenseJob& job, int64_t item_size, bool channels_last, bool mapped, Algorithm algorithm,
+                 int64_t phases = 1);
 Choice choose(const Problem& problem, const Machine& machine);
 
 // Pieces of a reduction over C channels and T taps of about `terms` terms each. Channels are outermost; taps are split

@@ -27,7 +27,8 @@ std::vector<Run<T>> forward_runs(const ConvDesc& desc, const Layer& l, const Mac
     run.job = p.job;
     run.output_offset = p.output_offset, run.residual_offset = p.residual_offset, run.weight_offset = p.weight_offset;
     merge_axes(&run.job);
-    run.choice = choose(describe(run.job, sizeof(T), l.channels_last, mapped, static_cast<int64_t>(phases)), m);
+    const auto count = static_cast<int64_t>(phases);
+    run.choice = choose(describe(run.job, sizeof(T), l.channels_last, mapped, l.algorithm, count), m);
   };
   const Strides* residual = has_residual ? &l.r : nullptr;
   if (desc.transposed) {
@@ -40,6 +41,15 @@ std::vector<Run<T>> forward_runs(const ConvDesc& desc, const Layer& l, const Mac
   return runs;
 }
 
+// Whether all products that have a sum are computed by the algorithm that is asked for.
+template <class T>
+Status check_algorithm(Algorithm algorithm, const std::vector<Run<T>>& runs) {
+  if (algorithm != Algorithm::fft) return Status::ok;
+  for (const Run<T>& run : runs)
+    if (run.job.taps() > 0 && run.job.pixels() > 0 && run.choice.fft.rows == 0) return Status::bad_algorithm;
+  return Status::ok;
+}
+
 template <class T>
 Status forward(const ConvDesc& desc, const ConvOperands& o) {
   Layer l;
@@ -49,6 +59,7 @@ Status forward(const ConvDesc& desc, const ConvOperands& o) {
   const Machine m = current_machine(l.geometry.dtype);
   const KernelTable<T>& kernels = kernel_table<T>(m.isa);
   std::vector<Run<T>> runs = forward_runs<T>(desc, l, m, has_prologue(o.prologue), !absent(o.epilogue.residual));
+  if ((s = check_algorithm(desc.algorithm, runs)) != Status::ok) return s;
   bind_runs(runs, o.x.data, o.w.data, o.y.data, o.epilogue.residual.data);
   Workspace vectors(sizeof(T) * static_cast<size_t>(2 * (l.in_channels + l.out_channels)));
   if (!vectors) return Status::out_of_memory;
@@ -71,7 +82,8 @@ std::vector<Run<T>> gradient_runs(const Layer& l, const Machine& m, const int64_
     run.job = p.job;
     run.output_offset = p.output_offset, run.weight_offset = p.weight_offset;
     merge_axes(&run.job);
-    run.choice = choose(describe(run.job, sizeof(T), l.channels_last, false, static_cast<int64_t>(jobs.size())), m);
+    const auto count = static_cast<int64_t>(jobs.size());
+    run.choice = choose(describe(run.job, sizeof(T), l.channels_last, false, l.algorithm, count), m);
   }
   return runs;
 }
@@ -81,9 +93,11 @@ template <class T>
 Status gradient_part(const Layer& l, const Machine& m, const KernelTable<T>& kernels, const ConvOperands& o,
                      const int64_t origin[3], const int64_t extent[3], T* dx, const Strides& out, bool accumulate) {
   std::vector<Run<T>> runs = gradient_runs<T>(l, m, origin, extent, out);
+  Status s = check_algorithm(l.algorithm, runs);
+  if (s != Status::ok) return s;
   bind_runs(runs, o.y.data, o.w.data, dx, nullptr);
   Block packed;
-  const Status s = prepare_weights(runs, m, kernels, false, &packed);
+  s = prepare_weights(runs, m, kernels, false, &packed);
   if (s != Status::ok) return s;
   return run_dense(runs, m, kernels, Finish<T>{}, InputMap<T>{}, 0, accumulate);
 }
@@ -155,10 +169,19 @@ int64_t frame_copies(const Geometry& g) {
   return elements - 1;
 }
 
+// The frame's products may be transformed where the image's are, or its error bound would not be theirs.
+template <class T>
+Algorithm frame_algorithm(const std::vector<Run<T>>& runs) {
+  for (const Run<T>& run : runs)
+    if (run.choice.fft.rows) return Algorithm::automatic;
+  return Algorithm::direct;
+}
+
 // Padding other than zeros: an element of the frame is a copy of one of the image, so its gradient is added there. The
 // pieces of the frame follow one another, which fixes the order of the sums.
 template <class T>
-Status fold_frame(const Layer& l, const Machine& m, const KernelTable<T>& kernels, const ConvOperands& o) {
+Status fold_frame(const Layer& l, Algorithm algorithm, const Machine& m, const KernelTable<T>& kernels,
+                  const ConvOperands& o) {
   const Geometry& g = l.geometry;
   const int64_t channels = g.G * g.C, most = frame_piece(g, sizeof(T));
   Workspace scratch(sizeof(T) * static_cast<size_t>(channels * most));
@@ -169,6 +192,7 @@ Status fold_frame(const Layer& l, const Machine& m, const KernelTable<T>& kernel
     for (int64_t n = 0; n < g.N; ++n) {
       Layer one = l;
       one.geometry.N = 1;
+      one.algorithm = algorithm;
       ConvOperands operands = o;
       operands.y.data = static_cast<T*>(o.y.data) + n * l.y.n;
       const Status s = gradient_part<T>(one, m, kernels, operands, b.origin, b.extent, part, dense, false);
@@ -191,6 +215,7 @@ Status fold_frame(const Layer& l, const Machine& m, const KernelTable<T>& kernel
 // The layer's operands for a gradient: x and y are both given, as data or as the output.
 Status check_backward(const ConvDesc& desc, const ConvOperands& o, Pass pass, Layer* l) {
   Geometry& g = l->geometry;
+  l->algorithm = desc.algorithm;
   Status s = make_geometry(desc, o.x, o.w, &g);
   if (s != Status::ok) return s;
   l->channels_last = output_is_channels_last(desc, o.y);
@@ -227,7 +252,8 @@ Status backward_input(const ConvDesc& desc, const ConvOperands& o) {
     DenseJob& job = runs[0].job;
     job = fprop_job(g, l.y, l.x, nullptr, l.w);
     merge_axes(&job);
-    runs[0].choice = choose(describe(job, sizeof(T), l.channels_last, false), m);
+    runs[0].choice = choose(describe(job, sizeof(T), l.channels_last, false, l.algorithm), m);
+    if ((s = check_algorithm(desc.algorithm, runs)) != Status::ok) return s;
     bind_runs(runs, o.y.data, o.w.data, o.x.data, nullptr);
     Block packed;
     if ((s = prepare_weights(runs, m, kernels, false, &packed)) != Status::ok) return s;
@@ -236,7 +262,7 @@ Status backward_input(const ConvDesc& desc, const ConvOperands& o) {
   const int64_t origin[3] = {0, 0, 0};
   s = gradient_part<T>(l, m, kernels, o, origin, g.in, static_cast<T*>(o.x.data), l.x, o.accumulate);
   if (s != Status::ok || g.mode == PaddingMode::zeros) return s;
-  return fold_frame<T>(l, m, kernels, o);
+  return fold_frame<T>(l, frame_algorithm(gradient_runs<T>(l, m, origin, g.in, l.x)), m, kernels, o);
 }
 
 // The product whose weights the gradient is of. Of a transposed layer, dy is the side that the filter slides over.
@@ -325,6 +351,25 @@ void summarise_depthwise(const Machine& m, bool channels, Decision* d) {
   d->tile_columns = m.lanes;
 }
 
+// Of an FFT the tile is what one transform covers.
+void summarise_fft(const FftTiles& t, Decision* d) {
+  d->algorithm = "fft";
+  d->role = t.shared ? "lanes of tiles" : "lanes of channels";
+  d->tile_rows = static_cast<int32_t>(t.linear ? 1 : t.rows);
+  d->tile_columns = static_cast<int32_t>(t.linear ? t.rows * t.columns : t.columns);
+}
+
+// The constant of eps * |x|_2 * |w|_2 over a pair of tiles, from the levels that an element passes through in three
+// transforms (of x, of the filter, back), each 3.35 eps at most, the product of spectra and the epilogue.
+double fft_error_bound(const FftTiles& t, int64_t folded) {
+  int64_t levels = t.linear && t.rows > 1 ? 1 : 0;
+  for (int64_t n : {t.rows, t.columns}) {
+    if (n % 3 == 0) n /= 3, levels += 2;
+    for (; n > 1; n /= 2) ++levels;
+  }
+  return static_cast<double>((10 * levels + 8) * (folded + 1));
+}
+
 // What a term of a result passes through at most: the longest chain of fused additions, the chains that are added to
 // one another, and the elements of the frame that are folded into it.
 struct Sums {
@@ -342,14 +387,19 @@ template <class T>
 Decision summarise(const std::vector<Run<T>>& runs, const Machine& m, const Geometry& g, double bytes, int64_t packed,
                    Sums sums = {}) {
   Decision d = summary_of(m, g, bytes);
-  const Choice& c = runs[0].choice;
+  // Phases may differ: one that is transformed speaks for all.
+  size_t first = 0;
+  for (size_t r = runs.size(); r-- > 0;)
+    if (runs[r].choice.fft.rows) first = r;
+  const Choice& c = runs[first].choice;
   d.role = c.role == Role::pixel_rows ? "pixel rows" : "pixel columns";
   d.reduction_block = c.reduction_block();
   d.channel_block = c.chunks[0].channels;
   d.pixel_block = c.pixel_block;
   if (c.depthwise) {
     summarise_depthwise(m, c.role == Role::pixel_rows, &d);
-    depthwise_block<T>(runs[0].job, c, m, &d.channel_block, &d.pixel_block);
+    depthwise_block<T>(runs[first].job, c, m, &d.channel_block, &d.pixel_block);
+    if (c.fft.rows) summarise_fft(c.fft, &d);
   }
   if (c.depthwise) {
     d.workspace_per_thread = depthwise_workspace(runs, m);
@@ -360,6 +410,7 @@ Decision summarise(const std::vector<Run<T>>& runs, const Machine& m, const Geom
   d.packed_weight_bytes = packed * static_cast<int64_t>(sizeof(T));
   // A piece is one chain of fused additions, the pieces are another; the epilogue adds four roundings.
   d.error_bound += static_cast<double>(sums.terms + sums.pieces + sums.folded + 4);
+  if (c.fft.rows) d.error_bound = fft_error_bound(c.fft, sums.folded);
   d.passed_over = c.passed_over;
   return d;
 }
@@ -449,6 +500,7 @@ class TypedPlan final : public ConvPlan {
     const KernelTable<T>& kernels = kernel_table<T>(machine_.isa);
     // With and without a residual the decision is the same: its memory order is the output's.
     runs_ = forward_runs<T>(desc, layer_, machine_, mapped_, true);
+    if ((s = check_algorithm(desc.algorithm, runs_)) != Status::ok) return s;
     bind_runs(runs_, nullptr, o.w.data, nullptr, nullptr);
     vectors_ = Block(static_cast<int64_t>(sizeof(T)) * 2 * (layer_.in_channels + layer_.out_channels));
     if (vectors_.failed()) return Status::out_of_memory;
@@ -569,6 +621,7 @@ Status decide(const ConvDesc& desc, Pass pass, const ConvOperands& o, Decision* 
       const int64_t origin[3] = {0, 0, 0};
       runs = gradient_runs<T>(l, m, origin, g.in, l.x);
       if (g.mode != PaddingMode::zeros) {
+        l.algorithm = frame_algorithm(runs);
         // The frame's elements have chains of their own, which are added to the image's.
         for_frame_pieces(g, frame_piece(g, sizeof(T)), [&](const Box& b) {
           const Strides dense = dense_strides(l.channels_last, g.G * g.C, b.extent);
@@ -581,12 +634,13 @@ Status decide(const ConvDesc& desc, Pass pass, const ConvOperands& o, Decision* 
       Run<T>& run = runs.emplace_back();
       run.job = fprop_job(g, l.y, l.x, nullptr, l.w);
       merge_axes(&run.job);
-      run.choice = choose(describe(run.job, sizeof(T), l.channels_last, false), m);
+      run.choice = choose(describe(run.job, sizeof(T), l.channels_last, false, l.algorithm), m);
     } else {
       *out = summarise_weight_gradient<T>(weight_job(desc, l), m, g, least_bytes(g, false, sizeof(T)));
       return Status::ok;
     }
   }
+  if ((s = check_algorithm(desc.algorithm, runs)) != Status::ok) return s;
   int64_t packed = 0;
   for (const Run<T>& run : runs) packed += packed_size(run.job, run.choice, m, keep);
   *out = summarise(runs, m, l.geometry, least_bytes(l.geometry, !absent(o.epilogue.residual), sizeof(T)), packed, sums);

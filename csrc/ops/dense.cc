@@ -859,7 +859,8 @@ Status pack_runs(std::vector<Run<T>>& runs, const Machine& m, const KernelTable<
   if (phases && !runs[0].choice.depthwise) return pack_phases(runs, m, kernels);
   for (Run<T>& run : runs) {
     if (run.choice.depthwise) {
-      prepare_filters(&run, m, kernels, keep);
+      const Status s = prepare_filters(&run, m, kernels, keep);
+      if (s != Status::ok) return s;
       continue;
     }
     if (!run.packed) continue;

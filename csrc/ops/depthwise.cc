@@ -3,6 +3,7 @@
 #include <atomic>
 #include <new>
 
+#include "ops/fft.h"
 #include "ops/memory.h"
 #include "ops/parallel.h"
 #include "ops/slab.h"
@@ -63,10 +64,7 @@ struct Cut {
   }
 };
 
-struct Piece {
-  int64_t n, c0, c1, row0, row1, q0, q1;
-  int64_t most_channels, most_columns;  // of the largest piece, which the scratch is measured for
-};
+using Piece = DepthwisePiece;
 
 Piece piece_of(const DenseJob& job, const Cut& cut, int64_t i) {
   Piece p{};
@@ -276,11 +274,13 @@ int64_t plane_lines(const DenseJob& job, int64_t rows) {
 }
 
 template <class T>
-void run_planes(const Run<T>& run, const Context<T>& ctx, const Piece& task, Arena& arena) {
+void run_planes(const Run<T>& run, const Context<T>& ctx, const Piece& task, Arena& arena, bool spare = false) {
   const DenseJob& job = run.job;
   const Choice& choice = run.choice;
   const int64_t q = task.q1 - task.q0, lines = job.filter[0] * job.filter[1], W = ctx.machine.lanes;
   const bool in_place = reads_in_place(job, ctx.machine, ctx.map.active);
+  // One tap out of rows that are long enough to be those of a slab.
+  const bool rows_are_slab = spare && job.taps() == 1 && job.is.s[2] == 1 && !ctx.map.active;
   const int64_t most = std::min(rows_together(job, ctx.machine, task.most_columns, sizeof(T)), task.row1 - task.row0);
   Moved<T> moved(job, choice, most, q, W, arena);
   if (moved.output || moved.residual)
@@ -309,7 +309,7 @@ void run_planes(const Run<T>& run, const Context<T>& ctx, const Piece& task, Are
   g.accumulate = ctx.accumulate && !moved.output;
   const int64_t no_offset = 0;
   // In place, all channels of the task are one call, unless their output has to be moved.
-  const int64_t channels = in_place && !moved.output && !moved.residual ? task.c1 - task.c0 : 1;
+  const int64_t channels = (in_place || rows_are_slab) && !moved.output && !moved.residual ? task.c1 - task.c0 : 1;
   for (int64_t row = task.row0, end; row < task.row1; row = end) {
     const int64_t d = row / job.out[1], h = row % job.out[1];
     end = std::min({task.row1, row + most, (d + 1) * job.out[1]});
@@ -319,6 +319,10 @@ void run_planes(const Run<T>& run, const Context<T>& ctx, const Piece& task, Are
     g.out_rows = end - row;
     if (in_place) {
       g.channel_pitch = job.is.c;
+    } else if (rows_are_slab) {
+      g.column_offset = &no_offset;
+      g.channel_pitch = job.is.c;
+      s.row_offset[0] = 0;
     } else {
       g.column_offset = &no_offset;
       if (job.taps() > 0) {
@@ -339,6 +343,8 @@ void run_planes(const Run<T>& run, const Context<T>& ctx, const Piece& task, Are
           const bool zero = di < 0 || di >= job.in[0] || hi < 0 || hi >= job.in[1];
           s.rows[i] = zero ? s.zeros : image + di * job.is.s[0] + hi * job.is.s[1] + passed;
         }
+      } else if (rows_are_slab) {
+        for (int64_t i = 0; i < g.out_rows; ++i) s.rows[i] = image + (h - job.pad[1] + i) * job.is.s[1];
       } else if (slab) {
         slab->fill(ctx.kernels, image, 1, map_at(ctx.map, task.n, ctx.gate_batch_stride, c));
       }
@@ -601,31 +607,69 @@ void run_turned(const std::vector<Run<T>>& runs, const Context<T>& ctx, const Tu
     p.output = s.y + (run.output_offset - begin) * B - c0;
     if (p.has_residual) p.residual = s.residual + (run.residual_offset - begin) * B - c0, p.rs = turned(run.job.rs);
     Arena inner = arena;
-    run_channels(part, ctx, Piece{0, c0, c0 + channels, i0, row1, 0, p.out[2], B, p.out[2]}, inner);
+    run_channels(part, ctx, DepthwisePiece{0, c0, c0 + channels, i0, row1, 0, p.out[2], B, p.out[2]}, inner);
   }
   ctx.kernels.turn_block({s.y, y, end - begin, channels, B, job.os.c});
 }
 
 }  // namespace
 
-int64_t packed_filters_size(const DenseJob& job, const Choice& choice, const Machine& machine, bool keep) {
+namespace {
+
+int64_t direct_filters_size(const DenseJob& job, const Choice& choice, const Machine& machine, bool keep) {
   if (choice.role == Role::pixel_columns && !keep && filters_are_rows(job)) return 0;
   return job.taps() * (choice.role == Role::pixel_rows ? round_up(job.G, machine.lanes) : job.G);
 }
 
+}  // namespace
+
+int64_t packed_filters_size(const DenseJob& job, const Choice& choice, const Machine& machine, bool keep) {
+  return direct_filters_size(job, choice, machine, keep) + (choice.fft.rows ? spectra_size(job, choice, machine) : 0);
+}
+
 template <class T>
-void prepare_filters(Run<T>* run, const Machine& machine, const KernelTable<T>& kernels, bool keep) {
+Status prepare_filters(Run<T>* run, const Machine& machine, const KernelTable<T>& kernels, bool keep) {
   const DenseJob& job = run->job;
-  if (job.taps() == 0) return;
-  if (run->packed) pack_filters(*run, machine, kernels, const_cast<T*>(run->packed));
+  if (job.taps() == 0) return Status::ok;
+  const int64_t packed_size = direct_filters_size(job, run->choice, machine, keep);
+  T* packed = const_cast<T*>(run->packed);
+  if (packed_size) pack_filters(*run, machine, kernels, packed);
+  if (run->choice.fft.rows) {
+    run->direct_size = packed_size;
+    return pack_spectra(job, run->choice, machine, kernels, packed + packed_size);
+  }
   const T* filters = run->packed ? run->packed : static_cast<const T*>(job.weight);
-  const int64_t size = packed_filters_size(job, run->choice, machine, true);
+  const int64_t size = direct_filters_size(job, run->choice, machine, true);
   run->skip_zeros = may_skip_rows(job, filters, size, keep);
+  return Status::ok;
+}
+
+template <class T>
+void run_depthwise_piece(const Run<T>& run, const Context<T>& ctx, const DepthwisePiece& piece, Arena& arena,
+                         bool spare) {
+  if (run.choice.role == Role::pixel_rows)
+    run_channels(run, ctx, piece, arena);
+  else
+    run_planes(run, ctx, piece, arena, spare);
+}
+
+template <class T>
+int64_t depthwise_piece_scratch(const DenseJob& job, const Choice& choice, const Machine& machine, int64_t most_columns,
+                                int64_t most_channels) {
+  return scratch_bytes<T>(job, choice, machine, most_columns, most_channels);
 }
 
 template <class T>
 Status run_depthwise(const std::vector<Run<T>>& runs, const Machine& machine, const KernelTable<T>& kernels,
                      const Finish<T>& finish, const InputMap<T>& map, int64_t gate_batch_stride, bool accumulate) {
+  if (std::any_of(runs.begin(), runs.end(), [](const Run<T>& run) { return run.choice.fft.rows > 0; })) {
+    // Phases of a gradient choose for themselves.
+    std::vector<Run<T>> direct, fft;
+    for (const Run<T>& run : runs) (run.choice.fft.rows ? fft : direct).push_back(run);
+    const Status s = run_fft(fft, machine, kernels, finish, map, gate_batch_stride, accumulate);
+    if (s != Status::ok || direct.empty()) return s;
+    return run_depthwise(direct, machine, kernels, finish, map, gate_batch_stride, accumulate);
+  }
   const Context<T> ctx{machine, kernels, finish, map, gate_batch_stride, accumulate};
   double work = 0;
   for (const Run<T>& run : runs) work += nanoseconds(run.job);
@@ -670,22 +714,26 @@ Status run_depthwise(const std::vector<Run<T>>& runs, const Machine& machine, co
       return;
     }
     Arena arena(scratch.data(), bytes);
-    const Piece piece = piece_of(runs[r].job, cuts[r], i);
-    if (runs[r].choice.role == Role::pixel_rows)
-      run_channels(runs[r], ctx, piece, arena);
-    else
-      run_planes(runs[r], ctx, piece, arena);
+    run_depthwise_piece(runs[r], ctx, piece_of(runs[r].job, cuts[r], i), arena, false);
   });
   return failed ? Status::out_of_memory : status;
 }
 
 template <class T>
 int64_t depthwise_workspace(const std::vector<Run<T>>& runs, const Machine& machine) {
-  const TurnedCut turned(runs, machine);
-  if (turned.possible) return turned_bytes(runs, turned, machine);
   int64_t most = 0;
+  std::vector<Run<T>> direct;
   for (const Run<T>& run : runs) {
-    const Cut cut(run.job, run.choice, machine, sizeof(T), 1, runs.size() > 1);
+    if (run.choice.fft.rows)
+      most = std::max(most, fft_workspace<T>(run.job, run.choice, machine));
+    else
+      direct.push_back(run);
+  }
+  if (direct.empty()) return most;
+  const TurnedCut turned(direct, machine);
+  if (turned.possible) return std::max(most, turned_bytes(direct, turned, machine));
+  for (const Run<T>& run : direct) {
+    const Cut cut(run.job, run.choice, machine, sizeof(T), 1, direct.size() > 1);
     if (cut.tasks) most = std::max(most, scratch_bytes<T>(run.job, run.choice, machine, cut.columns, cut.channels));
   }
   return most;
@@ -744,6 +792,11 @@ void DepthwiseProducer<T>::fill(int64_t n, const int64_t at[3], const int64_t si
 template <class T>
 void depthwise_block(const DenseJob& job, const Choice& choice, const Machine& machine, int64_t* channels,
                      int64_t* pixels) {
+  if (choice.fft.rows) {
+    *channels = choice.fft.shared ? 1 : std::min<int64_t>(job.G, machine.lanes);
+    *pixels = choice.fft.out_rows * choice.fft.out_columns;
+    return;
+  }
   const Cut cut(job, choice, machine, sizeof(T), 1, false);
   *channels = cut.channels;
   *pixels = cut.rows * cut.columns;
@@ -982,15 +1035,17 @@ Status run_filter_gradient(const DenseJob& job, const Machine& m, const KernelTa
   return status;
 }
 
-#define FASTCONV_INSTANTIATE(T)                                                                             \
-  template class DepthwiseProducer<T>;                                                                      \
-  template bool has_filter_gradient<T>(const DenseJob&, const Machine&);                                    \
-  template WeightForm filter_gradient_form<T>(const DenseJob&, const Machine&);                             \
-  template Status run_filter_gradient<T>(const DenseJob&, const Machine&, const KernelTable<T>&, T*, bool); \
-  template void prepare_filters<T>(Run<T>*, const Machine&, const KernelTable<T>&, bool);                   \
-  template Status run_depthwise<T>(const std::vector<Run<T>>&, const Machine&, const KernelTable<T>&,       \
-                                   const Finish<T>&, const InputMap<T>&, int64_t, bool);                    \
-  template int64_t depthwise_workspace<T>(const std::vector<Run<T>>&, const Machine&);                      \
+#define FASTCONV_INSTANTIATE(T)                                                                                  \
+  template class DepthwiseProducer<T>;                                                                           \
+  template bool has_filter_gradient<T>(const DenseJob&, const Machine&);                                         \
+  template WeightForm filter_gradient_form<T>(const DenseJob&, const Machine&);                                  \
+  template Status run_filter_gradient<T>(const DenseJob&, const Machine&, const KernelTable<T>&, T*, bool);      \
+  template Status prepare_filters<T>(Run<T>*, const Machine&, const KernelTable<T>&, bool);                      \
+  template void run_depthwise_piece<T>(const Run<T>&, const Context<T>&, const DepthwisePiece&, Arena&, bool);   \
+  template int64_t depthwise_piece_scratch<T>(const DenseJob&, const Choice&, const Machine&, int64_t, int64_t); \
+  template Status run_depthwise<T>(const std::vector<Run<T>>&, const Machine&, const KernelTable<T>&,            \
+                                   const Finish<T>&, const InputMap<T>&, int64_t, bool);                         \
+  template int64_t depthwise_workspace<T>(const std::vector<Run<T>>&, const Machine&);                           \
   template void depthwise_block<T>(const DenseJob&, const Choice&, const Machine&, int64_t*, int64_t*);
 FASTCONV_INSTANTIATE(float)
 FASTCONV_INSTANTIATE(double)

@@ -1,6 +1,7 @@
 // Runs depthwise products: a filter for each channel.
 #pragma once
 #include "ops/dense.h"
+#include "ops/slab.h"
 
 namespace fastconv::ops {
 
@@ -11,7 +12,7 @@ int64_t packed_filters_size(const DenseJob& job, const Choice& choice, const Mac
 // Packs to run->packed, where that is not null, and looks whether rows of padding can be passed over
 // without changing a bit: the filters are finite. A plain call looks only where that saves more than it costs.
 template <class T>
-void prepare_filters(Run<T>* run, const Machine& machine, const KernelTable<T>& kernels, bool keep);
+Status prepare_filters(Run<T>* run, const Machine& machine, const KernelTable<T>& kernels, bool keep);
 
 // As run_dense(), for runs whose choice is depthwise.
 template <class T>
@@ -24,6 +25,20 @@ int64_t depthwise_workspace(const std::vector<Run<T>>& runs, const Machine& mach
 template <class T>
 void depthwise_block(const DenseJob& job, const Choice& choice, const Machine& machine, int64_t* channels,
                      int64_t* pixels);
+
+// The part of a product that a task computes: of image n, channels, rows (flattened (d, h)) and columns of the output.
+struct DepthwisePiece {
+  int64_t n, c0, c1, row0, row1, q0, q1;
+  int64_t most_channels, most_columns;  // of the largest piece, which the scratch is measured for
+};
+// Computes it directly, whatever the choice says of fft. `spare`: the input may be read by whole vectors, W - 1
+// elements past its rows.
+template <class T>
+void run_depthwise_piece(const Run<T>& run, const Context<T>& ctx, const DepthwisePiece& piece, Arena& arena,
+                         bool spare);
+template <class T>
+int64_t depthwise_piece_scratch(const DenseJob& job, const Choice& choice, const Machine& machine, int64_t most_columns,
+                                int64_t most_channels);
 
 // A depthwise product as what another one reads. The run's output is ignored; its packed filters, machine and vectors
 // are borrowed.

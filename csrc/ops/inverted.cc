@@ -111,7 +111,7 @@ struct Inverted {
     const Strides wide = dense_strides(true, filter.in_channels, g.in);
     const Strides narrow = dense_strides(true, filter.out_channels, g.out);
     auto decide = [&](const DenseJob& job, bool produced) {
-      Problem problem = describe(job, sizeof(T), true, false);
+      Problem problem = describe(job, sizeof(T), true, false, Algorithm::direct);
       problem.produced = produced;
       return choose(problem, machine);
     };

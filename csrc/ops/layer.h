@@ -107,6 +107,7 @@ inline bool has_prologue(const Prologue& p) {
 struct Layer {
   bool channels_last;  // memory order: that of the tensor the pass reads
   Geometry geometry;
+  Algorithm algorithm;
   Strides x, y, r;
   WeightStrides w;
   int64_t in_channels, out_channels;
@@ -116,6 +117,7 @@ struct Layer {
 inline Status check_forward(const ConvDesc& desc, const ConvOperands& o, Layer* layer) {
   Geometry& g = layer->geometry;
   Status s = make_geometry(desc, o.x, o.w, &g);
+  layer->algorithm = desc.algorithm;
   if (s != Status::ok) return s;
   layer->channels_last = output_is_channels_last(desc, o.x);
   layer->in_channels = g.G * (desc.transposed ? g.K : g.C);

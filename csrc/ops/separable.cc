@@ -64,11 +64,11 @@ struct Separable {
     filters.resize(1), products.resize(1);
     const Strides none = dense_strides(filter.channels_last, filter.out_channels, g.out);
     filters[0].job = fprop_job(g, filter.x, none, nullptr, filter.w);
-    Problem half = describe(filters[0].job, sizeof(T), filter.channels_last, false);
+    Problem half = describe(filters[0].job, sizeof(T), filter.channels_last, false, Algorithm::direct);
     half.part = true;
     filters[0].choice = choose(half, machine);
     products[0].job = fprop_job(product.geometry, none, product.y, has_residual ? &product.r : nullptr, product.w);
-    Problem problem = describe(products[0].job, sizeof(T), product.channels_last, true);
+    Problem problem = describe(products[0].job, sizeof(T), product.channels_last, true, Algorithm::automatic);
     problem.produced = true;
     products[0].choice = choose(problem, machine);
     filters[0].bind(nullptr, o.depthwise_weight.data, nullptr, nullptr);

@@ -534,7 +534,10 @@ class Explanation:
             the pixels of an image that a task goes through, and packed_weight_bytes are those of a second gradient in
             another order, where one is made. Of a depthwise layer role says what a vector holds ("lanes of channels"
             or "lanes of pixels"), the tile is one vector, reduction_block the taps (of a weight gradient a run of
-            pixels), channel_block and pixel_block are what a task of a single thread goes through.
+            pixels), channel_block and pixel_block are what a task of a single thread goes through. Where algorithm is
+            "fft", lanes are channels or tiles, the tile is what one transform covers, pixel_block the outputs of it,
+            packed_weight_bytes are the spectra, and error_bound is that of |y - y64| <= c * eps * |x| * |weight|,
+            2-norms over two tiles and the filter.
     """
 
     op: str
@@ -573,6 +576,7 @@ class Explanation:
     def __str__(self) -> str:
         d = self.decision
         operands = ", ".join(f"{name} {shape}" for name, shape in self.shapes.items())
+        scale = "|tile of x| * |weight| (2-norms)" if d["algorithm"] == "fft" else "conv(|x|, |weight|)"
         lines = [
             f"{self.op}: {operands}, {self.dtype}",
             f"  algorithm   {d['algorithm']} on {d['isa']}, {d['role']}, tile {d['tile_rows']} x {d['tile_columns']}",
@@ -582,7 +586,7 @@ class Explanation:
             f"  memory      {d['workspace_per_thread']} bytes of scratch a thread, "
             f"{d['packed_weight_bytes']} bytes of packed weights",
             f"  work        {self.flops:.4g} flops, {self.bytes:.4g} bytes, {self.intensity:.3g} flops a byte",
-            f"  error       at most {d['error_bound']:.4g} * eps * conv(|x|, |weight|)",
+            f"  error       at most {d['error_bound']:.4g} * eps * {scale}",
         ]
         passed_over = [line for line in str(d["passed_over"]).splitlines() if line]
         lines += [f"  {'passed over' if i == 0 else '           '} {line}" for i, line in enumerate(passed_over)]
@@ -616,7 +620,7 @@ def explain(op: str, *operands: Any, **options: Any) -> Explanation:
     try:
         decision = _core.conv_decide(spec, call.which, call.x, call.weight, call.y, *call.vectors)
     except _core.Refused as refusal:
-        raise _args.decision_error(refusal, op) from None
+        raise _args.decision_error(refusal, op, spec) from None
     shapes = {name: _shape(arguments[name]) for name in _IMAGES if name in arguments}
     shapes[("y", "dx", "dw")[call.which]] = call.result
     return Explanation(

@@ -7,7 +7,7 @@ A direct algorithm must satisfy, element by element,
 with y64 from `fastconv.reference` in float64, eps the spacing of the dtype at 1 and tiny its smallest normal number.
 One element in a million may go beyond c = 4, as far as `largest_constant` of the array's size. In float64 the oracle
 rounds too, see `oracle_factor`. What the prologue and the epilogue round on top of that is accounted for term by term
-in `reference_with_bound`.
+in `reference_with_bound`. Where the decision is an FFT, the scale is that of `fft_error_bound` in place of conv.
 """
 
 from __future__ import annotations
@@ -208,6 +208,32 @@ def direct_error_bound(magnitude: Array, dtype: npt.DTypeLike, constant: float =
     return constant * float(info.eps) * magnitude + float(info.tiny)
 
 
+def fft_error_bound(x: Array, weight: Array, rank: int, last: bool, eps: float, constant: float = 4.0) -> Array:
+    """The bound constant * eps * max |x| * |weight|_2 of an FFT: for each image and channel, on finite elements of x.
+
+    x is what the product reads, weight has one filter a channel. The result broadcasts against the output.
+    """
+    size = np.where(np.isfinite(x), np.abs(x), 0)
+    axes = tuple(range(-rank - 1, -1)) if last else tuple(range(-rank, 0))
+    norm = np.sqrt(np.sum(np.where(np.isfinite(weight), weight, 0) ** 2, axis=tuple(range(1, weight.ndim))))
+    bound: Array = constant * eps * size.max(axis=axes, keepdims=True) * _spread(norm, rank, last)
+    return bound
+
+
+def _is_fft(op: Op, name: str, arrays: Sequence[Any], options: Mapping[str, Any]) -> bool:
+    """Whether the call takes an FFT: its decision says so."""
+    groups = options.get("groups", 1)
+    if op.rank == 0 or op.gradient not in ("", "input") or options.get("algorithm") == "direct":
+        return False
+    weight = arrays[1]
+    if weight.shape[:2] != (groups, 1):
+        return False
+    import fastconv  # the decision is no part of what the oracle needs otherwise
+
+    decided = {k: v for k, v in options.items() if k not in ("out", "accumulate")}
+    return bool(fastconv.explain(name, *arrays, **decided).decision["algorithm"] == "fft")
+
+
 def _spread(vector: Array, rank: int, last: bool) -> Array:
     """(C,) or (N, C) so that it broadcasts against an array with these axes."""
     ones = (1,) * rank
@@ -235,6 +261,7 @@ def reference_with_bound(
     parsed = Op.parse(op)
     function: Callable[..., Array] = getattr(reference, op)
     dtype = arrays[0].dtype
+    fft = _is_fft(parsed, op, arrays, options)
     options = {k: _double(v) for k, v in options.items() if k not in ("out", "accumulate", "algorithm")}
     doubles = [_double(a) for a in arrays]
     magnitudes = [np.abs(a) if isinstance(a, np.ndarray) else a for a in doubles]
@@ -243,13 +270,23 @@ def reference_with_bound(
         start = 0.0 if initial is None else _double(initial)
         with np.errstate(invalid="ignore", over="ignore"):
             value = function(*doubles, **options) + start
+            if fft:
+                last = options.get("layout", "NCHW")[-1] == "C"
+                eps = float(np.finfo(dtype).eps)
+                bound = fft_error_bound(doubles[0], doubles[1], parsed.rank, last, eps, constant)
+                # The frame of another padding is folded into the image: three parts an axis at most.
+                parts = 1 if options.get("padding_mode", "zeros") == "zeros" else 3**parsed.rank
+                bound = parts * bound + direct_error_bound(np.abs(start) + np.abs(value), dtype, constant)
+                if dtype == np.float64:  # the oracle's sums are direct ones
+                    bound = bound + direct_error_bound(function(*magnitudes, **options), dtype, constant)
+                return Bounded(value, bound)
             magnitude = function(*magnitudes, **options) + np.abs(start)
         return Bounded(value, direct_error_bound(magnitude, dtype, constant))
 
     if parsed.family == "inverted_residual":
         return _inverted_with_bound(doubles, dtype, constant, options)
     return _forward_with_bound(
-        op, Bounded(doubles[0], np.zeros_like(doubles[0])), doubles[1:], dtype, constant, options
+        op, Bounded(doubles[0], np.zeros_like(doubles[0])), doubles[1:], dtype, constant, options, fft=fft
     )
 
 
@@ -261,6 +298,8 @@ def _forward_with_bound(
     constant: float,
     options: dict[str, Any],
     gate_error: Array | None = None,
+    *,
+    fft: bool = False,
 ) -> Bounded:
     """Of a forward pass whose input (and gate) may have errors of their own."""
     parsed = Op.parse(op)
@@ -293,7 +332,12 @@ def _forward_with_bound(
         weight = rest[0]
         y = function(x, weight, **options)
         passed = function(error, np.abs(weight), **options) if error.any() else 0.0
-        error = passed + direct_error_bound(function(np.abs(x), np.abs(weight), **options), dtype, constant)
+        sums = np.zeros_like(y)
+        if fft:
+            sums += fft_error_bound(x, weight, rank, last, eps, constant)
+        if not fft or dtype == np.float64:  # the oracle's sums are direct ones
+            sums += direct_error_bound(function(np.abs(x), np.abs(weight), **options), dtype, constant)
+        error = passed + sums
         # bias, scale and shift may be folded into one another beforehand: what counts is the size of the terms.
         size, roundings = np.abs(y), 0
         for name, vector in {"bias": rest[1] if len(rest) > 1 else None, **epilogue}.items():
@@ -539,6 +583,7 @@ def _option_values(rank: int, family: str, gradient: str) -> dict[str, Sequence[
         "input_gate": yes_no,
         # A weight gradient goes to a contiguous array, the others anywhere.
         "out": (None, "contiguous") if gradient in ("weight", "bias") else (None, "contiguous", "reordered", "strided"),
+        # "fft" serves few of the cases: tests/test_fft.py has its own.
         "algorithm": ("auto", "direct"),
         "accumulate": (None, "all") if gradient == "all" else yes_no,
         "needs": (("input", "weight", "bias"), ("input",), ("weight", "bias"), ("bias", "input")),

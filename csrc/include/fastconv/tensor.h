@@ -32,6 +32,7 @@ enum class Status : int32_t {
   empty_output,    // the (dilated) kernel is larger than the padded input
   overflow,        // a size does not fit in 63 bits
   bad_index,       // an index that points outside its image
+  bad_algorithm,   // the algorithm that is asked for does not serve this layer
   unsupported,     // a combination that this build does not serve
   out_of_memory,
   cancelled,       // the poll hook asked to stop; the output is unspecified

@@ -38,7 +38,7 @@ _CHANNELS_LAST = {
 # The values of the enumerations in fastconv/conv.h.
 _PADDING_MODES = {"zeros": 0, "reflect": 1, "replicate": 2, "circular": 3}
 _AUTO_PADDING = {"same": 1, "same_lower": 2}
-_ALGORITHMS = {"auto": 0, "direct": 1}
+_ALGORITHMS = {"auto": 0, "direct": 1, "fft": 2}
 _ACTIVATIONS = {
     "relu": 1,
     "relu6": 2,
@@ -510,8 +510,21 @@ def _check_geometry(spec: _core.ConvSpec, name: str, shape: Shape, weight: Shape
 # ------------------------------------------------------------------------------------------------ refused calls
 
 
+def _algorithm_error(spec: _core.ConvSpec) -> ValueError:
+    name = next(name for name, value in _ALGORITHMS.items() if value == spec.algorithm)
+    return ValueError(
+        f"algorithm (={name!r}) takes layers of one channel in and out a group (groups is {spec.groups}), of stride 1 "
+        f"(it is {spec.stride}; a transposed convolution and the input gradient of a plain one take any), kernel depth "
+        "1 and a kernel that fits a tile (dilated at most 96 x 96, or 12288 in a row)"
+    )
+
+
 def _first_error(
-    refusal: _core.Refused, checks: Callable[[], Shape], dtype_of: object, what: str
+    refusal: _core.Refused,
+    checks: Callable[[], Shape],
+    dtype_of: object,
+    what: str,
+    spec: _core.ConvSpec | None = None,
 ) -> TypeError | ValueError | MemoryError | RuntimeError:
     """What the checks raise; where they find nothing, what is left of the refusal. They return the result's shape."""
     try:
@@ -519,6 +532,8 @@ def _first_error(
     except (TypeError, ValueError) as error:
         return error.with_traceback(None)
     status = str(refusal.args[0])
+    if status == "bad_algorithm" and spec is not None:
+        return _algorithm_error(spec)
     if status == "out_of_memory":
         dtype = dtype_of.dtype if isinstance(dtype_of, np.ndarray) else np.dtype(np.float32)
         size = math.prod(shape) * dtype.itemsize
@@ -554,11 +569,13 @@ def check_forward(spec: _core.ConvSpec, arrays: Mapping[str, object]) -> Shape:
 
 def forward_error(refusal: _core.Refused, spec: _core.ConvSpec, arrays: Mapping[str, object]) -> Exception:
     """Why `_core` refused a forward pass. Here and below the arrays are given by the names that the user knows."""
-    return _first_error(refusal, lambda: check_forward(spec, arrays), arrays["x"], _op(spec))
+    return _first_error(refusal, lambda: check_forward(spec, arrays), arrays["x"], _op(spec), spec)
 
 
-def decision_error(refusal: _core.Refused, op: str) -> Exception:
+def decision_error(refusal: _core.Refused, op: str, spec: _core.ConvSpec) -> Exception:
     """What is left to say of a decision that `_core` refused after all checks."""
+    if refusal.args[0] == "bad_algorithm":
+        return _algorithm_error(spec)
     return RuntimeError(f"{op} was refused: {refusal.args[0]}")
 
 
@@ -605,6 +622,7 @@ def backward_input_error(
         lambda: check_backward_input(spec, arrays, input_shape, accumulate),
         arrays["dy"],
         _op(spec, "_backward_input"),
+        spec,
     )
 
 

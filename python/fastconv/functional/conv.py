@@ -37,7 +37,11 @@ Where the padding copies elements (reflect, replicate, circular) their gradients
   axes do not depend on it. An array without the batch axis N is taken and gives a result without it.
 - `activation`: "relu", "relu6", "leaky_relu" (slope 0.01) or ("leaky_relu", slope), "silu", "hardswish", "sigmoid",
   "hardsigmoid" (clip(x / 6 + 0.5, 0, 1)), "tanh", "gelu" (x * Phi(x), by erf), "gelu_tanh", ("clip", lower, upper).
-- `algorithm`: "auto" or "direct".
+- `algorithm` (forward calls, input gradients): "auto", "direct" or "fft". Direct sums have an error bound element by
+  element and are exact on small integers. "fft" serves layers with one channel in and out a group, of stride 1 (a
+  transposed convolution, and the input gradient of a plain one, of any stride), in one or two dimensions (in three, of
+  kernel depth 1); its error is relative to the norm of the tile of x and of the filter, and tiles that hold a NaN or an
+  infinity are computed directly. "auto" takes it for large filters, where it is clearly faster.
 - `accumulate` (gradients): add to what `out` holds.
 """
 
@@ -199,6 +203,7 @@ def _gradient_spec(
     groups: int,
     padding_mode: str,
     layout: str,
+    algorithm: str = "auto",
 ) -> _core.ConvSpec:
     return _args.conv_spec(
         rank,
@@ -210,7 +215,7 @@ def _gradient_spec(
         groups,
         padding_mode,
         layout,
-        "auto",
+        algorithm,
         None,
         None,
     )
@@ -268,12 +273,13 @@ def conv1d_backward_input(
     layout: str = "NCHW",
     accumulate: bool = False,
     out: Array | None = None,
+    algorithm: str = "auto",
 ) -> Array:
     """The gradient of `conv1d` with respect to its input, of `input_shape`.
 
     `conv2d_backward_input` says the same of two dimensions, with every argument.
     """
-    spec = _gradient_spec(1, False, stride, padding, 0, dilation, groups, padding_mode, layout)
+    spec = _gradient_spec(1, False, stride, padding, 0, dilation, groups, padding_mode, layout, algorithm)
     return _backward_input(spec, dy, weight, input_shape, accumulate, out)
 
 
@@ -319,12 +325,13 @@ def conv1d_backward(
     groups: int = 1,
     padding_mode: str = "zeros",
     layout: str = "NCHW",
+    algorithm: str = "auto",
 ) -> ConvGradients:
     """Several gradients of `conv1d` in one call.
 
     `conv2d_backward` says the same of two dimensions, with every argument.
     """
-    spec = _gradient_spec(1, False, stride, padding, 0, dilation, groups, padding_mode, layout)
+    spec = _gradient_spec(1, False, stride, padding, 0, dilation, groups, padding_mode, layout, algorithm)
     return _backward(spec, dy, x, weight, needs, accumulate)
 
 
@@ -373,7 +380,7 @@ def conv2d(
         input_activation: applied to that; zero padding comes after it.
         input_gate: (N, C) ((C,) without the batch), multiplies that: squeeze and excitation.
         out: (N, K, P, Q) in the axes of layout, any strides: where the result is written.
-        algorithm: "auto" or "direct".
+        algorithm: "auto", "direct" or "fft"; see the module's text.
 
     Returns:
         (N, K, P, Q) in the axes of layout, or (K, P, Q) for an x without the batch.
@@ -404,6 +411,7 @@ def conv2d_backward_input(
     layout: str = "NCHW",
     accumulate: bool = False,
     out: Array | None = None,
+    algorithm: str = "auto",
 ) -> Array:
     """The gradient of `conv2d` with respect to its input.
 
@@ -421,6 +429,7 @@ def conv2d_backward_input(
         layout: the axes of dy and of x.
         accumulate: add to what out holds; out is needed then.
         out: an array of input_shape, any strides: where the result is written.
+        algorithm: "auto", "direct" or "fft".
 
     Returns:
         dx, of input_shape.
@@ -430,7 +439,7 @@ def conv2d_backward_input(
         TypeError: an operand is no numpy.ndarray, or not of the one dtype.
         MemoryError: there is no memory for the result.
     """
-    spec = _gradient_spec(2, False, stride, padding, 0, dilation, groups, padding_mode, layout)
+    spec = _gradient_spec(2, False, stride, padding, 0, dilation, groups, padding_mode, layout, algorithm)
     return _backward_input(spec, dy, weight, input_shape, accumulate, out)
 
 
@@ -497,6 +506,7 @@ def conv2d_backward(
     groups: int = 1,
     padding_mode: str = "zeros",
     layout: str = "NCHW",
+    algorithm: str = "auto",
 ) -> ConvGradients:
     """Several gradients of `conv2d` in one call.
 
@@ -515,6 +525,7 @@ def conv2d_backward(
         groups: see the module's text.
         padding_mode: what the padding held.
         layout: the axes of dy and of x.
+        algorithm: of the gradient of the input: "auto", "direct" or "fft".
 
     Returns:
         ConvGradients(input, weight, bias), None where one is not needed.
@@ -524,7 +535,7 @@ def conv2d_backward(
         TypeError: an operand is no numpy.ndarray, or not of the one dtype.
         MemoryError: there is no memory for the result.
     """
-    spec = _gradient_spec(2, False, stride, padding, 0, dilation, groups, padding_mode, layout)
+    spec = _gradient_spec(2, False, stride, padding, 0, dilation, groups, padding_mode, layout, algorithm)
     return _backward(spec, dy, x, weight, needs, accumulate)
 
 
@@ -573,12 +584,13 @@ def conv3d_backward_input(
     layout: str = "NCHW",
     accumulate: bool = False,
     out: Array | None = None,
+    algorithm: str = "auto",
 ) -> Array:
     """The gradient of `conv3d` with respect to its input, of `input_shape`.
 
     `conv2d_backward_input` says the same of two dimensions, with every argument.
     """
-    spec = _gradient_spec(3, False, stride, padding, 0, dilation, groups, padding_mode, layout)
+    spec = _gradient_spec(3, False, stride, padding, 0, dilation, groups, padding_mode, layout, algorithm)
     return _backward_input(spec, dy, weight, input_shape, accumulate, out)
 
 
@@ -624,12 +636,13 @@ def conv3d_backward(
     groups: int = 1,
     padding_mode: str = "zeros",
     layout: str = "NCHW",
+    algorithm: str = "auto",
 ) -> ConvGradients:
     """Several gradients of `conv3d` in one call.
 
     `conv2d_backward` says the same of two dimensions, with every argument.
     """
-    spec = _gradient_spec(3, False, stride, padding, 0, dilation, groups, padding_mode, layout)
+    spec = _gradient_spec(3, False, stride, padding, 0, dilation, groups, padding_mode, layout, algorithm)
     return _backward(spec, dy, x, weight, needs, accumulate)
 
 
@@ -692,12 +705,13 @@ def conv_transpose1d_backward_input(
     layout: str = "NCHW",
     accumulate: bool = False,
     out: Array | None = None,
+    algorithm: str = "auto",
 ) -> Array:
     """The gradient of `conv_transpose1d` with respect to its input, of `input_shape`.
 
     `conv_transpose2d_backward_input` says the same of two dimensions, with every argument.
     """
-    spec = _gradient_spec(1, True, stride, padding, output_padding, dilation, groups, "zeros", layout)
+    spec = _gradient_spec(1, True, stride, padding, output_padding, dilation, groups, "zeros", layout, algorithm)
     return _backward_input(spec, dy, weight, input_shape, accumulate, out)
 
 
@@ -743,12 +757,13 @@ def conv_transpose1d_backward(
     dilation: Ints = 1,
     groups: int = 1,
     layout: str = "NCHW",
+    algorithm: str = "auto",
 ) -> ConvGradients:
     """Several gradients of `conv_transpose1d` in one call.
 
     `conv_transpose2d_backward` says the same of two dimensions, with every argument.
     """
-    spec = _gradient_spec(1, True, stride, padding, output_padding, dilation, groups, "zeros", layout)
+    spec = _gradient_spec(1, True, stride, padding, output_padding, dilation, groups, "zeros", layout, algorithm)
     return _backward(spec, dy, x, weight, needs, accumulate)
 
 
@@ -797,7 +812,7 @@ def conv_transpose2d(
         input_activation: applied to that; zero padding comes after it.
         input_gate: (N, C) ((C,) without the batch), multiplies that: squeeze and excitation.
         out: (N, K, P, Q) in the axes of layout, any strides: where the result is written.
-        algorithm: "auto" or "direct".
+        algorithm: "auto", "direct" or "fft"; see the module's text.
 
     Returns:
         (N, K, P, Q) in the axes of layout, or (K, P, Q) for an x without the batch.
@@ -839,6 +854,7 @@ def conv_transpose2d_backward_input(
     layout: str = "NCHW",
     accumulate: bool = False,
     out: Array | None = None,
+    algorithm: str = "auto",
 ) -> Array:
     """The gradient of `conv_transpose2d` with respect to its input.
 
@@ -856,6 +872,7 @@ def conv_transpose2d_backward_input(
         layout: the axes of dy and of x.
         accumulate: add to what out holds; out is needed then.
         out: an array of input_shape, any strides: where the result is written.
+        algorithm: "auto", "direct" or "fft".
 
     Returns:
         dx, of input_shape.
@@ -865,7 +882,7 @@ def conv_transpose2d_backward_input(
         TypeError: an operand is no numpy.ndarray, or not of the one dtype.
         MemoryError: there is no memory for the result.
     """
-    spec = _gradient_spec(2, True, stride, padding, output_padding, dilation, groups, "zeros", layout)
+    spec = _gradient_spec(2, True, stride, padding, output_padding, dilation, groups, "zeros", layout, algorithm)
     return _backward_input(spec, dy, weight, input_shape, accumulate, out)
 
 
@@ -932,6 +949,7 @@ def conv_transpose2d_backward(
     dilation: Ints = 1,
     groups: int = 1,
     layout: str = "NCHW",
+    algorithm: str = "auto",
 ) -> ConvGradients:
     """Several gradients of `conv_transpose2d` in one call.
 
@@ -950,6 +968,7 @@ def conv_transpose2d_backward(
         dilation: see the module's text.
         groups: see the module's text.
         layout: the axes of dy and of x.
+        algorithm: of the gradient of the input: "auto", "direct" or "fft".
 
     Returns:
         ConvGradients(input, weight, bias), None where one is not needed.
@@ -959,7 +978,7 @@ def conv_transpose2d_backward(
         TypeError: an operand is no numpy.ndarray, or not of the one dtype.
         MemoryError: there is no memory for the result.
     """
-    spec = _gradient_spec(2, True, stride, padding, output_padding, dilation, groups, "zeros", layout)
+    spec = _gradient_spec(2, True, stride, padding, output_padding, dilation, groups, "zeros", layout, algorithm)
     return _backward(spec, dy, x, weight, needs, accumulate)
 
 
@@ -1019,12 +1038,13 @@ def conv_transpose3d_backward_input(
     layout: str = "NCHW",
     accumulate: bool = False,
     out: Array | None = None,
+    algorithm: str = "auto",
 ) -> Array:
     """The gradient of `conv_transpose3d` with respect to its input, of `input_shape`.
 
     `conv_transpose2d_backward_input` says the same of two dimensions, with every argument.
     """
-    spec = _gradient_spec(3, True, stride, padding, output_padding, dilation, groups, "zeros", layout)
+    spec = _gradient_spec(3, True, stride, padding, output_padding, dilation, groups, "zeros", layout, algorithm)
     return _backward_input(spec, dy, weight, input_shape, accumulate, out)
 
 
@@ -1070,12 +1090,13 @@ def conv_transpose3d_backward(
     dilation: Ints = 1,
     groups: int = 1,
     layout: str = "NCHW",
+    algorithm: str = "auto",
 ) -> ConvGradients:
     """Several gradients of `conv_transpose3d` in one call.
 
     `conv_transpose2d_backward` says the same of two dimensions, with every argument.
     """
-    spec = _gradient_spec(3, True, stride, padding, output_padding, dilation, groups, "zeros", layout)
+    spec = _gradient_spec(3, True, stride, padding, output_padding, dilation, groups, "zeros", layout, algorithm)
     return _backward(spec, dy, x, weight, needs, accumulate)
 
 

@@ -534,6 +534,7 @@ def _convnd_backward_input(
     layout: str = "NCHW",
     accumulate: bool = False,
     out: Array | None = None,
+    algorithm: str = "auto",
 ) -> Array:
     """See `fastconv.functional.{name}`."""
     _check(dy, weight=weight)
@@ -612,6 +613,7 @@ def _convnd_backward(
     groups: int = 1,
     padding_mode: str = "zeros",
     layout: str = "NCHW",
+    algorithm: str = "auto",
 ) -> ConvGradients:
     """See `fastconv.functional.{name}`."""
     to = _targets(needs, accumulate)
@@ -675,6 +677,7 @@ def _conv_transposend_backward_input(
     layout: str = "NCHW",
     accumulate: bool = False,
     out: Array | None = None,
+    algorithm: str = "auto",
 ) -> Array:
     """See `fastconv.functional.{name}`."""
     _check(dy, weight=weight)
@@ -734,6 +737,7 @@ def _conv_transposend_backward(
     dilation: Ints = 1,
     groups: int = 1,
     layout: str = "NCHW",
+    algorithm: str = "auto",
 ) -> ConvGradients:
     """See `fastconv.functional.{name}`."""
     to = _targets(needs, accumulate)
