@@ -1441,6 +1441,13 @@ def test_softmax(rng, isa, dtype, shape, by_column):
         bound = (4 + np.ptp(x) / 2 + x.shape[axis] / 2) * eps
         np.testing.assert_allclose(result[:, :columns], expected.astype(np.float64), rtol=bound)
         np.testing.assert_array_equal(result[:, columns:], MARK)
+        if not by_column:
+            y = block_of(np.zeros_like(x), pitch, MARK)
+            _testing.softmax(isa, y=y, maximum=maximum, sum=total, logarithm=True, **common)
+            result = np.append(y, marked(pitch - columns, dtype)).reshape(rows, pitch)
+            close = 4 * eps * (np.ptp(x) + 2)
+            np.testing.assert_allclose(result[:, :columns], np.log(expected).astype(np.float64), rtol=0, atol=close)
+            np.testing.assert_array_equal(result[:, columns:], MARK)
         _testing.softmax(isa, maximum=maximum, sum=total, **common)
         np.testing.assert_array_equal(maximum[:size], x.max(axis))
         np.testing.assert_allclose(total[:size], exact.sum(axis).astype(np.float64), rtol=bound)
@@ -1463,7 +1470,9 @@ def test_softmax_of_one_row_does_not_see_the_others(rng, isa, dtype, shape):
             _testing.softmax(isa, y=y, x=part, maximum=maximum, sum=total, **common)
             _testing.softmax(isa, x=part, maximum=maximum, sum=total, **common)
             z = block_of(dy[first : first + high], pitch)
-            results = [y, total, maximum]
+            results = [y.copy(), total, maximum]
+            _testing.softmax(isa, y=y, x=part, maximum=maximum.copy(), sum=total.copy(), logarithm=True, **common)
+            results.append(y)
             for logarithm in (False, True):
                 _testing.softmax_gradient(isa, dx=dx, dy=z, y=part, sum=maximum.copy(), logarithm=logarithm, **common)
                 results.append(dx.copy())

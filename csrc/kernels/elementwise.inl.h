@@ -122,13 +122,33 @@ inline V scaled_exp(V x) {
 template <class V>
 constexpr float kExpUnit = V::kTable ? 0x1p-64f : 1;
 
-// One loop takes the exponentials of a row, the shares of the row before and the maximum of the row after the next, so
-// that no row waits for a sum over lanes, and misses are hidden by arithmetic: 1.3 to 1.4 times the speed of three
-// loops one after another.
-template <class T, bool kWrite>
+// The logarithm of s >= 1 by 2 atanh((m - 1) / (m + 1)), s = 2^e * m; what is not finite comes through.
+inline double logarithm(double s) {
+  if (!(s < __builtin_inf())) return s;
+  uint64_t bits;
+  __builtin_memcpy(&bits, &s, sizeof bits);
+  double e = (double)(int64_t)(bits >> 52) - 1023, m;
+  bits = (bits & 0xFFFFFFFFFFFFF) | 0x3FF0000000000000;
+  __builtin_memcpy(&m, &bits, sizeof m);
+  if (m > 1.4142135623730951) m *= 0.5, e += 1;
+  const double t = (m - 1) / (m + 1), u = t * t;  // u < 0.0295: the first term that is left out is below 2^-60
+  double p = 1.0 / 21;
+#pragma GCC unroll 10
+  for (int k = 9; k >= 0; --k) p = p * u + 1.0 / (2 * k + 1);
+  return e * 0.69314718055994530942 + 2 * t * p;
+}
+
+// What softmax_rows writes: the sums alone, the shares, their logarithms.
+enum class Rows { sums, shares, logarithms };
+
+// One loop takes the exponentials of a row, the results of the row before and the maximum of the row after the next, so
+// that no row waits for a sum over lanes, and misses are hidden by arithmetic: 1.3 times the speed of three loops one
+// after another on rows of 197, 1.15 times on rows of 1000.
+template <class T, Rows kRows>
 inline void softmax_rows(const SoftmaxArgs<T> p) {
   using V = Vec<T>;
   constexpr int W = V::kLanes;
+  constexpr bool kWrite = kRows != Rows::sums, kLogarithm = kRows == Rows::logarithms;
   const V lowest = V::set1(-(T)__builtin_inf());
   const int64_t n = p.columns, whole = n / W * W, tail = n - whole;
   const auto inside = V::range(0, tail);
@@ -140,42 +160,53 @@ inline void softmax_rows(const SoftmaxArgs<T> p) {
     return m.largest();
   };
   T top = maximum(p.x), next = p.rows > 1 ? maximum(p.x + p.pitch) : top;
-  // Of the row before: what makes shares of its exponentials, and those of its last elements.
-  V share = V::zero(), last = V::zero();
+  // Of the row before: 1 / sum, or its maximum and -log(sum); its last elements, from which the results are made.
+  V share = V::zero(), peak = V::zero(), last = V::zero();
+  auto result = [](auto v, auto peaks, auto shares) {
+    if constexpr (kLogarithm)
+      return v - peaks + shares;
+    else
+      return v * shares;
+  };
   for (int64_t r = 0; r < p.rows; ++r) {
     const T* x = p.x + r * p.pitch;
     const T* ahead = r + 2 < p.rows ? x + 2 * p.pitch : x;
     T* y = kWrite ? p.y + r * p.pitch : nullptr;
     T* before = kWrite && r ? y - p.pitch : nullptr;
+    const T* from = kLogarithm && r ? x - p.pitch : before;
     const V highest = V::set1(top);
     Pair<V> m = {ends(ahead), lowest}, s = {V::zero(), V::zero()};
-    auto each = [&](int64_t c, auto high, auto shares, auto& most, auto& sum) {
+    auto each = [&](int64_t c, auto high, auto peaks, auto shares, auto& most, auto& sum) {
       using U = decltype(high);
       const U e = scaled_exp(U::load(x + c) - high);
       most = max(most, U::load(ahead + c));
       sum = sum + e;
-      if (!kWrite) return;
-      e.store(y + c);
-      if (before) (U::load(before + c) * shares).store(before + c);
+      if (kRows == Rows::shares) e.store(y + c);
+      if (kWrite && before) result(U::load(from + c), peaks, shares).store(before + c);
     };
     int64_t c = 0;
-    for (; c + 2 * W <= n; c += 2 * W) each(c, Pair<V>{highest, highest}, Pair<V>{share, share}, m, s);
-    if (c < whole) each(c, highest, share, m.a, s.a);
+    for (; c + 2 * W <= n; c += 2 * W)
+      each(c, Pair<V>{highest, highest}, Pair<V>{peak, peak}, Pair<V>{share, share}, m, s);
+    if (c < whole) each(c, highest, peak, share, m.a, s.a);
     if (tail) {
-      if (before) (last * share).store_n(before + whole, tail);
-      last = scaled_exp(ends(x) - highest);
-      s.b = s.b + last;
+      if (before) result(last, peak, share).store_n(before + whole, tail);
+      last = ends(x);
+      const V e = scaled_exp(last - highest);
+      if (!kLogarithm) last = e;
+      s.b = s.b + e;
     }
     const T total = (s.a + s.b).sum();
     if (!kWrite) p.maximum[r] = top, p.sum[r] = total * (T)kExpUnit<V>;
-    share = V::set1((T)1 / total);
+    share = V::set1(kLogarithm ? (T)-logarithm((double)(total * (T)kExpUnit<V>)) : (T)1 / total);
+    peak = highest;
     top = next;
     next = max(m.a, m.b).largest();
   }
   if (!kWrite) return;
   T* y = p.y + (p.rows - 1) * p.pitch;
-  for (int64_t c = 0; c < whole; c += W) (V::load(y + c) * share).store(y + c);
-  if (tail) (last * share).store_n(y + whole, tail);
+  const T* from = kLogarithm ? p.x + (p.rows - 1) * p.pitch : y;
+  for (int64_t c = 0; c < whole; c += W) result(V::load(from + c), peak, share).store(y + c);
+  if (tail) result(last, peak, share).store_n(y + whole, tail);
 }
 
 // Calls use(c, get, put) for each vector of n columns, whose operands come by get and whose results go by put.
@@ -245,10 +276,12 @@ template <class T>
 void softmax(const SoftmaxArgs<T>& p) {
   if (p.by_column)
     softmax_columns(p);
-  else if (p.y)
-    softmax_rows<T, true>(p);
+  else if (!p.y)
+    softmax_rows<T, Rows::sums>(p);
+  else if (p.logarithm)
+    softmax_rows<T, Rows::logarithms>(p);
   else
-    softmax_rows<T, false>(p);
+    softmax_rows<T, Rows::shares>(p);
 }
 
 template <class T, bool kLogarithm>
