@@ -334,11 +334,9 @@ inline void softmax_gradient_of(const SoftmaxGradientArgs<T> p) {
   if (n >= kLong) {
     for (int64_t r = 0; r < p.rows; ++r) {
       const T *dy = p.dy + r * p.pitch, *y = p.y + r * p.pitch;
-      const T s = total(dy, y);
-      write_row<V, Pair<V>>(p.dx + r * p.pitch, n, false, [&](int64_t c, auto get) {
-        const auto d = get(dy + c);
-        return result(d, get(y + c), d.set1(s));
-      });
+      const V own = V::set1(total(dy, y));
+      write_row<V>(p.dx + r * p.pitch, n, false,
+                   [&](int64_t c, auto get) { return result(get(dy + c), get(y + c), own); });
     }
     return;
   }
