@@ -1472,6 +1472,48 @@ def test_map_run_forward_and_add_are_the_activation(rng, isa, dtype, name):
         np.testing.assert_array_equal(y, expected)
 
 
+@pytest.mark.parametrize("op", [0, 2], ids=["forward", "backward"])
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_an_element_does_not_see_its_neighbours(rng, isa, dtype, shape, name, op):
+    """Its bits are those that it has alone, next to elements for which another formula serves, and next to NaN."""
+    kind = ACTIVATIONS[name][0]
+    some = np.concatenate([rng.normal(0, 1, 40), rng.normal(0, 6, 40), [np.nan, np.inf, -np.inf, 1e-30, -3.875, 3.75]])
+    x = rng.permutation(some.astype(dtype))
+    dy = rng.normal(size=x.size).astype(dtype)
+    options = {"op": op, "kind": kind, **parameters(name, dtype)}
+    alone, y = np.zeros_like(x), np.zeros_like(x)
+    for i in range(x.size):
+        _testing.map_run(isa, y=alone, offset=i, x=x[i:].copy(), z=dy[i:].copy(), n=1, **options)
+    _testing.map_run(isa, y=y, offset=0, x=x, z=dy, n=x.size, **options)
+    np.testing.assert_array_equal(y, alone)
+
+
+@pytest.mark.parametrize("name", ["silu", "gelu"])
+def test_slopes_are_accurate(isa, dtype, name):
+    x = grid(dtype)
+    y = np.zeros_like(x)
+    _testing.map_run(isa, y=y, offset=0, x=x, z=np.ones_like(x), n=x.size, op=2, kind=ACTIVATIONS[name][0])
+    exact = x.astype(np.longdouble)
+    with np.errstate(over="ignore", under="ignore"):
+        if name == "silu":
+            expected = _sigmoid(exact) * (1 + exact * _sigmoid(-exact))
+        else:
+            density = np.exp(-(exact**2) / 2) / np.sqrt(2 * np.longdouble(math.pi))
+            expected = _normal_distribution(exact) + exact * density
+    worst = np.argmax(np.abs(y - expected))
+    assert np.abs(y - expected)[worst] <= 3 * np.finfo(dtype).eps, f"{name}'({x[worst]!r}) = {y[worst]!r}"
+
+
+@pytest.mark.parametrize("name", ["silu", "gelu", "gelu_tanh"])
+def test_slopes_of_infinities(isa, dtype, name):
+    """A product of the infinity and 0, as in the reference."""
+    x = np.array([1, -INF, INF, NAN, 0], dtype)
+    y = np.zeros_like(x)
+    _testing.map_run(isa, y=y, offset=0, x=x, z=np.ones_like(x), n=x.size, op=2, kind=ACTIVATIONS[name][0])
+    np.testing.assert_array_equal(np.isnan(y), [False, True, True, True, False])
+    assert y[4] == 0.5
+
+
 @covers("softmax")
 @pytest.mark.parametrize("by_column", [False, True])
 def test_softmax(rng, isa, dtype, shape, by_column):
@@ -1490,10 +1532,47 @@ def test_softmax(rng, isa, dtype, shape, by_column):
         bound = (4 + np.ptp(x) / 2 + x.shape[axis] / 2) * eps
         np.testing.assert_allclose(result[:, :columns], expected.astype(np.float64), rtol=bound)
         np.testing.assert_array_equal(result[:, columns:], MARK)
+        if not by_column:
+            y = block_of(np.zeros_like(x), pitch, MARK)
+            _testing.softmax(isa, y=y, maximum=maximum, sum=total, logarithm=True, **common)
+            result = np.append(y, marked(pitch - columns, dtype)).reshape(rows, pitch)
+            close = 4 * eps * (np.ptp(x) + 2)
+            np.testing.assert_allclose(result[:, :columns], np.log(expected).astype(np.float64), rtol=0, atol=close)
+            np.testing.assert_array_equal(result[:, columns:], MARK)
         _testing.softmax(isa, maximum=maximum, sum=total, **common)
         np.testing.assert_array_equal(maximum[:size], x.max(axis))
         np.testing.assert_allclose(total[:size], exact.sum(axis).astype(np.float64), rtol=bound)
         np.testing.assert_array_equal([maximum[size:], total[size:]], MARK)
+
+
+def test_softmax_of_one_row_does_not_see_the_others(rng, isa, dtype, shape):
+    """Its bits are those that it has alone: the loop has several rows in hand."""
+    for rows, columns, gap in (*blocks(shape, (2, 3, 5)), (3, 1100, 2)):
+        pitch = columns + gap
+        x = rng.normal(0, 5, (rows, columns)).astype(dtype)
+        x[0, 0], x[-1, -1] = np.nan, np.inf
+        dy = rng.normal(size=x.shape).astype(dtype)
+        both = []
+        for first, high in [(0, rows)] + [(r, 1) for r in range(rows)]:
+            part = block_of(x[first : first + high], pitch)
+            common = {"rows": high, "columns": columns, "pitch": pitch, "by_column": False}
+            y, dx = (block_of(np.zeros((high, columns), dtype), pitch, MARK) for _ in range(2))
+            maximum, total = np.zeros(high, dtype), np.zeros(high, dtype)
+            _testing.softmax(isa, y=y, x=part, maximum=maximum, sum=total, **common)
+            _testing.softmax(isa, x=part, maximum=maximum, sum=total, **common)
+            z = block_of(dy[first : first + high], pitch)
+            results = [y.copy(), total, maximum]
+            _testing.softmax(isa, y=y, x=part, maximum=maximum.copy(), sum=total.copy(), logarithm=True, **common)
+            results.append(y)
+            for logarithm in (False, True):
+                _testing.softmax_gradient(isa, dx=dx, dy=z, y=part, sum=maximum.copy(), logarithm=logarithm, **common)
+                results.append(dx.copy())
+            both.append(results)
+        for r in range(rows):
+            for together, alone in zip(both[0], both[1 + r], strict=True):
+                wide = np.append(together, marked(pitch, dtype))
+                at = r * pitch if together.size > rows else r
+                np.testing.assert_array_equal(wide[at : at + alone.size], alone)
 
 
 @covers("softmax_gradient")

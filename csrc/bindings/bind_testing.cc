@@ -777,13 +777,13 @@ void map_run(const std::string& isa, Array<T> y, int64_t offset, const Array<T>&
 
 template <class T>
 void softmax(const std::string& isa, std::optional<Array<T>> y, const Array<T>& x, int64_t rows, int64_t columns,
-             int64_t pitch, bool by_column, Array<T> maximum, Array<T> sum) {
+             int64_t pitch, bool by_column, Array<T> maximum, Array<T> sum, bool logarithm) {
   if (y) within_block<T>(*y, rows, columns, pitch);
   within_block<T>(x, rows, columns, pitch);
   for (const auto* v : {&maximum, &sum}) {
     Reach().steps(by_column ? columns : rows, 1).within(*v, "there is an entry each");
   }
-  table<T>(isa).softmax({y ? y->mutable_data() : nullptr, x.data(), rows, columns, pitch, by_column,
+  table<T>(isa).softmax({y ? y->mutable_data() : nullptr, x.data(), rows, columns, pitch, by_column, logarithm,
                          maximum.mutable_data(), sum.mutable_data()});
 }
 
@@ -1255,7 +1255,8 @@ void bind_kernels(py::module_& m) {
         py::arg("n"), py::arg("op"), py::arg("kind"), py::arg("a") = T{0}, py::arg("b") = T{0},
         py::arg("streaming") = false);
   m.def("softmax", &softmax<T>, isa, options, py::arg("y") = py::none(), array("x"), py::arg("rows"),
-        py::arg("columns"), py::arg("pitch"), py::arg("by_column"), array("maximum"), array("sum"));
+        py::arg("columns"), py::arg("pitch"), py::arg("by_column"), array("maximum"), array("sum"),
+        py::arg("logarithm") = false);
   m.def("softmax_gradient", &softmax_gradient<T>, isa, options, array("dx"), array("dy"), array("y"), py::arg("rows"),
         py::arg("columns"), py::arg("pitch"), py::arg("by_column"), py::arg("logarithm"), array("sum"));
 }

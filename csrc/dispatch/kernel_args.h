@@ -471,6 +471,7 @@ struct SoftmaxArgs {
   const T* x;
   int64_t rows, columns, pitch;
   int32_t by_column;
+  int32_t logarithm;  // y is the logarithm; for rows alone
   T* maximum;
   T* sum;
 };

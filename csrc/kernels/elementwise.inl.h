@@ -16,6 +16,13 @@ inline V slope(typename V::T a, typename V::T b, V x) {
   if constexpr (kKind == 2)
     return V::select_less_equal(x, zero, zero, V::select_less_equal(V::set1((T)6), x, zero, one));
   if constexpr (kKind == 3) return V::select_less_equal(x, zero, V::set1(a), one);
+  // Both slopes less 1/2 are odd. At an infinity they are a product of it and 0.
+  if constexpr (kKind == 4 && kPiecewise<V>) {
+    const V w = min(V::set1(22), V::abs(x)) + V::set1(1.5f), i = V::shift_right(w, 21);
+    return fma(x, zero, half) + V::turned_as(x, piece(kSiluSlope, i, w - V::without_low(w, 21)));
+  }
+  if constexpr (kKind == 9 && kPiecewise<V>)
+    return fma(x, zero, half) + V::turned_as(x, nearest_piece<2>(kGeluSlope, min(V::set1(7.5f), V::abs(x))));
   if constexpr (kKind == 4) {
     V rest, s = sigmoid(x, rest);
     return fma(x * s, rest, s);
@@ -32,7 +39,7 @@ inline V slope(typename V::T a, typename V::T b, V x) {
   if constexpr (kKind == 8) return fma(zero - x, x, one);
   if constexpr (kKind == 9) {
     // Phi(x) + x * phi(x)
-    const V density = exp(zero - half * x * x, zero) * V::set1((T)0.39894228040143267794);
+    const V density = exp(zero - half * x * x) * V::set1((T)0.39894228040143267794);
     return fma(x, density, half * double_normal(x));
   }
   if constexpr (kKind == 10) {
@@ -48,20 +55,33 @@ inline V slope(typename V::T a, typename V::T b, V x) {
   return one;
 }
 
+// One vector at a time, or two.
+template <class V, bool kTwo>
+struct Together {
+  using Type = V;
+};
+template <class V>
+struct Together<V, true> {
+  using Type = Pair<V>;
+};
+
 template <class T, int32_t kKind>
 inline void map_of(const MapArgs<T> p) {
   using V = Vec<T>;
+  // Functions of many instructions are taken of two vectors at a time, unless they are so many that registers run out.
+  constexpr bool kMany = kKind == 4 || kKind == 6 || kKind == 10 || ((kKind == 8 || kKind == 9) && kPiecewise<V>);
+  using Wide = typename Together<V, V::kTable && kMany>::Type;
   switch (p.op) {
     case MapOp::forward:
-      return write_row<V>(p.y, p.n, p.streaming,
-                          [&](int64_t i, auto get) { return activate(kKind, p.a, p.b, get(p.x + i)); });
+      return write_row<V, Wide>(p.y, p.n, p.streaming,
+                                [&](int64_t i, auto get) { return activate(kKind, p.a, p.b, get(p.x + i)); });
     case MapOp::add:
       return write_row<V>(p.y, p.n, p.streaming,
                           [&](int64_t i, auto get) { return activate(kKind, p.a, p.b, get(p.x + i) + get(p.z + i)); });
     case MapOp::backward:
       // A derivative of 0 gives 0, whatever comes: an infinite dy is no NaN where a clamp holds.
-      return write_row<V>(p.y, p.n, p.streaming, [&](int64_t i, auto get) {
-        const V d = get(p.z + i), x = get(p.x + i), zero = V::zero();
+      return write_row<V, Wide>(p.y, p.n, p.streaming, [&](int64_t i, auto get) {
+        const auto d = get(p.z + i), x = get(p.x + i), zero = d.zero();
         if constexpr (kKind == 1) return V::select_less_equal(x, zero, zero, d);
         if constexpr (kKind == 2 || kKind == 7 || kKind == 11) {
           const V s = slope<kKind>(p.a, p.b, x);
@@ -91,69 +111,102 @@ void map_run(const MapArgs<T>& p) {
   if (p.streaming) stream_fence();
 }
 
-// The largest lane. A NaN may be lost: the sum of the exponentials has it again.
+// e^x for x <= 0, times a power of two that keeps it from being denormal where exp_by_table serves.
 template <class V>
-inline typename V::T largest(V x) {
-  using T = typename V::T;
-  T lane[V::kLanes];
-  x.store(lane);
-#pragma GCC unroll 4
-  for (int half = V::kLanes / 2; half; half /= 2)
-#pragma GCC unroll 8
-    for (int l = 0; l < half; ++l) lane[l] = lane[l] > lane[l + half] ? lane[l] : lane[l + half];
-  return lane[0];
+inline V scaled_exp(V x) {
+  if constexpr (V::kTable)
+    return exp_by_table<1>(max(V::set1(-130), x), x);
+  else
+    return exp(x);
+}
+template <class V>
+constexpr float kExpUnit = V::kTable ? 0x1p-64f : 1;
+
+// The logarithm of s >= 1 by 2 atanh((m - 1) / (m + 1)), s = 2^e * m; what is not finite comes through.
+inline double logarithm(double s) {
+  if (!(s < __builtin_inf())) return s;
+  uint64_t bits;
+  __builtin_memcpy(&bits, &s, sizeof bits);
+  double e = (double)(int64_t)(bits >> 52) - 1023, m;
+  bits = (bits & 0xFFFFFFFFFFFFF) | 0x3FF0000000000000;
+  __builtin_memcpy(&m, &bits, sizeof m);
+  if (m > 1.4142135623730951) m *= 0.5, e += 1;
+  const double t = (m - 1) / (m + 1), u = t * t;  // u < 0.0295: the first term that is left out is below 2^-60
+  double p = 1.0 / 21;
+#pragma GCC unroll 10
+  for (int k = 9; k >= 0; --k) p = p * u + 1.0 / (2 * k + 1);
+  return e * 0.69314718055994530942 + 2 * t * p;
 }
 
-template <class T>
+// What softmax_rows writes: the sums alone, the shares, their logarithms.
+enum class Rows { sums, shares, logarithms };
+
+// One loop takes the exponentials of a row, the results of the row before and the maximum of the row after the next, so
+// that no row waits for a sum over lanes, and misses are hidden by arithmetic: 1.3 times the speed of three loops one
+// after another on rows of 197, 1.15 times on rows of 1000.
+template <class T, Rows kRows>
 inline void softmax_rows(const SoftmaxArgs<T> p) {
   using V = Vec<T>;
   constexpr int W = V::kLanes;
+  constexpr bool kWrite = kRows != Rows::sums, kLogarithm = kRows == Rows::logarithms;
   const V lowest = V::set1(-(T)__builtin_inf());
   const int64_t n = p.columns, whole = n / W * W, tail = n - whole;
-  T lanes[W];
-  for (int l = 0; l < W; ++l) lanes[l] = (T)l;
-  const auto inside = V::greater(V::set1((T)tail), V::load(lanes));
+  const auto inside = V::range(0, tail);
+  auto ends = [&](const T* x) { return tail ? V::load_range(x + whole, inside, lowest) : lowest; };
+  // A NaN may be lost: the sum of the exponentials has it again.
+  auto maximum = [&](const T* x) {
+    V m = ends(x);
+    for (int64_t c = 0; c < whole; c += W) m = max(m, V::load(x + c));
+    return m.largest();
+  };
+  T top = maximum(p.x), next = p.rows > 1 ? maximum(p.x + p.pitch) : top;
+  // Of the row before: 1 / sum, or its maximum and -log(sum); its last elements, from which the results are made.
+  V share = V::zero(), peak = V::zero(), last = V::zero();
+  auto result = [](auto v, auto peaks, auto shares) {
+    if constexpr (kLogarithm)
+      return v - peaks + shares;
+    else
+      return v * shares;
+  };
   for (int64_t r = 0; r < p.rows; ++r) {
     const T* x = p.x + r * p.pitch;
-    V m[4] = {lowest, lowest, lowest, lowest};
-    int64_t c = 0;
-    for (; c + 4 * W <= n; c += 4 * W)
-#pragma GCC unroll 4
-      for (int j = 0; j < 4; ++j) m[j] = max(m[j], V::load(x + c + j * W));
-    for (; c < whole; c += W) m[0] = max(m[0], V::load(x + c));
-    if (tail) m[1] = max(m[1], V::select(inside, V::load_n(x + whole, tail), lowest));
-    const T top = largest(max(max(m[0], m[1]), max(m[2], m[3])));
+    const T* ahead = r + 2 < p.rows ? x + 2 * p.pitch : x;
+    T* y = kWrite ? p.y + r * p.pitch : nullptr;
+    T* before = kWrite && r ? y - p.pitch : nullptr;
+    const T* from = kLogarithm && r ? x - p.pitch : before;
     const V highest = V::set1(top);
-    V s[2] = {V::zero(), V::zero()};
-    auto term = [&](V v) { return exp(v - highest, V::zero()); };
-    T* y = p.y ? p.y + r * p.pitch : nullptr;
-    c = 0;
+    Pair<V> m = {ends(ahead), lowest}, s = {V::zero(), V::zero()};
+    auto each = [&](int64_t c, auto high, auto peaks, auto shares, auto& most, auto& sum) {
+      using U = decltype(high);
+      const U e = scaled_exp(U::load(x + c) - high);
+      most = max(most, U::load(ahead + c));
+      sum = sum + e;
+      if (kRows == Rows::shares) e.store(y + c);
+      if (kWrite && before) result(U::load(from + c), peaks, shares).store(before + c);
+    };
+    int64_t c = 0;
     for (; c + 2 * W <= n; c += 2 * W)
-#pragma GCC unroll 2
-      for (int j = 0; j < 2; ++j) {
-        const V e = term(V::load(x + c + j * W));
-        if (y) e.store(y + c + j * W);
-        s[j] = s[j] + e;
-      }
-    if (c < whole) {
-      const V e = term(V::load(x + c));
-      if (y) e.store(y + c);
-      s[0] = s[0] + e;
-    }
-    V last = V::zero();
+      each(c, Pair<V>{highest, highest}, Pair<V>{peak, peak}, Pair<V>{share, share}, m, s);
+    if (c < whole) each(c, highest, peak, share, m.a, s.a);
     if (tail) {
-      last = V::select(inside, term(V::load_n(x + whole, tail)), last);
-      s[1] = s[1] + last;
+      if (before) result(last, peak, share).store_n(before + whole, tail);
+      last = ends(x);
+      const V e = scaled_exp(last - highest);
+      if (!kLogarithm) last = e;
+      s.b = s.b + e;
     }
-    const T total = (s[0] + s[1]).sum();
-    if (!y) {
-      p.maximum[r] = top, p.sum[r] = total;
-      continue;
-    }
-    const V share = V::set1((T)1 / total);
-    for (c = 0; c < whole; c += W) (V::load(y + c) * share).store(y + c);
-    if (tail) (last * share).store_n(y + whole, tail);
+    const T total = (s.a + s.b).sum();
+    if (!kWrite) p.maximum[r] = top, p.sum[r] = total * (T)kExpUnit<V>;
+    share = V::set1(kLogarithm ? (T)-logarithm((double)(total * (T)kExpUnit<V>)) : (T)1 / total);
+    peak = highest;
+    top = next;
+    next = max(m.a, m.b).largest();
   }
+  if (!kWrite) return;
+  T* y = p.y + (p.rows - 1) * p.pitch;
+  const T* from = kLogarithm ? p.x + (p.rows - 1) * p.pitch : y;
+  for (int64_t c = 0; c < whole; c += W) result(V::load(from + c), peak, share).store(y + c);
+  if (tail) result(last, peak, share).store_n(y + whole, tail);
 }
 
 // Calls use(c, get, put) for each vector of n columns, whose operands come by get and whose results go by put.
@@ -195,7 +248,7 @@ inline void softmax_columns(const SoftmaxArgs<T> p) {
       const V m = get(p.maximum + c);
       V s = r ? get(p.sum + c) : V::zero();
       auto add = [&](int64_t i) {
-        const V e = exp(get(x + i * p.pitch + c) - m, V::zero());
+        const V e = scaled_exp(get(x + i * p.pitch + c) - m);
         if (y) put(e, y + i * p.pitch + c);
         s = s + e;
       };
@@ -208,8 +261,11 @@ inline void softmax_columns(const SoftmaxArgs<T> p) {
       put(s, p.sum + c);
     });
   }
+  each_vector<V>(p.columns, [=](int64_t c, auto get, auto put) {
+    const V s = get(p.sum + c);
+    put(p.y ? V::set1((T)1) / s : s * V::set1((T)kExpUnit<V>), p.sum + c);
+  });
   if (!p.y) return;
-  each_vector<V>(p.columns, [=](int64_t c, auto get, auto put) { put(V::set1((T)1) / get(p.sum + c), p.sum + c); });
   for (int64_t r = 0; r < p.rows; ++r) {
     T* y = p.y + r * p.pitch;
     each_vector<V>(p.columns, [=](int64_t c, auto get, auto put) { put(get(y + c) * get(p.sum + c), y + c); });
@@ -218,14 +274,29 @@ inline void softmax_columns(const SoftmaxArgs<T> p) {
 
 template <class T>
 void softmax(const SoftmaxArgs<T>& p) {
-  p.by_column ? softmax_columns(p) : softmax_rows(p);
+  if (p.by_column)
+    softmax_columns(p);
+  else if (!p.y)
+    softmax_rows<T, Rows::sums>(p);
+  else if (p.logarithm)
+    softmax_rows<T, Rows::logarithms>(p);
+  else
+    softmax_rows<T, Rows::shares>(p);
 }
 
 template <class T, bool kLogarithm>
 inline void softmax_gradient_of(const SoftmaxGradientArgs<T> p) {
   using V = Vec<T>;
   constexpr int W = V::kLanes;
-  auto result = [&](V d, V y, V s) { return kLogarithm ? d - exp(y, V::zero()) * s : y * (d - s); };
+  // For log_softmax s is in the units of scaled_exp. (e^40 is no share.)
+  auto result = [&](auto d, auto y, auto s) {
+    using U = decltype(d);
+    if constexpr (kLogarithm)
+      return d - scaled_exp(U::kTable ? min(U::set1(40), y) : y) * s;
+    else
+      return y * (d - s);
+  };
+  const T unit = kLogarithm ? (T)kExpUnit<V> : 1;
   if (p.by_column) {
     for (int64_t r = 0; r < p.rows; ++r)
       write_row<V>(p.sum, p.columns, false, [&](int64_t c, auto get) {
@@ -234,24 +305,58 @@ inline void softmax_gradient_of(const SoftmaxGradientArgs<T> p) {
       });
     for (int64_t r = 0; r < p.rows; ++r)
       write_row<V>(p.dx + r * p.pitch, p.columns, false, [&](int64_t c, auto get) {
-        return result(get(p.dy + r * p.pitch + c), get(p.y + r * p.pitch + c), get(p.sum + c));
+        return result(get(p.dy + r * p.pitch + c), get(p.y + r * p.pitch + c), get(p.sum + c) * V::set1(unit));
       });
     return;
   }
-  for (int64_t r = 0; r < p.rows; ++r) {
-    const T* dy = p.dy + r * p.pitch;
-    const T* y = p.y + r * p.pitch;
-    V s[2] = {V::zero(), V::zero()};
-    auto add = [&](int64_t c, int64_t lanes, int j) {
-      const V d = V::load_n(dy + c, lanes);
-      s[j] = kLogarithm ? s[j] + d : fma(d, V::load_n(y + c, lanes), s[j]);
-    };
+  const int64_t n = p.columns, whole = n / W * W, tail = n - whole;
+  auto term = [](auto d, auto y, auto s) {
+    if constexpr (kLogarithm)
+      return s + d;
+    else
+      return fma(d, y, s);
+  };
+  auto ends = [&](const T* dy, const T* y) {
+    return tail ? term(V::load_n(dy + whole, tail), V::load_n(y + whole, tail), V::zero()) : V::zero();
+  };
+  auto finish = [unit](Pair<V> s) { return (s.a + s.b).sum() * unit; };
+  auto total = [&](const T* dy, const T* y) {
+    Pair<V> s = {V::zero(), ends(dy, y)};
     int64_t c = 0;
-    for (; c + 2 * W <= p.columns; c += 2 * W) add(c, W, 0), add(c + W, W, 1);
-    for (; c < p.columns; c += W) add(c, p.columns - c < W ? p.columns - c : W, 0);
-    const V total = V::set1((s[0] + s[1]).sum());
-    write_row<V>(p.dx + r * p.pitch, p.columns, false,
-                 [&](int64_t i, auto get) { return result(get(dy + i), get(y + i), total); });
+    for (; c + 2 * W <= n; c += 2 * W) s = term(Pair<V>::load(dy + c), Pair<V>::load(y + c), s);
+    if (c < whole) s.a = term(V::load(dy + c), V::load(y + c), s.a);
+    return finish(s);
+  };
+  // Of short rows one loop takes the results of a row and the sum of the row after the next, so that no row waits for a
+  // sum over lanes: 1.3 times the speed on rows of 197. Rows of 1000 lost by it: more of what misses the caches is in
+  // flight in a loop that does nothing else.
+  constexpr int64_t kLong = 512;
+  if (n >= kLong) {
+    for (int64_t r = 0; r < p.rows; ++r) {
+      const T *dy = p.dy + r * p.pitch, *y = p.y + r * p.pitch;
+      const V own = V::set1(total(dy, y));
+      write_row<V>(p.dx + r * p.pitch, n, false,
+                   [&](int64_t c, auto get) { return result(get(dy + c), get(y + c), own); });
+    }
+    return;
+  }
+  T sum = total(p.dy, p.y), next = p.rows > 1 ? total(p.dy + p.pitch, p.y + p.pitch) : sum;
+  for (int64_t r = 0; r < p.rows; ++r) {
+    const T *dy = p.dy + r * p.pitch, *y = p.y + r * p.pitch;
+    const int64_t step = r + 2 < p.rows ? 2 * p.pitch : 0;
+    T* dx = p.dx + r * p.pitch;
+    Pair<V> s = {V::zero(), ends(dy + step, y + step)};
+    auto each = [&](int64_t c, auto whose, auto& ahead) {
+      using U = decltype(whose);
+      ahead = term(U::load(dy + step + c), U::load(y + step + c), ahead);
+      result(U::load(dy + c), U::load(y + c), whose).store(dx + c);
+    };
+    const V own = V::set1(sum);
+    int64_t c = 0;
+    for (; c + 2 * W <= n; c += 2 * W) each(c, Pair<V>{own, own}, s);
+    if (c < whole) each(c, own, s.a);
+    if (tail) result(V::load_n(dy + whole, tail), V::load_n(y + whole, tail), own).store_n(dx + whole, tail);
+    sum = next, next = finish(s);
   }
 }
 

@@ -1,6 +1,6 @@
 // Rows of results, written through the caches or past them.
 #pragma once
-#include "kernels/vec.h"
+#include "kernels/pair.h"
 
 namespace fastconv::FASTCONV_ISA_NS {
 
@@ -13,12 +13,15 @@ inline void stream_fence() {
 
 // Writes n elements: value(i, get) is the vector from element i on, which reads its operands by get(pointer to theirs).
 // The last vector, and in a row that is streamed also one up to the first whole line, is masked. An element's value
-// must not depend on the lane that it falls into.
-template <class V, class Value>
+// must not depend on the lane that it falls into. Whole vectors may be read and written several at a time, as a Wide,
+// which value(i, get) then is.
+template <class V, class Wide = V, class Value>
 inline void write_row(typename V::T* y, int64_t n, bool streaming, Value value) {
   using T = typename V::T;
   constexpr int W = V::kLanes;
+  constexpr int kWide = Wide::kLanes;
   auto whole = [](const T* from) { return V::load(from); };
+  auto wide = [](const T* from) { return Wide::load(from); };
   int64_t i = 0;
   if (streaming) {
     const int64_t past = (int64_t)((uintptr_t)y & (sizeof(V) - 1)) / (int64_t)sizeof(T);
@@ -27,11 +30,12 @@ inline void write_row(typename V::T* y, int64_t n, bool streaming, Value value) 
       value(0, [head](const T* from) { return V::load_n(from, head); }).store_n(y, head);
       i = head;
     }
+    for (; i + kWide <= n; i += kWide) value(i, wide).stream(y + i);
     for (; i + W <= n; i += W) value(i, whole).stream(y + i);
   } else {
     for (; i + 4 * W <= n; i += 4 * W)
 #pragma GCC unroll 4
-      for (int j = 0; j < 4; ++j) value(i + j * W, whole).store(y + i + j * W);
+      for (int j = 0; j < 4 * W; j += kWide) value(i + j, wide).store(y + i + j);
     for (; i + W <= n; i += W) value(i, whole).store(y + i);
   }
   if (i < n) {

@@ -76,6 +76,19 @@ struct Vec<float> {
     const Vec half = round(n * set1((T)0.5));
     return x * exp2i(half) * exp2i(n - half);
   }
+  // 2^(i / 8) from an integral i in the low bits of a number: the table makes up for the fraction that is added here.
+  static constexpr int kTable = 8;
+  static Vec power(const uint32_t (&table)[8], Vec i) {
+    const __m256i k = _mm256_castps_si256(i.v), entries = _mm256_load_si256((const __m256i*)table);
+    const __m256i fraction = _mm256_permutevar8x32_epi32(entries, k);
+    return {_mm256_castsi256_ps(_mm256_add_epi32(fraction, _mm256_slli_epi32(k, 20)))};
+  }
+  // The largest lane; a NaN may be lost.
+  T largest() const {
+    __m128 s = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+    s = _mm_max_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
+  }
   // Elements 0, 2, 4, ... of the 16 in lo, hi.
   static Vec even(Vec lo, Vec hi) {
     __m256 s = _mm256_shuffle_ps(lo.v, hi.v, 0x88);
@@ -198,6 +211,11 @@ struct Vec<double> {
   static Vec scale(Vec x, Vec n) {
     const Vec half = round(n * set1((T)0.5));
     return x * exp2i(half) * exp2i(n - half);
+  }
+  static constexpr int kTable = 0;
+  T largest() const {
+    const __m128d s = _mm_max_pd(_mm256_castpd256_pd128(v), _mm256_extractf128_pd(v, 1));
+    return _mm_cvtsd_f64(_mm_max_sd(s, _mm_unpackhi_pd(s, s)));
   }
   static Vec even(Vec lo, Vec hi) { return {_mm256_permute4x64_pd(_mm256_shuffle_pd(lo.v, hi.v, 0x0), 0xD8)}; }
   // Comparisons, lane by lane.

@@ -45,6 +45,19 @@ struct Vec<float> {
   friend Vec max(Vec bound, Vec x) { return {_mm512_max_ps(bound.v, x.v)}; }
   friend Vec min(Vec bound, Vec x) { return {_mm512_min_ps(bound.v, x.v)}; }
   static Vec abs(Vec x) { return {_mm512_abs_ps(x.v)}; }
+  // size with the sign of x
+  static Vec signed_as(Vec x, Vec size) {
+    const __m512i sign = _mm512_set1_epi32(INT32_MIN);
+    return {_mm512_castsi512_ps(  // sign ? x : size, bit by bit
+        _mm512_ternarylogic_epi32(sign, _mm512_castps_si512(x.v), _mm512_castps_si512(size.v), 0xCA))};
+  }
+  // size, or -size where x is negative
+  static Vec turned_as(Vec x, Vec size) { return {_mm512_xor_ps(size.v, _mm512_and_ps(x.v, _mm512_set1_ps(-0.0f)))}; }
+  // The bits of a number but for the n lowest, and those moved down by n.
+  static Vec without_low(Vec x, int n) {
+    return {_mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(x.v), _mm512_set1_epi32(-1 << n)))};
+  }
+  static Vec shift_right(Vec x, int n) { return {_mm512_castsi512_ps(_mm512_srli_epi32(_mm512_castps_si512(x.v), n))}; }
   static Vec select_less(Vec x, Vec y, Vec a, Vec b) {
     return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(x.v, y.v, _CMP_LT_OQ), b.v, a.v)};
   }
@@ -67,6 +80,24 @@ struct Vec<float> {
   }
   // x * 2^n for an integral n, rounded once where it is denormal
   static Vec scale(Vec x, Vec n) { return {_mm512_scalef_ps(x.v, n.v)}; }
+  // Entries by the four low bits of the numbers i. (The lookup of 32 entries, as the fused multiply-add, reads three
+  // registers: on Zen 4 the two together are one a cycle.)
+  static Vec lookup(const T (&table)[16], Vec i) {
+    return {_mm512_permutexvar_ps(_mm512_castps_si512(i.v), _mm512_load_ps(table))};
+  }
+  static constexpr int kTable = 16;
+  // 2^(i / 16) from an integral i in the low bits of a number: the table makes up for the fraction that is added here.
+  static Vec power(const uint32_t (&table)[16], Vec i) {
+    const __m512i k = _mm512_castps_si512(i.v), fraction = _mm512_permutexvar_epi32(k, _mm512_load_si512(table));
+    return {_mm512_castsi512_ps(_mm512_add_epi32(fraction, _mm512_slli_epi32(k, 19)))};
+  }
+  // The largest lane; a NaN may be lost.
+  T largest() const {
+    const __m256 h = _mm256_max_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+    __m128 s = _mm_max_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
+    s = _mm_max_ps(s, _mm_movehl_ps(s, s));
+    return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
+  }
   static Vec even(Vec lo, Vec hi) {
     const __m512i index = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
     return {_mm512_permutex2var_ps(lo.v, index, hi.v)};
@@ -78,6 +109,7 @@ struct Vec<float> {
   static Mask equal(Vec a, Vec b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ); }
   static Mask unordered(Vec a, Vec b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_UNORD_Q); }
   static bool any(Mask m) { return m != 0; }
+  static bool any_above(Vec x, T bound) { return any(greater(x, set1(bound))); }
   static Mask either(Mask a, Mask b) { return _kor_mask16(a, b); }
   // m ? a : b
   static Vec select(Mask m, Vec a, Vec b) { return {_mm512_mask_blend_ps(m, b.v, a.v)}; }
@@ -185,6 +217,12 @@ struct Vec<double> {
     return {_mm512_castsi512_pd(_mm512_slli_epi64(e, 52))};
   }
   static Vec scale(Vec x, Vec n) { return {_mm512_scalef_pd(x.v, n.v)}; }
+  static constexpr int kTable = 0;
+  T largest() const {
+    const __m256d h = _mm256_max_pd(_mm512_castpd512_pd256(v), _mm512_extractf64x4_pd(v, 1));
+    const __m128d s = _mm_max_pd(_mm256_castpd256_pd128(h), _mm256_extractf128_pd(h, 1));
+    return _mm_cvtsd_f64(_mm_max_sd(s, _mm_unpackhi_pd(s, s)));
+  }
   static Vec even(Vec lo, Vec hi) {
     const __m512i index = _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14);
     return {_mm512_permutex2var_pd(lo.v, index, hi.v)};

@@ -115,6 +115,13 @@ struct Vec {
     const Vec half = round(n * set1((T)0.5));
     return x * exp2i(half) * exp2i(n - half);
   }
+  static constexpr int kTable = 0;
+  // The largest lane; a NaN may be lost.
+  T largest() const {
+    T most = v[0];
+    for (int i = 1; i < kLanes; ++i) most = v[i] > most ? v[i] : most;
+    return most;
+  }
   static Vec even(Vec lo, Vec hi) {
     V r;
     for (int i = 0; i < kLanes / 2; ++i) r[i] = lo.v[2 * i], r[i + kLanes / 2] = hi.v[2 * i];

@@ -153,16 +153,17 @@ Status softmax(const Along& a, bool logarithm, const TensorView& x, const Tensor
     s.by_column = a.inner > 1;
     s.maximum = maximum, s.sum = sum;
     T* to = static_cast<T*>(y.data) + first;
-    s.y = logarithm ? nullptr : to;
+    s.logarithm = logarithm;
+    s.y = logarithm && s.by_column ? nullptr : to;
     kernels.softmax(s);
-    if (!logarithm) return;
-    const int64_t count = s.by_column ? s.columns : s.rows;
-    for (int64_t k = 0; k < count; ++k) sum[k] = static_cast<T>(-std::log(static_cast<double>(sum[k]))), scale[k] = 1;
+    if (s.y) return;
+    for (int64_t k = 0; k < s.columns; ++k)
+      sum[k] = static_cast<T>(-std::log(static_cast<double>(sum[k]))), scale[k] = 1;
     NormApplyArgs<T> n{};
     n.y = to, n.x = s.x;
     n.y_pitch = n.x_pitch = s.pitch;
     n.rows = s.rows, n.columns = s.columns;
-    n.by_column = s.by_column;
+    n.by_column = 1;
     n.mean = maximum, n.scale = scale, n.offset = sum;
     kernels.norm_apply(n);
   });
