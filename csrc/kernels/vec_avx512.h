@@ -51,6 +51,8 @@ struct Vec<float> {
     return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(x.v, y.v, _CMP_LE_OQ), b.v, a.v)};
   }
   static Vec sqrt(Vec x) { return {_mm512_sqrt_ps(x.v)}; }
+  // x^-1/2 to 12 bits or more, which differ between CPUs.
+  static Vec rsqrt_estimate(Vec x) { return {_mm512_rsqrt14_ps(x.v)}; }
   // Over the lanes, halves joined with halves.
   T sum() const {
     __m256 h = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
