@@ -52,11 +52,13 @@ inline __attribute__((always_inline)) void response_share(V x, V dy, V d, V* own
 
 // Columns of a strip whose channels are walked together: of each ring, a row a channel of the window, they lie in the
 // first-level cache.
-template <class T>
+// kSize: the window, or 0 for any; the usual one has no loop.
+template <class T, int kSize>
 inline void response_planes(const ResponseArgs<T> p) {
   using V = Vec<T>;
   constexpr int64_t kWide = kResponseColumns;
-  const int64_t before = p.before, after = p.after, size = before + after + 1, channels = p.rows, n = p.columns;
+  const int64_t before = p.before, after = p.after, size = kSize ? kSize : before + after + 1, channels = p.rows,
+                n = p.columns;
   const V factor = V::set1(p.factor), k = V::set1(p.k), minus = V::set1(-p.gradient);
   T *squares = p.scratch, *shares = squares + size * kWide, *owns = shares + size * kWide;
   const bool backward = p.dy != nullptr;
@@ -67,25 +69,31 @@ inline void response_planes(const ResponseArgs<T> p) {
     const T* ahead = p.x + (more ? c + after : 0) * p.x_pitch;
     T* square = squares + (c + after) % size * kWide;
     if (c < 0) {
-      across<V>(n, [=](int64_t i, auto how) __attribute__((always_inline)) {
+      across<V>(n, 0, [=](int64_t i, auto how) __attribute__((always_inline)) {
         const V v = more ? how.get(ahead + i) : V::zero();
         (v * v).store(square + i);
       });
       continue;
     }
+    const T *other0 = squares + (c + after + 1) % 5 * kWide, *other1 = squares + (c + after + 2) % 5 * kWide;
+    const T *other2 = squares + (c + after + 3) % 5 * kWide, *other3 = squares + (c + after + 4) % 5 * kWide;
     auto denominator = [=](int64_t i, auto how) __attribute__((always_inline)) {
       const V v = more ? how.get(ahead + i) : V::zero();
       V sum = v * v;
       sum.store(square + i);
-      const T* end = squares + size * kWide + i;
-      for (const T* from = squares + i; from < square; from += kWide) sum = sum + V::load(from);
-      for (const T* from = square + kWide + i; from < end; from += kWide) sum = sum + V::load(from);
+      if constexpr (kSize == 5) {
+        sum = (sum + (V::load(other0 + i) + V::load(other1 + i))) + (V::load(other2 + i) + V::load(other3 + i));
+      } else {
+        const T* end = squares + size * kWide + i;
+        for (const T* from = squares + i; from < square; from += kWide) sum = sum + V::load(from);
+        for (const T* from = square + kWide + i; from < end; from += kWide) sum = sum + V::load(from);
+      }
       return fma(sum, factor, k);
     };
     if (!backward) {
       const T* x = p.x + c * p.x_pitch;
       T* y = p.y + c * p.y_pitch;
-      across<V>(n, [=](int64_t i, auto how) __attribute__((always_inline)) {
+      across<V>(n, 0, [=](int64_t i, auto how) __attribute__((always_inline)) {
         how.put(how.get(x + i) * powers(denominator(i, how)).power, y + i, false);
       });
       continue;
@@ -93,7 +101,7 @@ inline void response_planes(const ResponseArgs<T> p) {
     T *share = shares + c % size * kWide, *own = owns + c % size * kWide;
     if (c < channels) {
       const T *x = p.x + c * p.x_pitch, *dy = p.dy + c * p.dy_pitch;
-      across<V>(n, [=](int64_t i, auto how) __attribute__((always_inline)) {
+      across<V>(n, 0, [=](int64_t i, auto how) __attribute__((always_inline)) {
         V a, b;
         response_share(how.get(x + i), how.get(dy + i), denominator(i, how), &a, &b);
         a.store(own + i), b.store(share + i);
@@ -106,9 +114,14 @@ inline void response_planes(const ResponseArgs<T> p) {
     if (result < 0) continue;
     const T *x = p.x + result * p.x_pitch, *from_own = owns + result % size * kWide;
     T* y = p.y + result * p.y_pitch;
-    across<V>(n, [=](int64_t i, auto how) __attribute__((always_inline)) {
+    across<V>(n, 0, [=](int64_t i, auto how) __attribute__((always_inline)) {
       V sum = V::load(shares + i);
-      for (int64_t j = 1; j < size; ++j) sum = sum + V::load(shares + j * kWide + i);
+      if constexpr (kSize == 5) {
+        sum = (sum + V::load(shares + kWide + i)) +
+              (V::load(shares + 2 * kWide + i) + V::load(shares + 3 * kWide + i)) + V::load(shares + 4 * kWide + i);
+      } else {
+        for (int64_t j = 1; j < size; ++j) sum = sum + V::load(shares + j * kWide + i);
+      }
       how.put(fma(minus * how.get(x + i), sum, V::load(from_own + i)), y + i, false);
     });
   }
@@ -118,18 +131,24 @@ inline void response_planes(const ResponseArgs<T> p) {
 // holds, it has reached the cache.
 constexpr int kResponseRows = 4;
 
-template <class T>
+template <class T, int kSize>
 inline void response_rows(const ResponseArgs<T> p) {
   using V = Vec<T>;
   constexpr int W = V::kLanes;
-  const int64_t before = p.before, after = p.after, size = before + after + 1, channels = p.columns;
+  const int64_t before = p.before, after = p.after, size = kSize ? kSize : before + after + 1, channels = p.columns;
   const V factor = V::set1(p.factor), k = V::set1(p.k), minus = V::set1(-p.gradient);
   // Of each pixel: zeros on both sides of the shares, since sums reach beyond the channels, and own values.
   const int64_t room = channels + size + 2 * W;
   T *shares = p.scratch, *owns = shares + kResponseRows * room;
   auto denominator = [=](const T* x, int64_t c) __attribute__((always_inline)) {
     V sum = V::zero();
-    if (c >= before && c + W + after <= channels) {
+    const bool inside = c >= before && c + W + after <= channels;
+    if (kSize == 5 && inside) {
+      const T* from = x + c - before;
+      const V a = V::load(from), b = V::load(from + 1), m = V::load(from + 2), d = V::load(from + 3),
+              e = V::load(from + 4);
+      sum = fma(a, a, b * b) + fma(e, e, fma(m, m, d * d));
+    } else if (inside) {
       for (int64_t j = -before; j <= after; ++j) {
         const V v = V::load(x + c + j);
         sum = fma(v, v, sum);
@@ -148,7 +167,7 @@ inline void response_rows(const ResponseArgs<T> p) {
     for (int64_t r = 0; r < p.rows; ++r) {
       const T* x = p.x + r * p.x_pitch;
       T* y = p.y + r * p.y_pitch;
-      across<V>(channels, [=](int64_t c, auto how) __attribute__((always_inline)) {
+      across<V>(channels, 0, [=](int64_t c, auto how) __attribute__((always_inline)) {
         how.put(how.get(x + c) * powers(denominator(x, c)).power, y + c, false);
       });
     }
@@ -160,7 +179,7 @@ inline void response_rows(const ResponseArgs<T> p) {
     for (int64_t q = 0; q < high; ++q) {
       const T *x = p.x + (r + q) * p.x_pitch, *dy = p.dy + (r + q) * p.dy_pitch;
       T *own = owns + q * room, *share = shares + q * room + after;
-      across<V>(channels, [=](int64_t c, auto how) __attribute__((always_inline)) {
+      across<V>(channels, 0, [=](int64_t c, auto how) __attribute__((always_inline)) {
         V a, b;
         response_share(how.get(x + c), how.get(dy + c), denominator(x, c), &a, &b);
         how.put(a, own + c, false), how.put(b, share + c, false);
@@ -169,7 +188,7 @@ inline void response_rows(const ResponseArgs<T> p) {
     for (int64_t q = 0; q < high; ++q) {
       const T *x = p.x + (r + q) * p.x_pitch, *own = owns + q * room, *share = shares + q * room;
       T* y = p.y + (r + q) * p.y_pitch;
-      across<V>(channels, [=](int64_t c, auto how) __attribute__((always_inline)) {
+      across<V>(channels, 0, [=](int64_t c, auto how) __attribute__((always_inline)) {
         V sum = V::load(share + c);
         for (int64_t j = 1; j < size; ++j) sum = sum + V::load(share + c + j);
         how.put(fma(minus * how.get(x + c), sum, how.get(own + c)), y + c, false);
@@ -180,7 +199,10 @@ inline void response_rows(const ResponseArgs<T> p) {
 
 template <class T>
 void response(const ResponseArgs<T>& p) {
-  p.by_column ? response_planes(p) : response_rows(p);
+  if (p.before == 2 && p.after == 2)
+    p.by_column ? response_planes<T, 5>(p) : response_rows<T, 5>(p);
+  else
+    p.by_column ? response_planes<T, 0>(p) : response_rows<T, 0>(p);
 }
 
 }  // namespace fastconv::FASTCONV_ISA_NS

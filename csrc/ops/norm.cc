@@ -31,6 +31,8 @@ constexpr int64_t kPieceBytes = 16384;
 constexpr int64_t kPieceRows = 128;
 // Sets of pixels up to this size are summed and normalised in one task.
 constexpr int64_t kLargeBytes = 1 << 22;
+// Operands of a set that stay in the first-level cache between its sums and its result.
+constexpr int64_t kFirstLevel = 28672;
 // Sets that a task takes together.
 constexpr int64_t kSetBytes = 1 << 18;
 constexpr int64_t kPiecesATask = 16;
@@ -161,13 +163,18 @@ struct Channels {
   double at(int64_t c, double otherwise) const { return data ? static_cast<double>(data[c * stride]) : otherwise; }
 };
 
+// A result a channel, which may be absent.
 template <class T>
-void put(const TensorView& v, int64_t c, double value) {
-  if (absent(v)) return;
+struct Kept {
+  T* data;
   int64_t stride = 1;
-  merged_stride(v, 0, v.ndim, &stride);
-  static_cast<T*>(v.data)[c * stride] = static_cast<T>(value);
-}
+  explicit Kept(const TensorView& v) : data(static_cast<T*>(v.data)) {
+    if (data) merged_stride(v, 0, v.ndim, &stride);
+  }
+  void put(int64_t c, double value) const {
+    if (data) data[c * stride] = static_cast<T>(value);
+  }
+};
 
 // A mean in two numbers of T and the reciprocal of the deviation.
 template <class T>
@@ -298,6 +305,15 @@ class NormCall {
       fold({running_mean.at(c, 0), running_var.at(c, 1), desc_.eps}, weight, bias, c, c + 1, mean, mean + shape_.C,
            mean + 2 * shape_.C);
     return apply_channels(0, shape_.N, mean, mean + shape_.C, mean + 2 * shape_.C);
+  }
+
+  // A channel of small planes is a few lines of each image, which no prefetcher follows: the lines of channels [c0, c1)
+  // are asked for in the order of memory.
+  void prefetch(const Image<T>& image, int64_t c0, int64_t c1) const {
+    if (c1 - c0 < 2 || shape_.P * static_cast<int64_t>(sizeof(T)) >= kSmallPlane) return;
+    for (int64_t n = 0; n < shape_.N; ++n)
+      for (const T *at = image.at(n, c0, 0), *end = image.at(n, c1 - 1, 0) + shape_.P; at < end; at += 64 / sizeof(T))
+        __builtin_prefetch(at, 0, 2);
   }
 
   // --- statistics of a set: images [n0, n1) x channels [c0, c1)
@@ -480,15 +496,17 @@ class NormCall {
     if (scratch.failed()) return Status::out_of_memory;
     T* mean = static_cast<T*>(scratch.data());
     T *scale = mean + vectors, *offset = scale + vectors;
+    const Kept<T> kept_mean(o.mean), kept_inv(o.inv_std), running_mean(o.running_mean), running_var(o.running_var);
+    const Channels<T> old_mean(o.running_mean), old_var(o.running_var);
     // What the call leaves behind, written when nothing can go wrong any more.
     auto keep = [&](int64_t c, const Moments& m, const Norm<T>& norm) {
       if (!batch) return;
-      put<T>(o.mean, c, static_cast<double>(norm.high));
-      put<T>(o.inv_std, c, norm.inv);
-      if (absent(o.running_mean) && absent(o.running_var)) return;
+      kept_mean.put(c, static_cast<double>(norm.high));
+      kept_inv.put(c, norm.inv);
+      if (!running_mean.data && !running_var.data) return;
       const double k = desc_.momentum, variance = m.deviation() / (desc_.unbiased ? m.count - 1 : m.count);
-      put<T>(o.running_mean, c, (1 - k) * Channels<T>(o.running_mean).at(c, 0) + k * m.mean());
-      put<T>(o.running_var, c, (1 - k) * Channels<T>(o.running_var).at(c, 0) + k * variance);
+      running_mean.put(c, (1 - k) * old_mean.at(c, 0) + k * m.mean());
+      running_var.put(c, (1 - k) * old_var.at(c, 0) + k * variance);
     };
     if (order_ == Order::columns) {
       const bool large = batch || is_large(C * P);
@@ -544,17 +562,35 @@ class NormCall {
     const int64_t tasks_an_image = (groups() + together - 1) / together;
     return each(images * tasks_an_image, work(2), [&](int64_t i) {
       const int64_t n = i / tasks_an_image, g0 = i % tasks_an_image * together, g1 = std::min(groups(), g0 + together);
-      // A channel of small planes is a few lines of each image, which no prefetcher follows: the task's lines are asked
-      // for in the order of memory.
-      if (batch && (g1 - g0) > 1 && P * static_cast<int64_t>(sizeof(T)) < kSmallPlane)
-        for (int64_t m = 0; m < N; ++m)
-          for (const T *at = x_.at(m, g0, 0), *end = x_.at(m, g1 - 1, 0) + P; at < end; at += 64 / sizeof(T))
-            __builtin_prefetch(at, 0, 2);
+      if (batch) prefetch(x_, g0, g1);
+      const int64_t from = batch ? 0 : n * C, c0 = g0 * width;
+      if (set * static_cast<int64_t>(sizeof(T)) <= kFirstLevel) {
+        // A channel of the batch is a row an image, all of one norm.
+        const bool rows = batch && N > 1;
+        Workspace same(rows ? sizeof(T) * static_cast<size_t>(3 * N) : 0);
+        if (rows && !same) return Status::out_of_memory;
+        T* v = static_cast<T*>(same.data());
+        for (int64_t g = g0; g < g1; ++g) {
+          const Status s = statistics(n, g);
+          if (s != Status::ok) return s;
+          const int64_t c = from + g * width;
+          if (!rows) {
+            apply(apply_args(false, mean + c, scale + c, offset + c), n, g * width, (g + 1) * width, 0, P);
+            continue;
+          }
+          std::fill_n(v, N, mean[c]), std::fill_n(v + N, N, scale[c]), std::fill_n(v + 2 * N, N, offset[c]);
+          NormApplyArgs<T> a = apply_args(false, v, v + N, v + 2 * N);
+          a.x = x_.at(0, g, 0), a.y = y_.at(0, g, 0), a.residual = residual_.at(0, g, 0);
+          a.x_pitch = x_.s.n, a.y_pitch = y_.s.n, a.residual_pitch = residual_.s.n;
+          a.rows = N, a.columns = P;
+          kernels_.norm_apply(a);
+        }
+        return Status::ok;
+      }
       for (int64_t g = g0; g < g1; ++g) {
         const Status s = statistics(n, g);
         if (s != Status::ok) return s;
       }
-      const int64_t from = batch ? 0 : n * C, c0 = g0 * width;
       const NormApplyArgs<T> a = apply_args(false, mean + from + c0, scale + from + c0, offset + from + c0);
       for (int64_t m = (n + 1) * set_images - 1; m >= n * set_images; --m) apply(a, m, c0, g1 * width, 0, P);
       return Status::ok;
@@ -906,12 +942,13 @@ class NormCall {
     const Vectors v(static_cast<T*>(vectors.data()), C);
     Sums* sums = static_cast<Sums*>(scratch.data());
     for (int64_t c = 0; c < C; ++c) v.mean[c] = mean.data[c * mean.stride];
+    const Kept<T> dw(o.dw), db(o.db);
     auto finish = [&](int64_t c) {
       const Sums s = needs_sums ? sums[c] : Sums{};
       // The mean that was given has been rounded; what is missing is the mean of the differences from it.
       const double low = training ? s.t / count : 0, gt = s.gt - low * s.g, r = inv.at(c, 1), w = weight.at(c, 1);
-      put<T>(o.dw, c, gt * r);
-      put<T>(o.db, c, s.g);
+      dw.put(c, gt * r);
+      db.put(c, s.g);
       Coefficients k(r, low, training ? s.g * w : 0, training ? gt * w : 0, count);
       v.set(c, v.mean[c], k, w);
     };
@@ -923,30 +960,48 @@ class NormCall {
     }
     const int64_t set = N * P;
     const bool large = is_large(set);
+    std::atomic<bool> failed{false};
     const int64_t together = std::clamp<int64_t>(kSetBytes / (2 * set * static_cast<int64_t>(sizeof(T))), 1, C);
     const Status s = parallel_for((C + together - 1) / together, work(3), [&](int64_t i, int) {
       const int64_t c0 = i * together, c1 = std::min(C, c0 + together);
+      // As in the forward pass.
+      const bool rows = 2 * set * static_cast<int64_t>(sizeof(T)) <= kFirstLevel && !absent(o.dx);
+      Workspace same(rows ? sizeof(T) * static_cast<size_t>(4 * N) : 0);
+      if (rows && !same) failed.store(true);
+      const Vectors w(static_cast<T*>(same.data()), N);
+      prefetch(x_, c0, c1), prefetch(dy_, c0, c1);
       for (int64_t c = c0; c < c1; ++c) {
         if (needs_sums) sums[c] = row_sums(0, c, N, true, v.mean + c);
         finish(c);
+        if (!rows || !same) continue;
+        std::fill_n(w.mean, N, v.mean[c]), std::fill_n(w.a, N, v.a[c]);
+        std::fill_n(w.b, N, v.b[c]), std::fill_n(w.c, N, v.c[c]);
+        NormGradientArgs<T> a = gradient_args(0, c, 0, needs_x);
+        a.dx_pitch = dx_.s.n, a.dy_pitch = dy_.s.n, a.x_pitch = x_.s.n, a.y_pitch = y_.s.n;
+        a.mean = w.mean, a.a = w.a, a.b = w.b, a.c = w.c;
+        a.rows = N, a.columns = P;
+        kernels_.norm_gradient(a);
       }
-      if (!large && !absent(o.dx))
+      if (!rows && !large && !absent(o.dx))
         for (int64_t n = N - 1; n >= 0; --n) gradient(v, n, c0, c1, 0, P, needs_x);
     });
+    if (s == Status::ok && failed.load()) return Status::out_of_memory;
     return s != Status::ok || absent(o.dx) || !large ? s : gradient_channels(0, N, v, needs_x);
   }
 
   // The sums of dw and db of each image or part of one, joined in order.
   Status join_parts(const NormGradients& o, const double* parts, int64_t count) const {
     const int64_t C = shape_.C;
+    const Kept<T> dw(o.dw), db(o.db);
     constexpr int64_t kWide = 64;
     return parallel_for((C + kWide - 1) / kWide, static_cast<double>(count * C) * 2, [&](int64_t i, int) {
-      for (int64_t c = i * kWide; c < std::min(C, (i + 1) * kWide); ++c) {
-        double dw = 0, db = 0;
-        for (int64_t k = 0; k < count; ++k) dw += parts[2 * C * k + c], db += parts[2 * C * k + C + c];
-        put<T>(o.dw, c, dw);
-        put<T>(o.db, c, db);
+      const int64_t c0 = i * kWide, n = std::min(kWide, C - c0);
+      double of_w[kWide] = {}, of_b[kWide] = {};
+      for (int64_t k = 0; k < count; ++k) {
+        const double *w = parts + 2 * C * k + c0, *b = w + C;
+        for (int64_t c = 0; c < n; ++c) of_w[c] += w[c], of_b[c] += b[c];
       }
+      for (int64_t c = 0; c < n; ++c) dw.put(c0 + c, of_w[c]), db.put(c0 + c, of_b[c]);
     });
   }
 
@@ -1007,9 +1062,14 @@ class NormCall {
         OwnSums* sums = static_cast<OwnSums*>(memory.data());
         Vectors v(reinterpret_cast<T*>(sums + room), room);
         v.mean -= c0, v.a -= c0, v.b -= c0, v.c -= c0;  // by channel of the image
-        own_plane_sums(n, c0, c0 + room, sums);
-        for (int64_t c = c0; c < c0 + room; c += width) finish_group(n, c, c + width, sums + (c - c0), v);
-        if (!absent(o.dx)) gradient(v, n, c0, c0 + room, 0, P, true);
+        // One group after the other where the first-level cache holds it, else as many as the second level does.
+        const bool small = 2 * set * static_cast<int64_t>(sizeof(T)) <= kFirstLevel;
+        const int64_t step = small ? width : room;
+        for (int64_t c = c0; c < c0 + room; c += step) {
+          own_plane_sums(n, c, c + step, sums);
+          for (int64_t k = 0; k < step; k += width) finish_group(n, c + k, c + k + width, sums + k, v);
+          if (!absent(o.dx)) gradient(v, n, c, c + step, 0, P, true);
+        }
         return Status::ok;
       });
     }
@@ -1179,7 +1239,8 @@ Status backward(const NormDesc& desc, const NormGradients& o, const Shape& shape
 // The gradient of nothing.
 template <class T>
 void clear(const TensorView& v, int64_t C) {
-  for (int64_t c = 0; c < C; ++c) put<T>(v, c, 0);
+  const Kept<T> to(v);
+  for (int64_t c = 0; c < C; ++c) to.put(c, 0);
 }
 
 // --- local response normalisation ----------------------------------------------------------------------------------
