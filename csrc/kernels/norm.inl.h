@@ -20,7 +20,6 @@ constexpr int kSumRows = 8;
 // Short rows of narrow vectors end in one that overlaps the one before instead of in a masked one; up to so many
 // vectors, as it is read before the others.
 constexpr int kOverlapping = 64;
-constexpr int64_t kLongRow = 2048;  // bytes
 
 // A number that a generic function takes.
 template <int kNumber>
@@ -437,8 +436,41 @@ inline __attribute__((always_inline)) void apply_tile(const NormApplyArgs<T> p, 
   });
 }
 
+// Vectors of columns whose norms stay in registers while all rows go past, of 32: 12, or 16 for a gradient, 2 bounds of
+// a clamp, and 4 that pass through. In 16 registers some of them are read from the stack.
+constexpr int kStrip = 4;
+
+template <class T, Finish kFinish, bool kResidual>
+inline void apply_strip(const NormApplyArgs<T> p, int64_t first, bool lines) {
+  using V = Vec<T>;
+  constexpr int W = V::kLanes;
+  const Ending<V, kFinish> ending(p);
+  V mean[kStrip], scale[kStrip], offset[kStrip];
+#pragma GCC unroll 4
+  for (int k = 0; k < kStrip; ++k) {
+    mean[k] = V::load(p.mean + first + k * W), scale[k] = V::load(p.scale + first + k * W);
+    offset[k] = V::load(p.offset + first + k * W);
+    if constexpr (sizeof(V) == 64) mean[k].pin(), scale[k].pin(), offset[k].pin();
+  }
+  const T *x = p.x + first, *residual = kResidual ? p.residual + first : nullptr;
+  T* y = p.y + first;
+  const int64_t rows = p.rows, x_pitch = p.x_pitch, y_pitch = p.y_pitch, residual_pitch = p.residual_pitch;
+  by_lines<V>(common_past<V>(rows, x, x_pitch, residual, residual_pitch), [&](auto how) __attribute__((always_inline)) {
+    for (int64_t r = 0; r < rows; ++r) {
+#pragma GCC unroll 4
+      for (int k = 0; k < kStrip; ++k) {
+        V v = fma(how.get(x + k * W) - mean[k], scale[k], offset[k]);
+        if (kResidual) v = v + how.get(residual + k * W);
+        how.put(ending(v), y + k * W, lines);
+      }
+      x += x_pitch, y += y_pitch;
+      if (kResidual) residual += residual_pitch;
+    }
+  });
+}
+
 template <class T, Form kForm, Finish kFinish, bool kResidual>
-inline void apply_rows(const NormApplyArgs<T> p) {
+inline void apply_rows(NormApplyArgs<T> p) {
   using V = Vec<T>;
   if constexpr (kForm == Form::rows) {
     const Ending<V, kFinish> ending(p);
@@ -457,11 +489,13 @@ inline void apply_rows(const NormApplyArgs<T> p) {
     // Twelve vectors of rows' norms are too many for 16 registers.
     constexpr int kTile = kForm == Form::rows_weighted && sizeof(V) < 64 ? 2 : 4;
     const bool lines = whole_lines<V>(p.y, p.y_pitch, p.streaming);
-    // Long rows in the order of memory, although each loads the columns' norms again (1.15 times as fast for 2 KB).
-    if (kForm == Form::columns && p.columns * (int64_t)sizeof(T) >= kLongRow) {
-      for (int64_t r = 0; r < p.rows; ++r) apply_tile<T, kForm, kFinish, kResidual, 1>(p, r, lines);
-      if (p.streaming) stream_fence();
-      return;
+    if constexpr (kForm == Form::columns) {
+      constexpr int kWide = kStrip * V::kLanes;
+      const int64_t wide = p.rows < 2 * kTile ? 0 : p.columns / kWide * kWide;
+      for (int64_t c = 0; c < wide; c += kWide) apply_strip<T, kFinish, kResidual>(p, c, lines);
+      p.x += wide, p.y += wide, p.columns -= wide;
+      if (kResidual) p.residual += wide;
+      p.mean += wide, p.scale += wide, p.offset += wide;
     }
     by_rows<kTile>(p.rows, [=](int64_t r, auto count) __attribute__((always_inline)) {
       apply_tile<T, kForm, kFinish, kResidual, decltype(count)::kValue>(p, r, lines);
@@ -666,10 +700,51 @@ inline __attribute__((always_inline)) void gradient_tile(const NormGradientArgs<
 }
 
 template <class T, bool kMasked, bool kNeedsX>
-inline void gradient_rows(const NormGradientArgs<T> p) {
+inline void gradient_strip(const NormGradientArgs<T> p, int64_t first, bool lines) {
+  using V = Vec<T>;
+  constexpr int W = V::kLanes;
+  const V lower = V::set1(p.lower), upper = V::set1(p.upper);
+  V m[kStrip], a[kStrip], b[kStrip], c[kStrip];
+#pragma GCC unroll 4
+  for (int k = 0; k < kStrip; ++k) {
+    a[k] = V::load(p.a + first + k * W);
+    if constexpr (sizeof(V) == 64) a[k].pin();
+    m[k] = b[k] = c[k] = V::zero();
+    if constexpr (kNeedsX) {
+      m[k] = V::load(p.mean + first + k * W), b[k] = V::load(p.b + first + k * W);
+      c[k] = V::load(p.c + first + k * W);
+      if constexpr (sizeof(V) == 64) m[k].pin(), b[k].pin(), c[k].pin();
+    }
+  }
+  const int64_t rows = p.rows, dy_pitch = p.dy_pitch, x_pitch = p.x_pitch, y_pitch = p.y_pitch, dx_pitch = p.dx_pitch;
+  const T *dy = p.dy + first, *x = kNeedsX ? p.x + first : nullptr, *y = kMasked ? p.y + first : nullptr;
+  T* dx = p.dx + first;
+  by_lines<V>(common_past<V>(rows, dy, dy_pitch, x, x_pitch), [&](auto how) __attribute__((always_inline)) {
+    for (int64_t r = 0; r < rows; ++r) {
+#pragma GCC unroll 4
+      for (int k = 0; k < kStrip; ++k) {
+        V d = how.get(dy + k * W);
+        if (kMasked) d = through_clamp(d, how.plain(y + k * W), lower, upper);
+        how.put(kNeedsX ? fma(a[k], d, fma(b[k], how.get(x + k * W) - m[k], c[k])) : d * a[k], dx + k * W, lines);
+      }
+      dy += dy_pitch, dx += dx_pitch;
+      if (kNeedsX) x += x_pitch;
+      if (kMasked) y += y_pitch;
+    }
+  });
+}
+
+template <class T, bool kMasked, bool kNeedsX>
+inline void gradient_rows(NormGradientArgs<T> p) {
   using V = Vec<T>;
   if (p.by_column) {
     const bool lines = whole_lines<V>(p.dx, p.dx_pitch, p.streaming);
+    constexpr int kWide = kStrip * V::kLanes;
+    const int64_t wide = p.rows < 8 ? 0 : p.columns / kWide * kWide;
+    for (int64_t c = 0; c < wide; c += kWide) gradient_strip<T, kMasked, kNeedsX>(p, c, lines);
+    p.dx += wide, p.dy += wide, p.columns -= wide, p.a += wide;
+    if (kNeedsX) p.x += wide, p.mean += wide, p.b += wide, p.c += wide;
+    if (kMasked) p.y += wide;
     by_rows<4>(p.rows, [=](int64_t r, auto count) __attribute__((always_inline)) {
       gradient_tile<T, kMasked, kNeedsX, decltype(count)::kValue>(p, r, lines);
     });
