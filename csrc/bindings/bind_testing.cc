@@ -712,56 +712,88 @@ void norm_apply(const std::string& isa, Array<T> y, int64_t offset, const Array<
 }
 
 template <class T>
+void norm_finish(const std::string& isa, int64_t n, T count, T eps, Array<T> mean, Array<T> scale, Array<T> offset,
+                 std::optional<Array<T>> c, std::optional<Array<T>> b, std::optional<Array<T>> low) {
+  require(c.has_value() == b.has_value() && c.has_value() == low.has_value(), "all or none of a gradient's vectors");
+  for (const auto& v :
+       {std::optional<Array<T>>(mean), std::optional<Array<T>>(scale), std::optional<Array<T>>(offset), c, b, low}) {
+    if (v) Reach().steps(n, 1).within(*v, "there is an entry each");
+  }
+  table<T>(isa).norm_finish({n, count, eps, mean.mutable_data(), scale.mutable_data(), offset.mutable_data(),
+                             c ? c->mutable_data() : nullptr, b ? b->mutable_data() : nullptr,
+                             low ? low->mutable_data() : nullptr});
+}
+
+template <class T>
 void norm_sums(const std::string& isa, const Array<T>& dy, const Array<T>& x, const Optional<T>& y, int64_t pitch,
-               int64_t rows, int64_t columns, bool by_column, bool merge, bool norm_by_column, const Array<T>& mean,
-               const Optional<T>& scale, const Optional<T>& offset, const Optional<T>& weight, T lower, T upper,
-               Array<T> sum_g, Array<T> sum_gt, Array<T> sum_t) {
-  require(rows > 0 && columns > 0 && scale.has_value() == offset.has_value(), "there is a block");
-  require(!merge || (!by_column && !norm_by_column), "rows are merged about one mean");
+               int64_t rows, int64_t columns, bool by_column, bool merge, const Optional<T>& mean,
+               const Optional<T>& weight, T lower, T upper, Array<T> sum_g, Array<T> sum_gt, Array<T> sum_t,
+               std::optional<Array<T>> sum_tt, std::optional<Array<T>> shift) {
+  require(rows > 0 && columns > 0, "there is a block");
+  require(!merge || (!by_column && mean), "rows are merged about one mean");
+  require(mean ? !weight : !y && sum_tt && shift, "without a mean there are two more sums, and there is no y");
   for (const auto& block : {Optional<T>(dy), Optional<T>(x), y}) within_block<T>(block, rows, columns, pitch);
-  for (const auto& v : {Optional<T>(mean), scale, offset}) {
-    if (v) Reach().steps(norm_by_column ? columns : merge ? 1 : rows, 1).within(*v, "there is an entry each");
-  }
+  if (mean) Reach().steps(by_column ? columns : merge ? 1 : rows, 1).within(*mean, "there is an entry each");
   if (weight) Reach().steps(by_column ? rows : columns, 1).within(*weight, "there is an entry each");
-  for (const auto* to : {&sum_g, &sum_gt, &sum_t}) {
-    Reach().steps(by_column ? columns : merge ? 1 : rows, 1).within(*to, "there is a sum each");
+  for (const auto& to : {std::optional<Array<T>>(sum_g), std::optional<Array<T>>(sum_gt),
+                         std::optional<Array<T>>(sum_t), sum_tt, shift}) {
+    if (to) Reach().steps(by_column ? columns : merge ? 1 : rows, 1).within(*to, "there is a sum each");
   }
-  table<T>(isa).norm_sums({dy.data(),
-                           x.data(),
-                           data_or_null<T>(y),
-                           pitch,
-                           pitch,
-                           pitch,
-                           rows,
-                           columns,
-                           by_column,
-                           merge,
-                           norm_by_column,
-                           mean.data(),
-                           data_or_null<T>(scale),
-                           data_or_null<T>(offset),
-                           data_or_null<T>(weight),
-                           lower,
-                           upper,
-                           sum_g.mutable_data(),
-                           sum_gt.mutable_data(),
-                           sum_t.mutable_data()});
+  table<T>(isa).norm_sums({dy.data(), x.data(), data_or_null<T>(y), pitch, pitch, pitch, rows, columns, by_column,
+                           merge, data_or_null<T>(mean), data_or_null<T>(weight), lower, upper, sum_g.mutable_data(),
+                           sum_gt.mutable_data(), sum_t.mutable_data(), sum_tt ? sum_tt->mutable_data() : nullptr,
+                           shift ? shift->mutable_data() : nullptr});
 }
 
 template <class T>
 void norm_gradient(const std::string& isa, Array<T> dx, int64_t offset, const Array<T>& dy, const Optional<T>& x,
                    const Optional<T>& y, int64_t pitch, int64_t rows, int64_t columns, bool by_column,
-                   const Array<T>& mean, const Array<T>& a, const Array<T>& b, const Array<T>& c,
-                   const Optional<T>& weight, T lower, T upper, bool streaming) {
+                   const Array<T>& mean, const Array<T>& a, const Array<T>& b, const Array<T>& c, T lower, T upper,
+                   bool streaming) {
   Reach().plus(offset).steps(rows, pitch).steps(columns, 1).within(dx, "the block lies within its array");
   for (const auto& block : {Optional<T>(dy), x, y}) within_block<T>(block, rows, columns, pitch);
   for (const auto* v : {&mean, &a, &b, &c}) {
     Reach().steps(by_column ? columns : rows, 1).within(*v, "there is an entry each");
   }
-  if (weight) Reach().steps(by_column ? rows : columns, 1).within(*weight, "there is an entry each");
   table<T>(isa).norm_gradient({dx.mutable_data() + offset, dy.data(), data_or_null<T>(x), data_or_null<T>(y), pitch,
                                pitch, pitch, pitch, rows, columns, by_column, mean.data(), a.data(), b.data(), c.data(),
-                               data_or_null<T>(weight), lower, upper, streaming});
+                               lower, upper, streaming});
+}
+
+template <class T>
+void layer_gradient(const std::string& isa, std::optional<Array<T>> dx, int64_t offset, const Array<T>& dy,
+                    const Array<T>& x, int64_t pitch, int64_t rows, int64_t columns, bool by_column,
+                    const Array<T>& mean, const Array<T>& low, const Array<T>& scale, const Array<T>& b,
+                    const Array<T>& c, const Optional<T>& weight, std::optional<Array<T>> dw,
+                    std::optional<Array<T>> db, bool streaming) {
+  require((dx || dw) && dw.has_value() == db.has_value(), "there is a result");
+  if (dx) Reach().plus(offset).steps(rows, pitch).steps(columns, 1).within(*dx, "the block lies within its array");
+  for (const auto* block : {&dy, &x}) within_block<T>(*block, rows, columns, pitch);
+  for (const auto* v : {&mean, &low, &scale, &b, &c}) {
+    Reach().steps(by_column ? columns : rows, 1).within(*v, "there is an entry each");
+  }
+  if (weight) Reach().steps(by_column ? rows : columns, 1).within(*weight, "there is an entry each");
+  for (const auto* v : {&dw, &db}) {
+    if (*v) Reach().steps(by_column ? rows : columns, 1).within(**v, "there is an entry each");
+  }
+  table<T>(isa).layer_gradient({dx ? dx->mutable_data() + offset : nullptr, dy.data(), x.data(), pitch, pitch, pitch,
+                                rows, columns, by_column, mean.data(), low.data(), scale.data(), b.data(), c.data(),
+                                data_or_null<T>(weight), dw ? dw->mutable_data() : nullptr,
+                                db ? db->mutable_data() : nullptr, streaming});
+}
+
+template <class T>
+void response(const std::string& isa, Array<T> y, const Array<T>& x, const Optional<T>& dy, int64_t pitch, int64_t rows,
+              int64_t columns, bool by_column, int64_t before, int64_t after, T factor, T k, T gradient,
+              Array<T> scratch) {
+  const int64_t channels = by_column ? rows : columns;
+  require(before >= 0 && after >= 0 && before < channels && after < channels, "a window reaches over channels");
+  require(!by_column || columns <= kResponseColumns, "a strip is not too wide");
+  Reach().steps(rows, pitch).steps(columns, 1).within(y, "the block lies within its array");
+  for (const auto& block : {Optional<T>(x), dy}) within_block<T>(block, rows, columns, pitch);
+  Reach().steps(response_scratch(channels, before + after + 1, by_column), 1).within(scratch, "there is room");
+  table<T>(isa).response({y.mutable_data(), x.data(), data_or_null<T>(dy), pitch, pitch, pitch, rows, columns,
+                          by_column, before, after, factor, k, gradient, scratch.mutable_data()});
 }
 
 template <class T>
@@ -1243,14 +1275,24 @@ void bind_kernels(py::module_& m) {
         py::arg("residual") = py::none(), py::arg("pitch"), py::arg("rows"), py::arg("columns"), py::arg("by_column"),
         array("mean"), array("scale"), array("shift"), py::arg("weight") = py::none(), py::arg("bias") = py::none(),
         py::arg("activation") = 0, py::arg("a") = T{0}, py::arg("b") = T{0}, py::arg("streaming") = false);
+  m.def("norm_finish", &norm_finish<T>, isa, options, py::arg("n"), py::arg("count"), py::arg("eps"), array("mean"),
+        array("scale"), array("offset"), py::arg("c") = py::none(), py::arg("b") = py::none(),
+        py::arg("low") = py::none());
   m.def("norm_sums", &norm_sums<T>, isa, options, array("dy"), array("x"), py::arg("y") = py::none(), py::arg("pitch"),
-        py::arg("rows"), py::arg("columns"), py::arg("by_column"), py::arg("merge") = false, py::arg("norm_by_column"),
-        array("mean"), py::arg("scale") = py::none(), py::arg("offset") = py::none(), py::arg("weight") = py::none(),
-        py::arg("lower") = T{0}, py::arg("upper") = T{0}, array("sum_g"), array("sum_gt"), array("sum_t"));
+        py::arg("rows"), py::arg("columns"), py::arg("by_column"), py::arg("merge") = false,
+        py::arg("mean") = py::none(), py::arg("weight") = py::none(), py::arg("lower") = T{0}, py::arg("upper") = T{0},
+        array("sum_g"), array("sum_gt"), array("sum_t"), py::arg("sum_tt") = py::none(), py::arg("shift") = py::none());
   m.def("norm_gradient", &norm_gradient<T>, isa, options, array("dx"), py::arg("offset"), array("dy"),
         py::arg("x") = py::none(), py::arg("y") = py::none(), py::arg("pitch"), py::arg("rows"), py::arg("columns"),
-        py::arg("by_column"), array("mean"), array("a"), array("b"), array("c"), py::arg("weight") = py::none(),
-        py::arg("lower") = T{0}, py::arg("upper") = T{0}, py::arg("streaming") = false);
+        py::arg("by_column"), array("mean"), array("a"), array("b"), array("c"), py::arg("lower") = T{0},
+        py::arg("upper") = T{0}, py::arg("streaming") = false);
+  m.def("layer_gradient", &layer_gradient<T>, isa, options, py::arg("dx") = py::none(), py::arg("offset") = 0,
+        array("dy"), array("x"), py::arg("pitch"), py::arg("rows"), py::arg("columns"), py::arg("by_column"),
+        array("mean"), array("low"), array("scale"), array("b"), array("c"), py::arg("weight") = py::none(),
+        py::arg("dw") = py::none(), py::arg("db") = py::none(), py::arg("streaming") = false);
+  m.def("response", &response<T>, isa, options, array("y"), array("x"), py::arg("dy") = py::none(), py::arg("pitch"),
+        py::arg("rows"), py::arg("columns"), py::arg("by_column"), py::arg("before"), py::arg("after"),
+        py::arg("factor"), py::arg("k"), py::arg("gradient") = T{0}, array("scratch"));
   m.def("map_run", &map_run<T>, isa, options, array("y"), py::arg("offset"), array("x"), py::arg("z") = py::none(),
         py::arg("n"), py::arg("op"), py::arg("kind"), py::arg("a") = T{0}, py::arg("b") = T{0},
         py::arg("streaming") = false);

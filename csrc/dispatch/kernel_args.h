@@ -374,8 +374,8 @@ struct PoolPlanesArgs {
 // + c. In one memory order a row is a run of pixels and in the other a column is a channel, so that whatever there is
 // one of a channel, group or row comes either by row or by column.
 
-// A statistic of each column, or of each of `count` blocks `step` apart: the mean, rounded, as `shift`, and the sums of
-// (x - shift) and of its square.
+// A statistic of each column, or of each of `count` blocks `step` apart: a shift near enough to the mean that sums
+// about it keep their digits, and the sums of (x - shift) and of its square.
 template <class T>
 struct NormStatsArgs {
   const T* x;
@@ -385,6 +385,21 @@ struct NormStatsArgs {
   T* shift;
   T* sum;
   T* square;
+};
+
+// What follows from such sums over `count` elements each, n of them: the mean rounded, 1 / sqrt(var + eps) and what is
+// missing of the mean, as offset = (rounded - mean) * scale. Of the sums of g and of g * (x - shift) besides, those of
+// dx = scale * g + b * (x - mean) + c.
+template <class T>
+struct NormFinishArgs {
+  int64_t n;
+  T count, eps;
+  T* mean;  // in: shift
+  T* scale;  // in: sum
+  T* offset;  // in: square
+  T* c;  // in: the sum of g; null: none of the three
+  T* b;  // in: the sum of g * (x - shift)
+  T* low;  // out: mean - rounded
 };
 
 // y = act(((x - mean) * scale + offset) * weight + bias + residual), where mean, scale and offset belong to the columns
@@ -407,9 +422,10 @@ struct NormApplyArgs {
   int32_t streaming;  // store past the caches
 };
 
-// Sums over the rows of each column (by_column) or over the columns of each row, of g, g * t and t, where g = dy *
-// weight, or 0 where y is given and y <= lower or y >= upper, and t = x - mean, or (x - mean) * scale + offset. A sum
-// by row weighs the columns, one by column the rows.
+// Sums over the rows of each column (by_column) or over the columns of each row, of g, g * t and t, where g is dy, or 0
+// where y is given and y <= lower or y >= upper, and t = x - mean. Without a mean they are about a shift of their own,
+// as in NormStatsArgs, there is no y, g = dy * weight, and the sum of t^2 comes besides. A sum by row weighs the
+// columns, one by column the rows.
 template <class T>
 struct NormSumsArgs {
   const T* dy;
@@ -419,19 +435,18 @@ struct NormSumsArgs {
   int64_t rows, columns;
   int32_t by_column;
   int32_t merge;  // by row: one sum of all rows, about mean[0]
-  int32_t norm_by_column;
-  const T* mean;
-  const T* scale;  // null: t = x - mean
-  const T* offset;
+  const T* mean;  // null: about the shift
   const T* weight;  // null: 1
   T lower, upper;
   T* sum_g;
   T* sum_gt;
   T* sum_t;
+  T* sum_tt;
+  T* shift;
 };
 
-// dx = a * g + b * (x - mean) + c with g as above; all four belong to the columns (by_column) or to the rows, and the
-// weight in g to the others.
+// dx = a * g + b * (x - mean) + c with g as above, not weighted; all four belong to the columns (by_column) or to the
+// rows.
 template <class T>
 struct NormGradientArgs {
   T* dx;
@@ -445,10 +460,53 @@ struct NormGradientArgs {
   const T* a;
   const T* b;
   const T* c;
-  const T* weight;  // null: 1
   T lower, upper;
   int32_t streaming;
 };
+
+// dx = scale * dy * weight + b * t + c with t = x - mean - low, where weight belongs to the columns and the others to
+// the rows, or (by_column) the other way; and the sums of dy * scale * t and of dy of what the weight belongs to: added
+// to dw and db where that are the columns, else put there.
+template <class T>
+struct LayerGradientArgs {
+  T* dx;  // may be null, if dw is not
+  const T* dy;
+  const T* x;
+  int64_t dx_pitch, dy_pitch, x_pitch;
+  int64_t rows, columns;
+  int32_t by_column;
+  const T* mean;
+  const T* low;
+  const T* scale;
+  const T* b;  // null without dx, as c
+  const T* c;
+  const T* weight;  // null: 1
+  T* dw;  // null: neither
+  T* db;
+  int32_t streaming;
+};
+
+// y = x * d^-3/4 with d = k + factor * sum of x^2 over channels [c - before, c + after], or, where dy is given, its
+// gradient dy * d^-3/4 - gradient * x * sum of dy * x * d^-7/4 over [c - after, c + before]. Rows are pixels and
+// columns channels, or (by_column) the other way; then there are at most kResponseColumns columns.
+constexpr int64_t kResponseColumns = 256;
+template <class T>
+struct ResponseArgs {
+  T* y;
+  const T* x;
+  const T* dy;
+  int64_t y_pitch, x_pitch, dy_pitch;
+  int64_t rows, columns;
+  int32_t by_column;
+  int64_t before, after;  // below the channels
+  T factor, k, gradient;
+  T* scratch;  // response_scratch elements
+};
+
+// Elements that the kernel needs as scratch; vectors have at most 16.
+constexpr int64_t response_scratch(int64_t channels, int64_t size, bool by_column) {
+  return by_column ? 3 * size * kResponseColumns : 8 * (channels + size + 32);
+}
 
 // Over n elements: y = act(x), y = act(x + z), or y = z * act'(x), where sigmoid and tanh are told act(x) instead of x.
 enum class MapOp : int32_t { forward = 0, add = 1, backward = 2 };

@@ -59,6 +59,8 @@ struct Vec<float> {
     return {_mm256_blendv_ps(b.v, a.v, _mm256_cmp_ps(x.v, y.v, _CMP_LE_OQ))};
   }
   static Vec sqrt(Vec x) { return {_mm256_sqrt_ps(x.v)}; }
+  // x^-1/2 to 12 bits or more, which differ between CPUs.
+  static Vec rsqrt_estimate(Vec x) { return {_mm256_rsqrt_ps(x.v)}; }
   // Over the lanes, halves joined with halves.
   T sum() const {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));

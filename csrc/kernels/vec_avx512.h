@@ -66,6 +66,8 @@ struct Vec<float> {
     return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(x.v, y.v, _CMP_LE_OQ), b.v, a.v)};
   }
   static Vec sqrt(Vec x) { return {_mm512_sqrt_ps(x.v)}; }
+  // x^-1/2 to 12 bits or more, which differ between CPUs.
+  static Vec rsqrt_estimate(Vec x) { return {_mm512_rsqrt14_ps(x.v)}; }
   // Over the lanes, halves joined with halves.
   T sum() const {
     __m256 h = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
@@ -131,6 +133,13 @@ struct Vec<float> {
     const __m512i index = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
     return {_mm512_permutex2var_ps(a.v, index, b.v)};
   }
+  // The W elements from the n-th of lo, hi on.
+  using Shift = __m512i;
+  static Shift shift_by(int64_t n) {
+    return _mm512_add_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
+                            _mm512_set1_epi32((int)n));
+  }
+  static Vec shifted(Vec lo, Vec hi, Shift s) { return {_mm512_permutex2var_ps(lo.v, s, hi.v)}; }
   // 16 elements of 16 runs: r[i] = elements i of row(0) .. row(15). (Four elements at a time, put together of pieces of
   // 128 bits, take four times as many loads.)
   static constexpr int kColumnBlock = 16;
@@ -253,6 +262,11 @@ struct Vec<double> {
     const __m512i index = _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15);
     return {_mm512_permutex2var_pd(a.v, index, b.v)};
   }
+  using Shift = __m512i;
+  static Shift shift_by(int64_t n) {
+    return _mm512_add_epi64(_mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7), _mm512_set1_epi64(n));
+  }
+  static Vec shifted(Vec lo, Vec hi, Shift s) { return {_mm512_permutex2var_pd(lo.v, s, hi.v)}; }
   static constexpr int kColumnBlock = 8;
   template <class Row>
   static void load_columns(Row row, Vec (&r)[8]) {

@@ -28,19 +28,22 @@ constexpr int64_t kTaskBytes = 1 << 18;
 // Bytes of a row's piece, which is read twice and stays in the first-level cache between.
 constexpr int64_t kPieceBytes = 16384;
 // Rows of a piece by columns.
-constexpr int64_t kPieceRows = 128;
+constexpr int64_t kPieceRows = 256;
 // Sets of pixels up to this size are summed and normalised in one task.
 constexpr int64_t kLargeBytes = 1 << 22;
+// Operands of a set that stay in the first-level cache between its sums and its result.
+constexpr int64_t kFirstLevel = 28672;
 // Sets that a task takes together.
 constexpr int64_t kSetBytes = 1 << 18;
 constexpr int64_t kPiecesATask = 16;
-// Rows of so many bytes of large sets are normalised in the order of memory: 1.0 to 1.5 times as fast as tiles of four
-// rows where x and y together exceed 8 MB, and 0.6 to 0.9 times where they do not (Zen 4, 32 MB of third-level cache).
-constexpr int64_t kLongRow = 1024;
 // Planes below so many bytes are asked for ahead of their statistics.
 constexpr int64_t kSmallPlane = 1024;
 // Columns whose sums are kept in the first-level cache at a time.
 constexpr int64_t kPieceColumns = 512;
+// Channels of a pixel in planes that are summed without being joined in double.
+constexpr int64_t kPixelChannels = 1024;
+// Bytes of the rows that are summed, and then normalised from the first-level cache.
+constexpr int64_t kTileBytes = 12288;
 
 enum class Order { planes, columns };
 
@@ -157,13 +160,18 @@ struct Channels {
   double at(int64_t c, double otherwise) const { return data ? static_cast<double>(data[c * stride]) : otherwise; }
 };
 
+// A result a channel, which may be absent.
 template <class T>
-void put(const TensorView& v, int64_t c, double value) {
-  if (absent(v)) return;
+struct Kept {
+  T* data;
   int64_t stride = 1;
-  merged_stride(v, 0, v.ndim, &stride);
-  static_cast<T*>(v.data)[c * stride] = static_cast<T>(value);
-}
+  explicit Kept(const TensorView& v) : data(static_cast<T*>(v.data)) {
+    if (data) merged_stride(v, 0, v.ndim, &stride);
+  }
+  void put(int64_t c, double value) const {
+    if (data) data[c * stride] = static_cast<T>(value);
+  }
+};
 
 // A mean in two numbers of T and the reciprocal of the deviation.
 template <class T>
@@ -232,18 +240,7 @@ class NormCall {
     a.x_pitch = planes ? x_.s.c : x_.s.p, a.y_pitch = planes ? y_.s.c : y_.s.p;
     a.residual_pitch = planes ? residual_.s.c : residual_.s.p;
     a.rows = planes ? c1 - c0 : p1 - p0, a.columns = planes ? p1 - p0 : c1 - c0;
-    const int64_t row_bytes = a.columns * static_cast<int64_t>(sizeof(T));
-    if (planes || a.weight || a.bias || row_bytes < kLongRow || !is_large(shape_.elements()))
-      return kernels_.norm_apply(a);
-    // In so few rows a call they are written in the order of memory, which suits what comes from beyond the caches.
-    constexpr int64_t kFew = 3;
-    const NormApplyArgs<T> all = a;
-    for (int64_t r = 0; r < all.rows; r += kFew) {
-      a.rows = std::min(kFew, all.rows - r);
-      a.x = all.x + r * a.x_pitch, a.y = all.y + r * a.y_pitch;
-      if (a.residual) a.residual = all.residual + r * a.residual_pitch;
-      kernels_.norm_apply(a);
-    }
+    kernels_.norm_apply(a);
   }
 
   // All of images [n0, n1), mean, scale and offset by channel, in tasks; the last first, since what has just been read
@@ -294,6 +291,15 @@ class NormCall {
       fold({running_mean.at(c, 0), running_var.at(c, 1), desc_.eps}, weight, bias, c, c + 1, mean, mean + shape_.C,
            mean + 2 * shape_.C);
     return apply_channels(0, shape_.N, mean, mean + shape_.C, mean + 2 * shape_.C);
+  }
+
+  // A channel of small planes is a few lines of each image, which no prefetcher follows: the lines of channels [c0, c1)
+  // are asked for in the order of memory.
+  void prefetch(const Image<T>& image, int64_t c0, int64_t c1) const {
+    if (c1 - c0 < 2 || shape_.P * static_cast<int64_t>(sizeof(T)) >= kSmallPlane) return;
+    for (int64_t n = 0; n < shape_.N; ++n)
+      for (const T *at = image.at(n, c0, 0), *end = image.at(n, c1 - 1, 0) + shape_.P; at < end; at += 64 / sizeof(T))
+        __builtin_prefetch(at, 0, 2);
   }
 
   // --- statistics of a set: images [n0, n1) x channels [c0, c1)
@@ -371,11 +377,11 @@ class NormCall {
   // Chunks of kPieceRows rows; those of one image follow those of another.
   int64_t chunks_an_image() const { return (shape_.P + kPieceRows - 1) / kPieceRows; }
 
-  // Calls do_chunk(k, part) for each chunk of images [n0, n1), which leaves three arrays of C in `part`, and then
+  // Calls do_chunk(k, part) for each chunk of images [n0, n1), which leaves so many arrays of C in `part`, and then
   // join(k, part, c0, c1), in the order of the chunks. Large sets in several tasks.
   template <class Chunk, class Join>
-  Status by_chunks(int64_t n0, int64_t n1, bool large, Chunk do_chunk, Join join) const {
-    const int64_t C = shape_.C, count = (n1 - n0) * chunks_an_image(), size = 3 * C;
+  Status by_chunks(int64_t n0, int64_t n1, bool large, int64_t arrays, Chunk do_chunk, Join join) const {
+    const int64_t C = shape_.C, count = (n1 - n0) * chunks_an_image(), size = arrays * C;
     if (!large) {
       Workspace buffer(sizeof(T) * static_cast<size_t>(size));
       if (!buffer) return Status::out_of_memory;
@@ -403,7 +409,7 @@ class NormCall {
   Status column_moments(int64_t n0, int64_t n1, bool large, Columns to) const {
     const int64_t C = shape_.C;
     return by_chunks(
-        n0, n1, large,
+        n0, n1, large, 3,
         [&](int64_t k, T* part) {
           const int64_t n = n0 + k / chunks_an_image(), p = k % chunks_an_image() * kPieceRows;
           for (int64_t c = 0; c < C; c += kPieceColumns) {
@@ -476,15 +482,17 @@ class NormCall {
     if (scratch.failed()) return Status::out_of_memory;
     T* mean = static_cast<T*>(scratch.data());
     T *scale = mean + vectors, *offset = scale + vectors;
+    const Kept<T> kept_mean(o.mean), kept_inv(o.inv_std), running_mean(o.running_mean), running_var(o.running_var);
+    const Channels<T> old_mean(o.running_mean), old_var(o.running_var);
     // What the call leaves behind, written when nothing can go wrong any more.
     auto keep = [&](int64_t c, const Moments& m, const Norm<T>& norm) {
       if (!batch) return;
-      put<T>(o.mean, c, static_cast<double>(norm.high));
-      put<T>(o.inv_std, c, norm.inv);
-      if (absent(o.running_mean) && absent(o.running_var)) return;
+      kept_mean.put(c, static_cast<double>(norm.high));
+      kept_inv.put(c, norm.inv);
+      if (!running_mean.data && !running_var.data) return;
       const double k = desc_.momentum, variance = m.deviation() / (desc_.unbiased ? m.count - 1 : m.count);
-      put<T>(o.running_mean, c, (1 - k) * Channels<T>(o.running_mean).at(c, 0) + k * m.mean());
-      put<T>(o.running_var, c, (1 - k) * Channels<T>(o.running_var).at(c, 0) + k * variance);
+      running_mean.put(c, (1 - k) * old_mean.at(c, 0) + k * m.mean());
+      running_var.put(c, (1 - k) * old_var.at(c, 0) + k * variance);
     };
     if (order_ == Order::columns) {
       const bool large = batch || is_large(C * P);
@@ -540,17 +548,35 @@ class NormCall {
     const int64_t tasks_an_image = (groups() + together - 1) / together;
     return each(images * tasks_an_image, work(2), [&](int64_t i) {
       const int64_t n = i / tasks_an_image, g0 = i % tasks_an_image * together, g1 = std::min(groups(), g0 + together);
-      // A channel of small planes is a few lines of each image, which no prefetcher follows: the task's lines are asked
-      // for in the order of memory.
-      if (batch && (g1 - g0) > 1 && P * static_cast<int64_t>(sizeof(T)) < kSmallPlane)
-        for (int64_t m = 0; m < N; ++m)
-          for (const T *at = x_.at(m, g0, 0), *end = x_.at(m, g1 - 1, 0) + P; at < end; at += 64 / sizeof(T))
-            __builtin_prefetch(at, 0, 2);
+      if (batch) prefetch(x_, g0, g1);
+      const int64_t from = batch ? 0 : n * C, c0 = g0 * width;
+      if (set * static_cast<int64_t>(sizeof(T)) <= kFirstLevel) {
+        // A channel of the batch is a row an image, all of one norm.
+        const bool rows = batch && N > 1;
+        Workspace same(rows ? sizeof(T) * static_cast<size_t>(3 * N) : 0);
+        if (rows && !same) return Status::out_of_memory;
+        T* v = static_cast<T*>(same.data());
+        for (int64_t g = g0; g < g1; ++g) {
+          const Status s = statistics(n, g);
+          if (s != Status::ok) return s;
+          const int64_t c = from + g * width;
+          if (!rows) {
+            apply(apply_args(false, mean + c, scale + c, offset + c), n, g * width, (g + 1) * width, 0, P);
+            continue;
+          }
+          std::fill_n(v, N, mean[c]), std::fill_n(v + N, N, scale[c]), std::fill_n(v + 2 * N, N, offset[c]);
+          NormApplyArgs<T> a = apply_args(false, v, v + N, v + 2 * N);
+          a.x = x_.at(0, g, 0), a.y = y_.at(0, g, 0), a.residual = residual_.at(0, g, 0);
+          a.x_pitch = x_.s.n, a.y_pitch = y_.s.n, a.residual_pitch = residual_.s.n;
+          a.rows = N, a.columns = P;
+          kernels_.norm_apply(a);
+        }
+        return Status::ok;
+      }
       for (int64_t g = g0; g < g1; ++g) {
         const Status s = statistics(n, g);
         if (s != Status::ok) return s;
       }
-      const int64_t from = batch ? 0 : n * C, c0 = g0 * width;
       const NormApplyArgs<T> a = apply_args(false, mean + from + c0, scale + from + c0, offset + from + c0);
       for (int64_t m = (n + 1) * set_images - 1; m >= n * set_images; --m) apply(a, m, c0, g1 * width, 0, P);
       return Status::ok;
@@ -575,32 +601,33 @@ class NormCall {
   int64_t row_images() const { return desc_.kind == NormKind::layer ? 1 : shape_.N; }
   int64_t row_pitch(const Lay& s) const { return desc_.kind == NormKind::layer ? s.n : s.p; }
 
-  // The norms of rows [r0, r1) at x, and what a kernel wants of them: mean, scale and offset, `room` apart.
+  // n sets of `count` elements each: from shift, sum and square, `room` apart, to mean, scale and offset.
+  void finish(T* mean, int64_t room, int64_t n, int64_t count) const {
+    NormFinishArgs<T> a{};
+    a.n = n, a.count = static_cast<T>(count), a.eps = static_cast<T>(desc_.eps);
+    a.mean = mean, a.scale = mean + room, a.offset = mean + 2 * room;
+    kernels_.norm_finish(a);
+  }
+
+  // Elements of a row that are summed without being joined in double.
+  static constexpr int64_t kPiece = kPieceBytes / static_cast<int64_t>(sizeof(T));
+
+  // The norms of so many rows from x on, and what a kernel wants of them: mean, scale and offset, `room` apart.
   void row_norms(const T* x, int64_t rows, int64_t pitch, T* mean, int64_t room) const {
-    const int64_t C = shape_.C, most = kPieceBytes / static_cast<int64_t>(sizeof(T));
-    T *scale = mean + room, *offset = scale + room;
-    if (C <= most) {
-      NormStatsArgs<T> a{};
-      a.x = x, a.rows = 1, a.columns = C, a.count = rows, a.step = pitch;
-      a.shift = mean, a.sum = scale, a.square = offset;
+    const int64_t C = shape_.C;
+    NormStatsArgs<T> a{};
+    a.rows = 1;
+    if (C <= kPiece) {
+      a.x = x, a.columns = C, a.count = rows, a.step = pitch;
+      a.shift = mean, a.sum = mean + room, a.square = mean + 2 * room;
       kernels_.norm_stats(a);
+      return finish(mean, room, rows, C);
     }
-    // Of one piece, with as few divisions as can be: they are what a short row takes longest for.
-    const double share = 1 / static_cast<double>(C);
-    for (int64_t r = 0; C <= most && r < rows; ++r) {
-      const double shift = static_cast<double>(mean[r]), sum = static_cast<double>(scale[r]);
-      const double variance = (static_cast<double>(offset[r]) - sum * sum * share) * share;
-      const double exact = shift + sum * share, inv = 1 / std::sqrt((variance < 0 ? 0 : variance) + desc_.eps);
-      mean[r] = static_cast<T>(exact);
-      scale[r] = static_cast<T>(inv);
-      offset[r] = static_cast<T>((static_cast<double>(mean[r]) - exact) * inv);
-    }
-    for (int64_t r = 0; C > most && r < rows; ++r) {
+    for (int64_t r = 0; r < rows; ++r) {
       Moments m;
-      for (int64_t c = 0; c < C; c += most) {
+      for (int64_t c = 0; c < C; c += kPiece) {
         Partial s;
-        NormStatsArgs<T> a{};
-        a.x = x + r * pitch + c, a.rows = 1, a.columns = std::min(most, C - c), a.count = 1;
+        a.x = x + r * pitch + c, a.columns = std::min(kPiece, C - c), a.count = 1;
         a.shift = &s.shift, a.sum = &s.sum, a.square = &s.square;
         kernels_.norm_stats(a);
         m.add(static_cast<double>(a.columns), static_cast<double>(s.shift), static_cast<double>(s.sum),
@@ -608,8 +635,8 @@ class NormCall {
       }
       const Norm<T> norm(m, desc_.eps);
       mean[r] = norm.high;
-      scale[r] = static_cast<T>(norm.inv);
-      offset[r] = static_cast<T>(-norm.low * norm.inv);
+      mean[room + r] = static_cast<T>(norm.inv);
+      mean[2 * room + r] = static_cast<T>(-norm.low * norm.inv);
     }
   }
 
@@ -638,22 +665,32 @@ class NormCall {
     return std::clamp<int64_t>(of_bytes / (shape_.C * static_cast<int64_t>(sizeof(T))), 1, kMostRows);
   }
 
+  // Rows that are summed and then normalised while they are in the first-level cache; it changes no bits.
+  int64_t rows_a_tile() const {
+    return std::clamp<int64_t>(kTileBytes / (shape_.C * static_cast<int64_t>(sizeof(T))) / 4 * 4, 4, 64);
+  }
+
   Status layer_rows(const NormOperands& o) {
     const Dense params(o.weight, o.bias, shape_.C);
     if (!params.memory) return Status::out_of_memory;
-    const int64_t rows = row_count(), high = rows_a_task(kTaskBytes / 2), down = (rows + high - 1) / high;
+    const int64_t rows = row_count(), high = rows_a_task(kTaskBytes), down = (rows + high - 1) / high;
+    const int64_t tile = rows_a_tile();
+    const bool layer = desc_.kind == NormKind::layer;
     return parallel_for(row_images() * down, work(2), [&](int64_t i, int) {
-      const int64_t n = i / down, r0 = i % down * high, count = std::min(high, rows - r0);
-      const bool layer = desc_.kind == NormKind::layer;
-      auto at = [&](const auto& image) { return layer ? image.at(r0, 0, 0) : image.at(n, 0, r0); };
-      T vectors[3 * kMostRows];
-      row_norms(at(x_), count, row_pitch(x_.s), vectors, kMostRows);
-      NormApplyArgs<T> a = apply_args(false, vectors, vectors + kMostRows, vectors + 2 * kMostRows);
+      const int64_t n = i / down, r0 = i % down * high, r1 = std::min(rows, r0 + high);
+      NormApplyArgs<T> a = apply_args(false, nullptr, nullptr, nullptr);
       a.weight = params.weight, a.bias = params.bias;
-      a.x = at(x_), a.y = at(y_), a.residual = at(residual_);
       a.x_pitch = row_pitch(x_.s), a.y_pitch = row_pitch(y_.s), a.residual_pitch = row_pitch(residual_.s);
-      a.rows = count, a.columns = shape_.C;
-      kernels_.norm_apply(a);
+      a.columns = shape_.C;
+      T vectors[3 * kMostRows];
+      a.mean = vectors, a.scale = vectors + kMostRows, a.offset = vectors + 2 * kMostRows;
+      for (int64_t r = r0; r < r1; r += tile) {
+        auto at = [&](const auto& image) { return layer ? image.at(r, 0, 0) : image.at(n, 0, r); };
+        a.rows = std::min(tile, r1 - r);
+        a.x = at(x_), a.y = at(y_), a.residual = at(residual_);
+        row_norms(a.x, a.rows, a.x_pitch, vectors, kMostRows);
+        kernels_.norm_apply(a);
+      }
     });
   }
 
@@ -666,33 +703,33 @@ class NormCall {
     return std::clamp<int64_t>(pixels / 64 * 64, 64, kMostPixels);
   }
 
-  // The norms of pixels [p0, p1) of image n: mean, scale and offset, kMostPixels apart, and what the mean leaves.
-  void pixel_norms(int64_t n, int64_t p0, int64_t p1, T* mean, double* low = nullptr, double* inv = nullptr) const {
+  // The norms of pixels [p0, p1) of image n: mean, scale and offset, kMostPixels apart.
+  void pixel_norms(int64_t n, int64_t p0, int64_t p1, T* mean) const {
     const int64_t C = shape_.C, wide = p1 - p0;
-    T part[3 * kMostPixels];
-    double sums[3 * kMostPixels];
-    const Columns to(sums, kMostPixels);
-    for (int64_t c = 0; c < C; c += kPieceRows) {
-      NormStatsArgs<T> a{};
-      a.x = x_.at(n, c, p0);
-      a.rows = std::min(kPieceRows, C - c), a.columns = wide, a.pitch = x_.s.c;
-      a.by_column = 1;
-      a.shift = part, a.sum = part + kMostPixels, a.square = part + 2 * kMostPixels;
+    NormStatsArgs<T> a{};
+    a.columns = wide, a.pitch = x_.s.c;
+    a.by_column = 1;
+    if (C <= kPixelChannels) {
+      a.x = x_.at(n, 0, p0), a.rows = C;
+      a.shift = mean, a.sum = mean + kMostPixels, a.square = mean + 2 * kMostPixels;
       kernels_.norm_stats(a);
-      const double rows = static_cast<double>(a.rows);
-      for (int64_t p = 0; p < wide; ++p) {
-        if (c == 0) to.about[p] = part[p], to.sum[p] = 0, to.square[p] = 0;
-        const double d = part[p] - to.about[p], s = part[kMostPixels + p];
-        to.sum[p] += s + rows * d;
-        to.square[p] += part[2 * kMostPixels + p] + d * (2 * s + rows * d);
-      }
+      return finish(mean, kMostPixels, wide, C);
+    }
+    T part[3 * kMostPixels];
+    Moments sums[kMostPixels];
+    a.shift = part, a.sum = part + kMostPixels, a.square = part + 2 * kMostPixels;
+    for (int64_t c = 0; c < C; c += kPixelChannels) {
+      a.x = x_.at(n, c, p0), a.rows = std::min(kPixelChannels, C - c);
+      kernels_.norm_stats(a);
+      for (int64_t p = 0; p < wide; ++p)
+        sums[p].add(static_cast<double>(a.rows), static_cast<double>(a.shift[p]), static_cast<double>(a.sum[p]),
+                    static_cast<double>(a.square[p]));
     }
     for (int64_t p = 0; p < wide; ++p) {
-      const Norm<T> norm(to.at(p, static_cast<double>(C)), desc_.eps);
+      const Norm<T> norm(sums[p], desc_.eps);
       mean[p] = norm.high;
       mean[kMostPixels + p] = static_cast<T>(norm.inv);
       mean[2 * kMostPixels + p] = static_cast<T>(-norm.low * norm.inv);
-      if (low) low[p] = norm.low, inv[p] = norm.inv;
     }
   }
 
@@ -733,12 +770,30 @@ class NormCall {
     return a;
   }
 
-  // A channel's, row's or pixel's sums of dy, dy * (x - mean) and x - mean.
+  // A channel's sums of dy, dy * (x - mean) and x - mean.
   struct Sums {
     double g = 0, gt = 0, t = 0;
     void add(T of_g, T of_gt, T of_t) {
       g += static_cast<double>(of_g), gt += static_cast<double>(of_gt), t += static_cast<double>(of_t);
     }
+  };
+
+  // The moments of a channel, row or pixel, and its sums of g and of g * (x - moments.about), from pieces.
+  struct OwnSums {
+    Moments moments;
+    double g = 0, gt = 0;
+    void add(double n, T shift, T of_t, T of_tt, T of_g, T of_gt) {
+      if (moments.count == 0) {
+        moments = {n, static_cast<double>(shift), static_cast<double>(of_t), static_cast<double>(of_tt)};
+        g = static_cast<double>(of_g), gt = static_cast<double>(of_gt);
+        return;
+      }
+      moments.add(n, static_cast<double>(shift), static_cast<double>(of_t), static_cast<double>(of_tt));
+      g += static_cast<double>(of_g);
+      gt += static_cast<double>(of_gt) + (static_cast<double>(shift) - moments.about) * static_cast<double>(of_g);
+    }
+    // The sum of g * (x - mean).
+    double about(double mean) const { return gt + (moments.about - mean) * g; }
   };
 
   // dx = a * dy * weight + b * (x - high) + c over `count` elements, whose sums of dy * weight and of that times x
@@ -811,24 +866,59 @@ class NormCall {
   Status column_sums(int64_t n0, int64_t n1, bool large, const T* mean, Sums* to) const {
     const int64_t C = shape_.C;
     return by_chunks(
-        n0, n1, large,
-        [&](int64_t k, T* part) {
-          const int64_t n = n0 + k / chunks_an_image(), p = k % chunks_an_image() * kPieceRows;
-          for (int64_t c = 0; c < C; c += kPieceColumns) {
-            NormSumsArgs<T> a = sums_args(n, c, p);
-            a.rows = chunk_rows(k), a.columns = std::min(kPieceColumns, C - c);
-            a.by_column = a.norm_by_column = 1;
-            a.mean = mean + c;
-            a.sum_g = part + c, a.sum_gt = part + C + c, a.sum_t = part + 2 * C + c;
-            kernels_.norm_sums(a);
-          }
-        },
+        n0, n1, large, 3, [&](int64_t k, T* part) { chunk_sums(n0, k, mean, part); },
         [&](int64_t k, const T* part, int64_t c0, int64_t c1) {
           for (int64_t c = c0; c < c1; ++c) {
             if (k == 0) to[c] = {};
             to[c].add(part[c], part[C + c], part[2 * C + c]);
           }
         });
+  }
+
+  // Those of chunk k, each an array of C. Without a mean they are about their own shift, and t^2 and the shift follow.
+  void chunk_sums(int64_t n0, int64_t k, const T* mean, T* part) const {
+    const int64_t C = shape_.C, n = n0 + k / chunks_an_image(), p = k % chunks_an_image() * kPieceRows;
+    for (int64_t c = 0; c < C; c += kPieceColumns) {
+      NormSumsArgs<T> a = sums_args(n, c, p);
+      a.rows = chunk_rows(k), a.columns = std::min(kPieceColumns, C - c);
+      a.by_column = 1;
+      a.mean = mean ? mean + c : nullptr;
+      a.sum_g = part + c, a.sum_gt = part + C + c, a.sum_t = part + 2 * C + c;
+      if (!mean) a.sum_tt = part + 3 * C + c, a.shift = part + 4 * C + c;
+      kernels_.norm_sums(a);
+    }
+  }
+
+  Status own_column_sums(int64_t n, bool large, OwnSums* to) const {
+    const int64_t C = shape_.C;
+    return by_chunks(
+        n, n + 1, large, 5, [&](int64_t k, T* part) { chunk_sums(n, k, nullptr, part); },
+        [&](int64_t k, const T* part, int64_t c0, int64_t c1) {
+          const double rows = static_cast<double>(chunk_rows(k));
+          for (int64_t c = c0; c < c1; ++c) {
+            if (k == 0) to[c].moments.count = 0;
+            to[c].add(rows, part[4 * C + c], part[2 * C + c], part[3 * C + c], part[c], part[C + c]);
+          }
+        });
+  }
+
+  // Those of channels [c0, c1) of image n in planes.
+  void own_plane_sums(int64_t n, int64_t c0, int64_t c1, OwnSums* to) const {
+    constexpr int64_t kMost = 32;
+    T part[5 * kMost];
+    NormSumsArgs<T> a{};
+    for (int64_t c = c0; c < c1; ++c) to[c - c0].moments.count = 0;
+    for (int64_t c = c0; c < c1; c += kMost)
+      for (int64_t p = 0; p < shape_.P; p += kPiece) {
+        a = sums_args(n, c, p);
+        a.rows = std::min(kMost, c1 - c), a.columns = std::min(kPiece, shape_.P - p);
+        a.sum_g = part, a.sum_gt = part + kMost, a.sum_t = part + 2 * kMost, a.sum_tt = part + 3 * kMost;
+        a.shift = part + 4 * kMost;
+        kernels_.norm_sums(a);
+        for (int64_t r = 0; r < a.rows; ++r)
+          to[c - c0 + r].add(static_cast<double>(a.columns), a.shift[r], a.sum_t[r], a.sum_tt[r], a.sum_g[r],
+                             a.sum_gt[r]);
+      }
   }
 
   Status batch_backward(const NormGradients& o) {
@@ -843,12 +933,13 @@ class NormCall {
     const Vectors v(static_cast<T*>(vectors.data()), C);
     Sums* sums = static_cast<Sums*>(scratch.data());
     for (int64_t c = 0; c < C; ++c) v.mean[c] = mean.data[c * mean.stride];
+    const Kept<T> dw(o.dw), db(o.db);
     auto finish = [&](int64_t c) {
       const Sums s = needs_sums ? sums[c] : Sums{};
       // The mean that was given has been rounded; what is missing is the mean of the differences from it.
       const double low = training ? s.t / count : 0, gt = s.gt - low * s.g, r = inv.at(c, 1), w = weight.at(c, 1);
-      put<T>(o.dw, c, gt * r);
-      put<T>(o.db, c, s.g);
+      dw.put(c, gt * r);
+      db.put(c, s.g);
       Coefficients k(r, low, training ? s.g * w : 0, training ? gt * w : 0, count);
       v.set(c, v.mean[c], k, w);
     };
@@ -860,30 +951,48 @@ class NormCall {
     }
     const int64_t set = N * P;
     const bool large = is_large(set);
+    std::atomic<bool> failed{false};
     const int64_t together = std::clamp<int64_t>(kSetBytes / (2 * set * static_cast<int64_t>(sizeof(T))), 1, C);
     const Status s = parallel_for((C + together - 1) / together, work(3), [&](int64_t i, int) {
       const int64_t c0 = i * together, c1 = std::min(C, c0 + together);
+      // As in the forward pass.
+      const bool rows = 2 * set * static_cast<int64_t>(sizeof(T)) <= kFirstLevel && !absent(o.dx);
+      Workspace same(rows ? sizeof(T) * static_cast<size_t>(4 * N) : 0);
+      if (rows && !same) failed.store(true);
+      const Vectors w(static_cast<T*>(same.data()), N);
+      prefetch(x_, c0, c1), prefetch(dy_, c0, c1);
       for (int64_t c = c0; c < c1; ++c) {
         if (needs_sums) sums[c] = row_sums(0, c, N, true, v.mean + c);
         finish(c);
+        if (!rows || !same) continue;
+        std::fill_n(w.mean, N, v.mean[c]), std::fill_n(w.a, N, v.a[c]);
+        std::fill_n(w.b, N, v.b[c]), std::fill_n(w.c, N, v.c[c]);
+        NormGradientArgs<T> a = gradient_args(0, c, 0, needs_x);
+        a.dx_pitch = dx_.s.n, a.dy_pitch = dy_.s.n, a.x_pitch = x_.s.n, a.y_pitch = y_.s.n;
+        a.mean = w.mean, a.a = w.a, a.b = w.b, a.c = w.c;
+        a.rows = N, a.columns = P;
+        kernels_.norm_gradient(a);
       }
-      if (!large && !absent(o.dx))
+      if (!rows && !large && !absent(o.dx))
         for (int64_t n = N - 1; n >= 0; --n) gradient(v, n, c0, c1, 0, P, needs_x);
     });
+    if (s == Status::ok && failed.load()) return Status::out_of_memory;
     return s != Status::ok || absent(o.dx) || !large ? s : gradient_channels(0, N, v, needs_x);
   }
 
   // The sums of dw and db of each image or part of one, joined in order.
   Status join_parts(const NormGradients& o, const double* parts, int64_t count) const {
     const int64_t C = shape_.C;
+    const Kept<T> dw(o.dw), db(o.db);
     constexpr int64_t kWide = 64;
     return parallel_for((C + kWide - 1) / kWide, static_cast<double>(count * C) * 2, [&](int64_t i, int) {
-      for (int64_t c = i * kWide; c < std::min(C, (i + 1) * kWide); ++c) {
-        double dw = 0, db = 0;
-        for (int64_t k = 0; k < count; ++k) dw += parts[2 * C * k + c], db += parts[2 * C * k + C + c];
-        put<T>(o.dw, c, dw);
-        put<T>(o.db, c, db);
+      const int64_t c0 = i * kWide, n = std::min(kWide, C - c0);
+      double of_w[kWide] = {}, of_b[kWide] = {};
+      for (int64_t k = 0; k < count; ++k) {
+        const double *w = parts + 2 * C * k + c0, *b = w + C;
+        for (int64_t c = 0; c < n; ++c) of_w[c] += w[c], of_b[c] += b[c];
       }
+      for (int64_t c = 0; c < n; ++c) dw.put(c0 + c, of_w[c]), db.put(c0 + c, of_b[c]);
     });
   }
 
@@ -895,11 +1004,18 @@ class NormCall {
     if (parts.failed()) return Status::out_of_memory;
     double* all = static_cast<double*>(parts.data());
     // From the sums of a group's channels to its coefficients and its image's share of dw and db.
-    auto finish = [&](int64_t n, int64_t c0, int64_t c1, const Norm<T>& norm, const Sums* sums, const Vectors& v) {
+    auto finish_group = [&](int64_t n, int64_t c0, int64_t c1, const OwnSums* sums, const Vectors& v) {
+      Moments m;
+      for (int64_t c = c0; c < c1; ++c) {
+        const Moments& own = sums[c - c0].moments;
+        m.add(own.count, own.about, own.sum, own.square);
+      }
+      const Norm<T> norm(m, desc_.eps);
+      const double mean = m.mean();
       double g = 0, gt = 0;
       for (int64_t c = c0; c < c1; ++c) {
-        const Sums& s = sums[c - c0];
-        const double own = s.gt - norm.low * s.g, w = weight.at(c, 1);
+        const OwnSums& s = sums[c - c0];
+        const double own = s.about(mean), w = weight.at(c, 1);
         all[2 * C * n + c] = own * norm.inv, all[2 * C * n + C + c] = s.g;
         g += w * s.g, gt += w * own;
       }
@@ -910,18 +1026,13 @@ class NormCall {
     if (order_ == Order::columns) {
       const bool large = is_large(C * P);
       auto image = [&](int64_t n) {
-        Workspace memory(static_cast<size_t>(C) * (sizeof(Sums) + sizeof(Norm<T>) + 4 * sizeof(T)));
+        Workspace memory(static_cast<size_t>(C) * (sizeof(OwnSums) + 4 * sizeof(T)));
         if (!memory) return Status::out_of_memory;
-        Sums* sums = static_cast<Sums*>(memory.data());
-        Norm<T>* norms = reinterpret_cast<Norm<T>*>(sums + C);
-        const Vectors v(reinterpret_cast<T*>(norms + C), C);
-        Status own = column_norms(n, n + 1, large, [&](int64_t c0, int64_t c1, const Moments& m) {
-          norms[c0] = Norm<T>(m, desc_.eps);
-          for (int64_t c = c0; c < c1; ++c) v.mean[c] = norms[c0].high;
-        });
-        if (own == Status::ok) own = column_sums(n, n + 1, large, v.mean, sums);
+        OwnSums* sums = static_cast<OwnSums*>(memory.data());
+        const Vectors v(reinterpret_cast<T*>(sums + C), C);
+        const Status own = own_column_sums(n, large, sums);
         if (own != Status::ok) return own;
-        for (int64_t c = 0; c < C; c += width) finish(n, c, c + width, norms[c], sums + c, v);
+        for (int64_t c = 0; c < C; c += width) finish_group(n, c, c + width, sums + c, v);
         return absent(o.dx) ? own : gradient_channels(n, n + 1, v, true);
       };
       s = Status::ok;
@@ -937,82 +1048,117 @@ class NormCall {
       s = each(N * tasks_an_image, work(3), [&](int64_t i) {
         const int64_t n = i / tasks_an_image, g0 = i % tasks_an_image * together;
         const int64_t g1 = std::min(groups(), g0 + together), c0 = g0 * width, room = (g1 - g0) * width;
-        Workspace memory(static_cast<size_t>(room) * (sizeof(Sums) + 4 * sizeof(T)));
+        Workspace memory(static_cast<size_t>(room) * (sizeof(OwnSums) + 4 * sizeof(T)));
         if (!memory) return Status::out_of_memory;
-        Sums* sums = static_cast<Sums*>(memory.data());
+        OwnSums* sums = static_cast<OwnSums*>(memory.data());
         Vectors v(reinterpret_cast<T*>(sums + room), room);
         v.mean -= c0, v.a -= c0, v.b -= c0, v.c -= c0;  // by channel of the image
-        for (int64_t g = g0; g < g1; ++g) {
-          Moments m;
-          const Status own = plane_moments(n, g, &m);
-          if (own != Status::ok) return own;
-          const Norm<T> norm(m, desc_.eps);
-          for (int64_t c = 0; c < width; ++c) sums[c] = row_sums(n, g * width + c, 1, false, &norm.high);
-          finish(n, g * width, (g + 1) * width, norm, sums, v);
+        // One group after the other where the first-level cache holds it, else as many as the second level does.
+        const bool small = 2 * set * static_cast<int64_t>(sizeof(T)) <= kFirstLevel;
+        const int64_t step = small ? width : room;
+        for (int64_t c = c0; c < c0 + room; c += step) {
+          own_plane_sums(n, c, c + step, sums);
+          for (int64_t k = 0; k < step; k += width) finish_group(n, c + k, c + k + width, sums + k, v);
+          if (!absent(o.dx)) gradient(v, n, c, c + step, 0, P, true);
         }
-        if (!absent(o.dx)) gradient(v, n, c0, g1 * width, 0, P, true);
         return Status::ok;
       });
     }
     return s != Status::ok || (absent(o.dw) && absent(o.db)) ? s : join_parts(o, all, N);
   }
 
+  // --- gradients of layer norms -------------------------------------------------------------------------------------
+
+  // What layer_gradient wants to know of rows or pixels, `room` apart.
+  struct LayerVectors {
+    T *mean, *scale, *low, *b, *c;
+    LayerVectors(T* data, int64_t room)
+        : mean(data), scale(data + room), low(data + 3 * room), b(data + 4 * room), c(data + 5 * room) {}
+    void set(int64_t i, const OwnSums& s, double count, double eps) const {
+      const Norm<T> norm(s.moments, eps);
+      const Coefficients k(norm.inv, 0, s.g, s.about(s.moments.mean()), count);
+      mean[i] = norm.high, low[i] = static_cast<T>(norm.low), scale[i] = static_cast<T>(norm.inv);
+      b[i] = static_cast<T>(k.b), c[i] = static_cast<T>(k.c);
+    }
+  };
+
+  // Those of a's rows or columns, of which `sums` has `pieces` along what is summed over, `at_most` of them each; a's
+  // operands are moved on by their steps. `v` has room for 6 vectors.
+  void layer_norms(NormSumsArgs<T> a, int64_t room, T* v) const {
+    const int64_t C = shape_.C, n = a.by_column ? a.columns : a.rows;
+    const int64_t most = a.by_column ? kPixelChannels : kPiece;
+    int64_t& length = a.by_column ? a.rows : a.columns;
+    const LayerVectors to(v, room);
+    if (C <= most) {
+      length = C;
+      a.shift = v, a.sum_t = v + room, a.sum_tt = v + 2 * room, a.sum_gt = to.b, a.sum_g = to.c;
+      kernels_.norm_sums(a);
+      NormFinishArgs<T> f{};
+      f.n = n, f.count = static_cast<T>(C), f.eps = static_cast<T>(desc_.eps);
+      f.mean = v, f.scale = v + room, f.offset = v + 2 * room;
+      f.low = to.low, f.b = to.b, f.c = to.c;
+      return kernels_.norm_finish(f);
+    }
+    OwnSums sums[kMostPixels];
+    a.shift = v, a.sum_t = v + room, a.sum_tt = v + 2 * room, a.sum_gt = to.b, a.sum_g = to.c;
+    const int64_t dy_step = a.by_column ? a.dy_pitch : 1, x_step = a.by_column ? a.x_pitch : 1;
+    for (int64_t c = 0; c < C; c += most) {
+      length = std::min(most, C - c);
+      kernels_.norm_sums(a);
+      for (int64_t i = 0; i < n; ++i)
+        sums[i].add(static_cast<double>(length), a.shift[i], a.sum_t[i], a.sum_tt[i], a.sum_g[i], a.sum_gt[i]);
+      a.dy += length * dy_step, a.x += length * x_step;
+      if (a.weight) a.weight += length;
+    }
+    for (int64_t i = 0; i < n; ++i) to.set(i, sums[i], static_cast<double>(C), desc_.eps);
+  }
+
+  LayerGradientArgs<T> layer_args(const NormSumsArgs<T>& a, int64_t room, T* v) const {
+    const LayerVectors from(v, room);
+    LayerGradientArgs<T> d{};
+    d.dy = a.dy, d.x = a.x, d.dy_pitch = a.dy_pitch, d.x_pitch = a.x_pitch;
+    d.rows = a.rows, d.columns = a.columns, d.by_column = a.by_column;
+    d.mean = from.mean, d.low = from.low, d.scale = from.scale, d.b = from.b, d.c = from.c;
+    d.weight = a.weight;
+    d.streaming = streaming_;
+    return d;
+  }
+
   Status layer_rows_backward(const NormGradients& o) {
     const Dense params(o.weight, {}, shape_.C);
     if (!params.memory) return Status::out_of_memory;
     const bool layer = desc_.kind == NormKind::layer, vectors_needed = !absent(o.dw) || !absent(o.db);
-    const int64_t C = shape_.C, rows = row_count(), high = rows_a_task(kTaskBytes / 4), down = (rows + high - 1) / high;
-    const int64_t chunks = row_images() * down;
-    // Chunks whose shares of dw and db a task adds up: it follows from the shape, as they fix the order of the sums.
+    // Rows whose shares of dw and db are added up in T, and chunks of so many that a task adds up in double: they
+    // follow from the shape, as they fix the order of the sums.
+    const int64_t C = shape_.C, rows = row_count(), down = (rows + kPieceRows - 1) / kPieceRows;
+    const int64_t chunks = row_images() * down, tile = rows_a_tile();
     const int64_t together = std::clamp<int64_t>(chunks / 16, 1, 16), tasks = (chunks + together - 1) / together;
     Scratch parts(vectors_needed ? tasks * 2 * C * static_cast<int64_t>(sizeof(double)) : 0);
     if (parts.failed()) return Status::out_of_memory;
     double* all = static_cast<double*>(parts.data());
-    const double count = static_cast<double>(C);
-    Status s = each(tasks, work(3), [&](int64_t task) {
-      Workspace memory(sizeof(T) * static_cast<size_t>(3 * C));
+    const Status s = each(tasks, work(3), [&](int64_t task) {
+      Workspace memory(sizeof(T) * static_cast<size_t>(2 * C));
       if (!memory) return Status::out_of_memory;
       T* columns = static_cast<T*>(memory.data());
       double* share = all + 2 * C * task;
       if (vectors_needed) std::fill(share, share + 2 * C, 0.0);
       for (int64_t chunk = task * together; chunk < std::min(chunks, (task + 1) * together); ++chunk) {
-        const int64_t i = chunk / down, r0 = chunk % down * high, most = std::min(high, rows - r0);
-        const int64_t n = layer ? r0 : i, p = layer ? 0 : r0;
-        T norms[3 * kMostRows], vectors[3 * kMostRows], sums[3 * kMostRows];
-        row_norms(x_.at(n, 0, p), most, row_pitch(x_.s), norms, kMostRows);
-        NormSumsArgs<T> a = sums_args(n, 0, p);
-        a.dy_pitch = row_pitch(dy_.s), a.x_pitch = row_pitch(x_.s);
-        a.rows = most, a.columns = C;
-        a.mean = norms;
-        a.weight = params.weight;
-        a.sum_g = sums, a.sum_gt = sums + kMostRows, a.sum_t = sums + 2 * kMostRows;
-        if (!absent(o.dx)) {
-          kernels_.norm_sums(a);
-          for (int64_t r = 0; r < most; ++r) {
-            const double inv = static_cast<double>(norms[kMostRows + r]);
-            const double low = -static_cast<double>(norms[2 * kMostRows + r]) / inv;
-            const double g = static_cast<double>(sums[r]), gt = static_cast<double>(sums[kMostRows + r]) - low * g;
-            const Coefficients k(inv, low, g, gt, count);
-            vectors[r] = static_cast<T>(k.a), vectors[kMostRows + r] = static_cast<T>(k.b);
-            vectors[2 * kMostRows + r] = static_cast<T>(k.c);
-          }
-          NormGradientArgs<T> d = gradient_args(n, 0, p, true);
-          d.dx_pitch = row_pitch(dx_.s), d.dy_pitch = a.dy_pitch, d.x_pitch = a.x_pitch;
-          d.rows = most, d.columns = C;
-          d.mean = norms, d.a = vectors, d.b = vectors + kMostRows, d.c = vectors + 2 * kMostRows;
-          d.weight = params.weight;
-          kernels_.norm_gradient(d);
+        const int64_t i = chunk / down, r0 = chunk % down * kPieceRows, r1 = std::min(rows, r0 + kPieceRows);
+        if (vectors_needed) std::fill(columns, columns + 2 * C, T{0});
+        for (int64_t r = r0; r < r1; r += tile) {
+          const int64_t n = layer ? r : i, p = layer ? 0 : r;
+          T vectors[6 * kMostRows];
+          NormSumsArgs<T> a = sums_args(n, 0, p);
+          a.dy_pitch = row_pitch(dy_.s), a.x_pitch = row_pitch(x_.s);
+          a.rows = std::min(tile, r1 - r), a.columns = C;
+          a.weight = params.weight;
+          layer_norms(a, kMostRows, vectors);
+          LayerGradientArgs<T> d = layer_args(a, kMostRows, vectors);
+          d.dx = dx_.at(n, 0, p), d.dx_pitch = row_pitch(dx_.s);
+          if (vectors_needed) d.dw = columns, d.db = columns + C;
+          if (d.dx || d.dw) kernels_.layer_gradient(d);
         }
-        if (!vectors_needed) continue;
-        a.by_column = 1;
-        a.weight = nullptr;
-        a.scale = norms + kMostRows, a.offset = norms + 2 * kMostRows;
-        a.sum_g = columns, a.sum_gt = columns + C, a.sum_t = columns + 2 * C;
-        kernels_.norm_sums(a);
-        for (int64_t c = 0; c < C; ++c) {
-          share[c] += static_cast<double>(columns[C + c]);
-          share[C + c] += static_cast<double>(columns[c]);
-        }
+        for (int64_t c = 0; vectors_needed && c < 2 * C; ++c) share[c] += static_cast<double>(columns[c]);
       }
       return Status::ok;
     });
@@ -1027,52 +1173,22 @@ class NormCall {
     Scratch parts(vectors_needed ? shape_.N * across * 2 * C * static_cast<int64_t>(sizeof(double)) : 0);
     if (parts.failed()) return Status::out_of_memory;
     double* all = static_cast<double*>(parts.data());
-    const double count = static_cast<double>(C);
-    Status s = each(shape_.N * across, work(3), [&](int64_t i) {
-      const int64_t n = i / across, p0 = i % across * wide, p1 = std::min(P, p0 + wide);
-      T norms[3 * kMostPixels], part[3 * kMostPixels];
-      double low[kMostPixels], inv[kMostPixels];
-      pixel_norms(n, p0, p1, norms, low, inv);
-      NormSumsArgs<T> a = sums_args(n, 0, p0);
-      a.columns = p1 - p0;
-      a.norm_by_column = 1;
-      a.mean = norms;
-      if (!absent(o.dx)) {
-        Sums sums[kMostPixels];
-        for (int64_t c = 0; c < C; c += kPieceRows) {
-          NormSumsArgs<T> b = sums_args(n, c, p0);
-          b.rows = std::min(kPieceRows, C - c), b.columns = p1 - p0;
-          b.by_column = b.norm_by_column = 1;
-          b.mean = norms;
-          b.weight = params.weight ? params.weight + c : nullptr;
-          b.sum_g = part, b.sum_gt = part + kMostPixels, b.sum_t = part + 2 * kMostPixels;
-          kernels_.norm_sums(b);
-          for (int64_t p = 0; p < p1 - p0; ++p) sums[p].add(part[p], part[kMostPixels + p], part[2 * kMostPixels + p]);
-        }
-        for (int64_t p = 0; p < p1 - p0; ++p) {
-          const Coefficients k(inv[p], low[p], sums[p].g, sums[p].gt - low[p] * sums[p].g, count);
-          part[p] = static_cast<T>(k.a), part[kMostPixels + p] = static_cast<T>(k.b);
-          part[2 * kMostPixels + p] = static_cast<T>(k.c);
-        }
-        NormGradientArgs<T> d = gradient_args(n, 0, p0, true);
-        d.rows = C, d.columns = p1 - p0;
-        d.by_column = 1;
-        d.mean = norms, d.a = part, d.b = part + kMostPixels, d.c = part + 2 * kMostPixels;
-        d.weight = params.weight;
-        kernels_.norm_gradient(d);
-      }
-      if (!vectors_needed) return Status::ok;
-      Workspace memory(sizeof(T) * static_cast<size_t>(3 * C));
+    const Status s = each(shape_.N * across, work(3), [&](int64_t i) {
+      const int64_t n = i / across, p0 = i % across * wide;
+      Workspace memory(sizeof(T) * static_cast<size_t>(2 * C));
       if (!memory) return Status::out_of_memory;
       T* rows = static_cast<T*>(memory.data());
-      a.rows = C;
-      a.scale = norms + kMostPixels, a.offset = norms + 2 * kMostPixels;
-      a.sum_g = rows, a.sum_gt = rows + C, a.sum_t = rows + 2 * C;
-      kernels_.norm_sums(a);
-      for (int64_t c = 0; c < C; ++c) {
-        all[2 * C * i + c] = static_cast<double>(rows[C + c]);
-        all[2 * C * i + C + c] = static_cast<double>(rows[c]);
-      }
+      T vectors[6 * kMostPixels];
+      NormSumsArgs<T> a = sums_args(n, 0, p0);
+      a.rows = C, a.columns = std::min(P - p0, wide);
+      a.by_column = 1;
+      a.weight = params.weight;
+      layer_norms(a, kMostPixels, vectors);
+      LayerGradientArgs<T> d = layer_args(a, kMostPixels, vectors);
+      d.dx = dx_.at(n, 0, p0), d.dx_pitch = dx_.s.c;
+      if (vectors_needed) d.dw = rows, d.db = rows + C;
+      if (d.dx || d.dw) kernels_.layer_gradient(d);
+      for (int64_t c = 0; vectors_needed && c < 2 * C; ++c) all[2 * C * i + c] = static_cast<double>(rows[c]);
       return Status::ok;
     });
     return s != Status::ok || !vectors_needed ? s : join_parts(o, all, shape_.N * across);
@@ -1114,7 +1230,8 @@ Status backward(const NormDesc& desc, const NormGradients& o, const Shape& shape
 // The gradient of nothing.
 template <class T>
 void clear(const TensorView& v, int64_t C) {
-  for (int64_t c = 0; c < C; ++c) put<T>(v, c, 0);
+  const Kept<T> to(v);
+  for (int64_t c = 0; c < C; ++c) to.put(c, 0);
 }
 
 // --- local response normalisation ----------------------------------------------------------------------------------
@@ -1153,15 +1270,7 @@ struct Response {
       window(share, c, desc.size / 2, (desc.size - 1) / 2, sum);
       T *d = denominator + c * kPixels, *p = power + c * kPixels;
       for (int64_t q = 0; q < kPixels; ++q) d[q] = k + factor * sum[q];
-      // The exponent that everyone uses is two roots; pow is many times as slow.
-      if (desc.beta == 0.75) {
-        for (int64_t q = 0; q < kPixels; ++q) {
-          const T root = std::sqrt(d[q]);
-          p[q] = 1 / (root * std::sqrt(root));
-        }
-      } else {
-        for (int64_t q = 0; q < kPixels; ++q) p[q] = std::pow(d[q], static_cast<T>(-desc.beta));
-      }
+      for (int64_t q = 0; q < kPixels; ++q) p[q] = std::pow(d[q], static_cast<T>(-desc.beta));
     }
   }
 };
@@ -1186,9 +1295,55 @@ Status response_blocks(const ResponseDesc& desc, const Shape& shape, const Tenso
   return status == Status::ok && failed.load() ? Status::out_of_memory : status;
 }
 
+// Pixels of a task whose channels are neighbours.
+constexpr int64_t kResponsePixels = 64;
+
+// The exponent that everyone uses, where pixels or channels are neighbours in all operands.
+template <class T>
+Status response_rows(const ResponseDesc& desc, const Shape& shape, const TensorView* const* views, const Lay* lays,
+                     bool by_column) {
+  const KernelTable<T>& kernels = kernel_table<T>(current_isa());
+  const int64_t C = shape.C, wide = by_column ? kResponseColumns : kResponsePixels;
+  const int64_t across = (shape.P + wide - 1) / wide;
+  const double size = static_cast<double>(desc.size);
+  ResponseArgs<T> args{};
+  args.by_column = by_column;
+  args.before = std::min(desc.size / 2, C - 1), args.after = std::min((desc.size - 1) / 2, C - 1);
+  args.factor = static_cast<T>(desc.alpha / size), args.k = static_cast<T>(desc.k);
+  args.gradient = static_cast<T>(2 * desc.alpha * desc.beta / size);
+  const int64_t room = response_scratch(C, args.before + args.after + 1, by_column);
+  std::atomic<bool> failed{false};
+  const double work = static_cast<double>(shape.elements()) * (absent(*views[2]) ? 0.3 : 0.5);
+  const Status status = parallel_for(shape.N * across, work, [&](int64_t i, int) {
+    Workspace memory(sizeof(T) * static_cast<size_t>(room));
+    if (!memory) return failed.store(true);
+    const int64_t n = i / across, p = i % across * wide, count = std::min(wide, shape.P - p);
+    auto at = [&](int k) {
+      return absent(*views[k]) ? nullptr : static_cast<T*>(views[k]->data) + n * lays[k].n + p * lays[k].p;
+    };
+    auto pitch = [&](int k) { return by_column ? lays[k].c : lays[k].p; };
+    ResponseArgs<T> a = args;
+    a.x = at(0), a.y = at(1), a.dy = at(2);
+    a.x_pitch = pitch(0), a.y_pitch = pitch(1), a.dy_pitch = pitch(2);
+    a.rows = by_column ? C : count, a.columns = by_column ? count : C;
+    a.scratch = static_cast<T*>(memory.data());
+    kernels.response(a);
+  });
+  return status == Status::ok && failed.load() ? Status::out_of_memory : status;
+}
+
 template <class T>
 Status response(const ResponseDesc& desc, const Shape& shape, const TensorView* const* views, const Lay* lays) {
   const bool backward = !absent(*views[2]);
+  bool planes = true, columns = true;
+  for (int i = 0; i < (backward ? 3 : 2); ++i) {
+    planes = planes && (lays[i].p == 1 || shape.P == 1);
+    columns = columns && (lays[i].c == 1 || shape.C == 1);
+  }
+  if (desc.beta == 0.75) {
+    if (!planes && !columns) return Status::unsupported;
+    return response_rows<T>(desc, shape, views, lays, planes && (shape.P > 1 || !columns));
+  }
   return response_blocks<T>(
       desc, shape, *views[0], lays[0], [&](int64_t n, int64_t p0, int64_t pixels, Response<T>& r) {
         T* to = static_cast<T*>(views[1]->data) + n * lays[1].n + p0 * lays[1].p;
