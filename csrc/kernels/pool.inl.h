@@ -796,11 +796,6 @@ inline void pixels_all(const PoolPlanesArgs<T>& g, const F& finish) {
 
 // How a sum ends, without a look at its kind for each vector.
 template <class T>
-struct PixelsTimes {
-  Vec<T> inverse;
-  Vec<T> operator()(Vec<T> sum, int64_t, int64_t) const { return sum * inverse; }
-};
-template <class T>
 struct PixelsQuotient {
   PoolQuotient<T> by;
   Vec<T> operator()(Vec<T> sum, int64_t, int64_t) const { return by(sum); }
@@ -828,9 +823,7 @@ template <class T>
 void pool_pixels(const PoolPlanesArgs<T>& g) {
   if (g.op == kPoolMax) return pixels_sizes<kPoolMax>(g, PixelsPlain{});
   if (g.row_counts) return pixels_sizes<kPoolSum>(g, PixelsCounts<T>{g.row_counts, g.column_counts});
-  if (g.finish == kPoolPlain || exact_inverse(g.divisor))
-    return pixels_sizes<kPoolSum>(g, PixelsTimes<T>{Vec<T>::set1(g.finish == kPoolPlain ? (T)1 : (T)1 / g.divisor)});
-  pixels_sizes<kPoolSum>(g, PixelsQuotient<T>{PoolQuotient<T>(g.divisor)});
+  pixels_sizes<kPoolSum>(g, PixelsQuotient<T>{PoolQuotient<T>(g.finish == kPoolPlain ? (T)1 : g.divisor)});
 }
 
 // The gradient of W windows of 2 x 2. A later tap takes over where it is larger; where there is a NaN among them, the

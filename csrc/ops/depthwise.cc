@@ -811,14 +811,14 @@ namespace {
 // times as long by lanes of pixels as by lanes of channels, 3 x 3 ones 3.6 times on 7 x 7, 2.5 times on 28 x 28 and 1.6
 // times on 56 x 56 (Zen 4, AVX-512, one thread; turning included 2.5, 2, 1.5 and 0.9).
 //
-// Where channels are neighbours already, but pixels a multiple of a KB apart, all those of a few channels fall into the
-// same sets of the first-level cache: they are brought together likewise (256 channels on 28 x 28 1.2 times as fast,
-// 512 on 14 x 14 2.1 times, 5 x 5 on 512 channels of 28 x 28 2.1 times; other counts of channels lost).
+// Where channels are neighbours already, but pixels a multiple of 2 KB apart, all those of a few channels fall into the
+// same sets of the first-level cache: small planes are brought together likewise (512 channels of 14 x 14 1.3 times as
+// fast, 1024 of 7 x 7 1.3 times; 256 on 28 x 28 and strided ones lost).
 bool filter_turned(const DenseJob& job, const Machine& m, int64_t item_size) {
   if (2 * job.G <= m.lanes || job.mode != PaddingMode::zeros || job.taps() == 0 || m.isa == Isa::portable) return false;
   const int64_t pixels = job.in[0] * job.in[1] * job.in[2] + job.pixels();
   if (pixels * m.lanes * item_size > m.l2 / 2 || job.out[2] == 1) return false;
-  if (job.is.c == 1 && job.os.c == 1) return job.G * item_size % 1024 == 0;
+  if (job.is.c == 1 && job.os.c == 1) return job.G * item_size % 2048 == 0 && job.stride[2] == 1 && job.out[2] <= 16;
   if (job.is.c == 1 || job.os.c == 1) return false;
   return dense_plane(job.in, job.is) && dense_plane(job.out, job.os) &&
          (job.taps() >= 25 || (job.out[2] <= 28 && job.stride[2] == 1) || job.out[2] <= 8);
@@ -986,9 +986,9 @@ Status run_filter_gradient(const DenseJob& job, const Machine& m, const KernelTa
       const T* dy = pixel<T>(job.output, job.os, n, c0, d, h, q0);
       if (split.turned) {
         if (n != image_of) {
-          kernels.turn_block({image, turned_x, channels, in_pixels, job.is.c, W});
-          kernels.turn_block(
-              {pixel<T>(job.output, job.os, n, c0, 0, 0, 0), turned_dy, channels, job.pixels(), job.os.c, W});
+          const T* all = pixel<T>(job.output, job.os, n, c0, 0, 0, 0);
+          bring_together(kernels, image, job.is, job.in, channels, W, turned_x);
+          bring_together(kernels, all, job.os, job.out, channels, W, turned_dy);
           image_of = n;
         }
         image = turned_x, dy = pixel<T>(turned_dy, os, 0, 0, d, h, q0);

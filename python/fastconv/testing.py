@@ -261,7 +261,7 @@ def reference_with_bound(
     parsed = Op.parse(op)
     function: Callable[..., Array] = getattr(reference, op)
     dtype = arrays[0].dtype
-    fft = _is_fft(parsed, op, arrays, options)
+    fft = parsed.family != "inverted_residual" and _is_fft(parsed, op, arrays, options)
     options = {k: _double(v) for k, v in options.items() if k not in ("out", "accumulate", "algorithm")}
     doubles = [_double(a) for a in arrays]
     magnitudes = [np.abs(a) if isinstance(a, np.ndarray) else a for a in doubles]
