@@ -21,8 +21,6 @@ constexpr int kSumRows = 8;
 // vectors, as it is read before the others.
 constexpr int kOverlapping = 64;
 
-constexpr int64_t kLongRow = 2048;  // bytes
-
 // A number that a generic function takes.
 template <int kNumber>
 struct Count {
@@ -51,10 +49,10 @@ struct First {
 };
 
 // NumPy's large arrays begin 16 bytes after a line of memory, fastconv's own at one: vectors of 64 bytes that lie in
-// two lines made passes take 1.25 to 1.9 times as long (Zen 4). So what is written, or else what is read, begins with
+// two lines made passes take 1.25 to 1.6 times as long (Zen 4). So what is written, or else what is read, begins with
 // the part of a vector that ends at a line. What then still lies across is read as lines, and each vector put together
-// of two of them, as always where a sum by row has to have the same lanes at any address. (Neighbours share a line,
-// which the compiler reads once. Nothing is read beyond the line of an element that is.)
+// of two of them, as the rows of statistics are, whose sums need the same lanes at any address. (Neighbours share a
+// line, which the compiler reads once. Nothing is read beyond the line of an element that is.)
 template <class V>
 concept Shifts = requires { typename V::Shift; };
 template <class V>
@@ -504,13 +502,6 @@ inline void apply_rows(NormApplyArgs<T> p) {
       p.x += wide, p.y += wide, p.columns -= wide;
       if (kResidual) p.residual += wide;
       p.mean += wide, p.scale += wide, p.offset += wide;
-    }
-    // Long rows in the order of memory, although each loads the columns' norms again (1.1 to 1.4 times as fast for 2
-    // KB).
-    if (kForm == Form::columns && p.columns * (int64_t)sizeof(T) >= kLongRow) {
-      for (int64_t r = 0; r < p.rows; ++r) apply_tile<T, kForm, kFinish, kResidual, 1>(p, r, lines);
-      if (p.streaming) stream_fence();
-      return;
     }
     by_rows<kTile>(p.rows, [=](int64_t r, auto count) __attribute__((always_inline)) {
       apply_tile<T, kForm, kFinish, kResidual, decltype(count)::kValue>(p, r, lines);
