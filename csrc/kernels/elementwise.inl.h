@@ -185,8 +185,14 @@ inline void softmax_rows(const SoftmaxArgs<T> p) {
       if (kWrite && before) result(U::load(from + c), peaks, shares).store(before + c);
     };
     int64_t c = 0;
-    for (; c + 2 * W <= n; c += 2 * W)
-      each(c, Pair<V>{highest, highest}, Pair<V>{peak, peak}, Pair<V>{share, share}, m, s);
+    for (; c + 2 * W <= n; c += 2 * W) {
+      if constexpr (V::kTable) {
+        each(c, Pair<V>{highest, highest}, Pair<V>{peak, peak}, Pair<V>{share, share}, m, s);
+      } else {  // a pair of the longer polynomials spills
+        each(c, highest, peak, share, m.a, s.a);
+        each(c + W, highest, peak, share, m.b, s.b);
+      }
+    }
     if (c < whole) each(c, highest, peak, share, m.a, s.a);
     if (tail) {
       if (before) result(last, peak, share).store_n(before + whole, tail);
@@ -328,9 +334,9 @@ inline void softmax_gradient_of(const SoftmaxGradientArgs<T> p) {
     return finish(s);
   };
   // Of short rows one loop takes the results of a row and the sum of the row after the next, so that no row waits for a
-  // sum over lanes: 1.3 times the speed on rows of 197. Rows of 1000 lost by it: more of what misses the caches is in
-  // flight in a loop that does nothing else.
-  constexpr int64_t kLong = 512;
+  // sum over lanes: 1.3 times the speed on rows of 197 floats. Rows of 197 doubles and of 1000 floats lost by it: more
+  // of what misses the caches is in flight in a loop that does nothing else.
+  constexpr int64_t kLong = 1024 / sizeof(T);
   if (n >= kLong) {
     for (int64_t r = 0; r < p.rows; ++r) {
       const T *dy = p.dy + r * p.pitch, *y = p.y + r * p.pitch;
@@ -353,7 +359,12 @@ inline void softmax_gradient_of(const SoftmaxGradientArgs<T> p) {
     };
     const V own = V::set1(sum);
     int64_t c = 0;
-    for (; c + 2 * W <= n; c += 2 * W) each(c, Pair<V>{own, own}, s);
+    for (; c + 2 * W <= n; c += 2 * W) {
+      if constexpr (V::kTable)
+        each(c, Pair<V>{own, own}, s);
+      else
+        each(c, own, s.a), each(c + W, own, s.b);
+    }
     if (c < whole) each(c, own, s.a);
     if (tail) result(V::load_n(dy + whole, tail), V::load_n(y + whole, tail), own).store_n(dx + whole, tail);
     sum = next, next = finish(s);
