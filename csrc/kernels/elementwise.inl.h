@@ -155,9 +155,9 @@ inline void softmax_rows(const SoftmaxArgs<T> p) {
   auto ends = [&](const T* x) { return tail ? V::load_range(x + whole, inside, lowest) : lowest; };
   // A NaN may be lost: the sum of the exponentials has it again.
   auto maximum = [&](const T* x) {
-    V m = ends(x);
+    V m = lowest;
     for (int64_t c = 0; c < whole; c += W) m = max(m, V::load(x + c));
-    return m.largest();
+    return max(m, ends(x)).largest();
   };
   T top = maximum(p.x), next = p.rows > 1 ? maximum(p.x + p.pitch) : top;
   // Of the row before: 1 / sum, or its maximum and -log(sum); its last elements, from which the results are made.
@@ -175,7 +175,7 @@ inline void softmax_rows(const SoftmaxArgs<T> p) {
     T* before = kWrite && r ? y - p.pitch : nullptr;
     const T* from = kLogarithm && r ? x - p.pitch : before;
     const V highest = V::set1(top);
-    Pair<V> m = {ends(ahead), lowest}, s = {V::zero(), V::zero()};
+    Pair<V> m = {lowest, lowest}, s = {V::zero(), V::zero()};
     auto each = [&](int64_t c, auto high, auto peaks, auto shares, auto& most, auto& sum) {
       using U = decltype(high);
       const U e = scaled_exp(U::load(x + c) - high);
@@ -206,7 +206,7 @@ inline void softmax_rows(const SoftmaxArgs<T> p) {
     share = V::set1(kLogarithm ? (T)-logarithm((double)(total * (T)kExpUnit<V>)) : (T)1 / total);
     peak = highest;
     top = next;
-    next = max(m.a, m.b).largest();
+    next = max(ends(ahead), max(m.a, m.b)).largest();
   }
   if (!kWrite) return;
   T* y = p.y + (p.rows - 1) * p.pitch;
@@ -322,16 +322,17 @@ inline void softmax_gradient_of(const SoftmaxGradientArgs<T> p) {
     else
       return fma(d, y, s);
   };
-  auto ends = [&](const T* dy, const T* y) {
-    return tail ? term(V::load_n(dy + whole, tail), V::load_n(y + whole, tail), V::zero()) : V::zero();
+  // Tails come last: to jump ahead within a row puts hardware prefetchers off their track.
+  auto finish = [&](const T* dy, const T* y, Pair<V> s) {
+    if (tail) s.b = term(V::load_n(dy + whole, tail), V::load_n(y + whole, tail), s.b);
+    return (s.a + s.b).sum() * unit;
   };
-  auto finish = [unit](Pair<V> s) { return (s.a + s.b).sum() * unit; };
   auto total = [&](const T* dy, const T* y) {
-    Pair<V> s = {V::zero(), ends(dy, y)};
+    Pair<V> s = Pair<V>::zero();
     int64_t c = 0;
     for (; c + 2 * W <= n; c += 2 * W) s = term(Pair<V>::load(dy + c), Pair<V>::load(y + c), s);
     if (c < whole) s.a = term(V::load(dy + c), V::load(y + c), s.a);
-    return finish(s);
+    return finish(dy, y, s);
   };
   // Of short rows one loop takes the results of a row and the sum of the row after the next, so that no row waits for a
   // sum over lanes: 1.3 times the speed on rows of 197 floats. Rows of 197 doubles and of 1000 floats lost by it: more
@@ -351,7 +352,7 @@ inline void softmax_gradient_of(const SoftmaxGradientArgs<T> p) {
     const T *dy = p.dy + r * p.pitch, *y = p.y + r * p.pitch;
     const int64_t step = r + 2 < p.rows ? 2 * p.pitch : 0;
     T* dx = p.dx + r * p.pitch;
-    Pair<V> s = {V::zero(), ends(dy + step, y + step)};
+    Pair<V> s = Pair<V>::zero();
     auto each = [&](int64_t c, auto whose, auto& ahead) {
       using U = decltype(whose);
       ahead = term(U::load(dy + step + c), U::load(y + step + c), ahead);
@@ -367,7 +368,7 @@ inline void softmax_gradient_of(const SoftmaxGradientArgs<T> p) {
     }
     if (c < whole) each(c, own, s.a);
     if (tail) result(V::load_n(dy + whole, tail), V::load_n(y + whole, tail), own).store_n(dx + whole, tail);
-    sum = next, next = finish(s);
+    sum = next, next = finish(dy + step, y + step, s);
   }
 }
 
