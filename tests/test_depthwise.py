@@ -560,6 +560,45 @@ def test_long_rows_are_summed_in_pieces() -> None:
         assert (error <= proven * np.finfo(np.float32).eps * exact).all()
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("channels", "size", "kernel", "stride"),
+    [(40, (130, 120), 3, 2), (37, (300, 90), 3, 3), (96, (112, 112), 5, 2), (50, (14, 13), 7, 1), (19, (9, 8), 5, 1)],
+)
+def test_turned_planes_are_exact(isa: str, channels: int, size: Any, kernel: int, stride: int, dtype: Any) -> None:
+    """Whole planes and bands of them; outputs whose columns are far apart, and sums that go on."""
+    rng = np.random.default_rng(0)
+    options = {"groups": channels, "padding": kernel // 2, "stride": stride}
+    x, w = (rng.integers(-3, 4, s).astype(dtype) for s in ((2, channels, *size), (channels, 1, kernel, kernel)))
+    y = functional.conv2d(x, w, **options)
+    np.testing.assert_array_equal(y, reference.conv2d(x, w, **options))
+    dy = rng.integers(-3, 4, y.shape).astype(dtype)
+    want = reference.conv2d_backward_input(dy, w, x.shape, **options)
+    np.testing.assert_array_equal(functional.conv2d_backward_input(dy, w, x.shape, **options), want)
+    for order in ((0, 1, 3, 2), (1, 0, 2, 3), (2, 0, 1, 3)):
+        shape = tuple(want.shape[a] for a in order)
+        strides = tuple(s // want.itemsize for s in np.transpose(np.empty(shape, dtype), np.argsort(order)).strides)
+        out = testing.guarded(want.shape, dtype, strides=strides)
+        functional.conv2d_backward_input(dy, w, x.shape, **options, out=out.array)
+        out.check()
+        np.testing.assert_array_equal(out.array, want, err_msg=f"{order}")
+    total = want + 1
+    functional.conv2d_backward_input(dy, w, x.shape, **options, out=total, accumulate=True)
+    np.testing.assert_array_equal(total, want + 1 + want)
+    dw = reference.conv2d_backward_weight(dy, x, w.shape, **options)
+    np.testing.assert_array_equal(functional.conv2d_backward_weight(dy, x, w.shape, **options), dw)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("channels", [512, 1024, 1280])
+def test_far_pixels_are_brought_together(isa: str, channels: int, dtype: Any) -> None:
+    rng = np.random.default_rng(0)
+    options = {"groups": channels, "padding": 1, "layout": "NHWC"}
+    x, dy = (rng.integers(-3, 4, (3, 9, 7, channels)).astype(dtype) for _ in range(2))
+    dw = functional.conv2d_backward_weight(dy, x, (channels, 1, 3, 3), **options)
+    np.testing.assert_array_equal(dw, reference.conv2d_backward_weight(dy, x, (channels, 1, 3, 3), **options))
+
+
 def peak(function: Any, arguments: Any, options: Any) -> int:
     """Scratch of one call on one thread."""
     fastconv.workspace_info(reset=True)

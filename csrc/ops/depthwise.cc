@@ -508,10 +508,12 @@ struct TurnedCut {
     const int64_t limit = m.l2 / 2 / static_cast<int64_t>(sizeof(T));
     auto size = [&] { return (in_rows * first.in[2] + out_pixels) * channels; };
     if (size() > limit) channels = m.lanes;
-    // Bands of rows, where there is one plane and all phases step alike.
+    // Bands of rows, where there is one plane, all phases step alike, and what they write between two of their rows
+    // lies between them in memory: an output whose columns are far apart has no bands.
     const bool bands_possible = std::all_of(runs.begin(), runs.end(), [&](const Run<T>& run) {
       return run.job.in[0] == 1 && run.job.out[0] == 1 && run.job.filter[0] <= 1 && run.job.in[2] == first.in[2] &&
-             run.job.os.s[1] == first.os.s[1];
+             run.job.os.s[1] == first.os.s[1] &&
+             run.output_offset + (run.job.out[2] - 1) * run.job.os.s[2] < first.os.s[1];
     });
     if (size() > limit && bands_possible) {
       while (rows > 4 && size() > limit) {
