@@ -126,10 +126,11 @@ int64_t slab_channels(const Problem& p, const Machine& m) {
   return std::max<int64_t>(1, m.l2 / (std::max<int64_t>(1, width * height * p.filter[0]) * p.item_size));
 }
 
-// Where planar images are turned, some channels at a time, so that lanes are channels (Zen 4, AVX-512, one thread, as
-// the time of lanes of pixels over that of turning): phases that write between each other's pixels, as the gradients of
-// strided layers, 17 on 112 x 112, 10 on 14 x 14; filters of 5 x 5 and more 1.2 to 1.8 on images of 7 and 14. Filters
-// of 3 x 3 gained nothing on 7 x 7 and lost on 14 x 14. A task's planes must fit its scratch.
+// Where planar images are turned, some channels at a time, so that lanes are channels (Zen 4, AVX-512, one thread, in
+// lock step, as the time of lanes of pixels over that of turning): phases that write between each other's pixels, as
+// the gradients of strided layers, 7.1 on 14 x 14, 3.7 on 56 x 56, 3.3 on 112 x 112; 7 x 7 filters 1.8 to 2.2 on 7 x
+// 7, 1.1 to 1.2 on 14 x 14; 5 x 5 ones on 14 x 14 1.0 to 1.1, with a stride 1.5. Filters of 3 x 3 gained nothing on 7 x
+// 7 and lost on 14 x 14. A task's planes must fit its scratch.
 bool turning_pays(const Problem& p, const Machine& m) {
   if (p.mapped || p.part || 2 * p.groups <= m.lanes || m.isa == Isa::portable || p.out[2] > 1024) return false;
   const int64_t taps = p.filter[0] * p.filter[1] * p.filter[2];

@@ -809,13 +809,13 @@ void depthwise_block(const DenseJob& job, const Choice& choice, const Machine& m
 namespace {
 
 // Planes that are turned, so that their channels are neighbours: all of an image, for a vector of channels at a time
-// within half of L2. It pays where they are turned for many terms, or rows are short: 7 x 7 filters on 7 x 7 took four
-// times as long by lanes of pixels as by lanes of channels, 3 x 3 ones 3.6 times on 7 x 7, 2.5 times on 28 x 28 and 1.6
-// times on 56 x 56 (Zen 4, AVX-512, one thread; turning included 2.5, 2, 1.5 and 0.9).
+// within half of L2. It pays where they are turned for many terms, or rows are short (Zen 4, AVX-512, one thread, in
+// lock step, as the time of lanes of pixels over that of turning): 7 x 7 filters 4.9 on 7 x 7 and 2.8 on 14 x 14, 5 x 5
+// ones 3.4 on 14 x 14, 3 x 3 ones 3.2 on 7 x 7, 1.9 on 14 x 14 and 1.7 on 28 x 28, strided ones 2.9 to 3.7 on 14 x 14.
 //
 // Where channels are neighbours already, but pixels a multiple of 2 KB apart, all those of a few channels fall into the
 // same sets of the first-level cache: small planes are brought together likewise (512 channels of 14 x 14 1.3 times as
-// fast, 1024 of 7 x 7 1.3 times; 256 on 28 x 28 and strided ones lost).
+// fast, 1024 of 7 x 7 1.7 times; 256 on 28 x 28 and strided ones lost).
 bool filter_turned(const DenseJob& job, const Machine& m, int64_t item_size) {
   if (2 * job.G <= m.lanes || job.mode != PaddingMode::zeros || job.taps() == 0 || m.isa == Isa::portable) return false;
   const int64_t pixels = job.in[0] * job.in[1] * job.in[2] + job.pixels();
@@ -847,9 +847,9 @@ bool filter_by_channels(const DenseJob& job, const Machine& m, int64_t item_size
 struct FilterSplit {
   bool by_channels, turned;
   int64_t rows, columns;  // of a piece
-  int64_t row_parts;      // pieces of a long row
-  int64_t parts;          // ranges of (image, row, piece of it) with sums of their own, joined at the end
-  int64_t channels; // of a task
+  int64_t row_parts;  // pieces of a long row
+  int64_t parts;  // ranges of (image, row, piece of it) with sums of their own, joined at the end
+  int64_t channels;  // of a task
 
   // Nothing here depends on the threads.
   FilterSplit(const DenseJob& job, const Machine& m, int64_t item_size)

@@ -11,7 +11,7 @@ import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from importlib import resources
 from typing import Any, Literal
 
@@ -69,8 +69,9 @@ class Operation:
         """The name of the forward call."""
         return self.op.removesuffix("_backward").removesuffix("_train")
 
-    @cache  # noqa: B019
-    def _y_shape(self) -> Ints:
+    @cached_property
+    def y_shape(self) -> Ints:
+        """The shape of the result, channels first where it is an image."""
         if self.kind == "separable":
             options = dict(self.options)
             return (
@@ -101,7 +102,7 @@ class Operation:
         """Multiplications and additions of a separable layer. The others count none: memory bounds them."""
         if self.kind != "separable":
             return 0
-        products = math.prod(self._y_shape()[2:]) * sum(math.prod(f) for f in self.filters[:2])
+        products = math.prod(self.y_shape[2:]) * sum(math.prod(f) for f in self.filters[:2])
         products += math.prod(self.shape[2:]) * sum(math.prod(f) for f in self.filters[2:])
         return 2 * self.shape[0] * products * (2 if self.direction == "backward" else 1)
 
@@ -111,7 +112,7 @@ class Operation:
 
         Batch statistics take a second read where a cache line's channels of the batch exceed the second-level cache.
         """
-        x, y = math.prod(self.shape), math.prod(self._y_shape())
+        x, y = math.prod(self.shape), math.prod(self.y_shape)
         size = np.dtype(self.dtype).itemsize
         if self.kind == "separable":
             weights = sum(math.prod(f) for f in self.filters)
@@ -165,7 +166,7 @@ class Operation:
             "n": self.shape[0],
             "c": self.shape[1],
             "x_shape": list(self.shape),
-            "y_shape": list(self._y_shape()),
+            "y_shape": list(self.y_shape),
             "arguments": [list(a) if isinstance(a, tuple) else a for a in self.arguments],
             "options": {k: list(v) if isinstance(v, tuple) else v for k, v in self.options},
             "direction": self.direction,
@@ -205,7 +206,7 @@ def data(operation: Operation) -> tuple[dict[str, Array], str]:
             shape = operation.filters[FILTERS.index(name)]
             arrays[name] = normal(shape, math.sqrt(2 / math.prod(shape[1:])))
         elif name == "dy":
-            arrays[name] = normal(operation._y_shape())
+            arrays[name] = normal(operation.y_shape)
         elif name == "y":
             # Of softmax: positive, and of sum 1.
             arrays[name] = np.asarray(reference.softmax(normal(operation.shape), operation.arguments[-1]))

@@ -249,6 +249,10 @@ def notes(document: Document) -> list[str]:
         lines.append(
             f"Other processes took the core during {disturbed} of {len(turns)} measurements: a quiet machine says more"
         )
+    if any(row.get("group") and not row["group"].startswith(("separable", "pool")) for row in document["rows"]):
+        lines.append(
+            "ncnn is asked for separable layers and pooling alone, XNNPACK for those and elementwise functions"
+        )
     if document["interrupted"]:
         lines.append("Interrupted: these are the rows up to then")
     return lines

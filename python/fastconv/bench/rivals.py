@@ -264,7 +264,10 @@ def jax_operation(jax: Any, case: Case, arrays: dict[str, Array]) -> Built:
 
         def pull(t: Any) -> Any:
             leaves = [t[name] for name in names]
-            apply = lambda *v: _jax_forward(jax, case, t | dict(zip(names, v, strict=True)))  # noqa: E731
+
+            def apply(*values: Any) -> Any:
+                return _jax_forward(jax, case, t | dict(zip(names, values, strict=True)))
+
             return jax.vjp(apply, *leaves)[1](t["dy"])
 
     compiled = jax.jit(pull).lower(t).compile()

@@ -394,7 +394,7 @@ class Torch(Contender):
         # For good: no call is to record anything.
         self.torch.inference_mode().__enter__()
         self.settings = {
-            "mode": "inference_mode; backward by aten.convolution_backward",
+            "mode": "inference_mode; gradients by aten's own functions, of norms and separable layers by autograd",
             "oneDNN": bool(self.torch.backends.mkldnn.is_available()),
             "cpu_capability": str(self.torch.backends.cpu.get_cpu_capability()),
         }
