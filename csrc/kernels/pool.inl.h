@@ -54,8 +54,8 @@ inline V pool_step(V acc, V x) {
   if constexpr (kOp == kPoolSquares) return fma(x, x, acc);
 }
 
-// A sum's quotient by a number that stays. Division, or what is as good, not a product with the reciprocal: a quotient of
-// exact sums is then the correctly rounded one. So is the product once it is corrected by what it leaves of the sum,
+// A sum's quotient by a number that stays. Division, or what is as good, not a product with the reciprocal: a quotient
+// of exact sums is then the correctly rounded one. So is the product once it is corrected by what it leaves of the sum,
 // which an FMA gives exactly (Markstein), where the quotient is a normal number. Infinities leave a NaN, and need no
 // correction.
 template <class T>
