@@ -340,69 +340,70 @@ void depthwise_channels(const DepthwiseChannelsArgs<T>& g) {
 
 // --- Pixels of a row innermost
 //
-// A block of PR output rows and V vectors of a row's pixels. What a tap of the filter row meets in an input row is
-// loaded once, at its own offset, and multiplied by the weights of all filter rows that meet it. Register map for
-// AVX-512, PR = 7, V = 2:
+// A block of V vectors of a row's pixels goes down the rows of the input, with the sums of the U output rows that an
+// input row belongs to. What a tap of the filter row meets is loaded once, at its own offset, and multiplied by the
+// weights of all filter rows that meet it; then every sum becomes that of the next filter row, in name alone. Register
+// map, AVX-512, S x S taps, stride 1 (U = S):
 //
-//   acc 7 x 2 = 14, x 2, a broadcast weight 1: 17 of 32. AVX2: 7 x 1 and 4 x 2, 9 and 11 of 16.
-//   Input row i, tap s of 3: 2 loads of x, up to 3 broadcasts, up to 6 FMAs.
+//            S   sums U x V   x   weights
+//   3 x 3        3 x 4 = 12   4   9, kept           25 of 32
+//   5 x 5        5 x 4 = 20   4   1, broadcast      25
+//   7 x 7        7 x 3 = 21   3   1                 25
+//
+// AVX2: 3 x 3, 5 x 2 and 7 x 1 sums, 13, 13 and 9 of 16. An input row of 3 x 3 and V = 4 costs 12 loads for 36 FMAs.
 //
 // With stride 2 a tap's pixels are every other column: two vectors are loaded and the even ones kept; the odd ones are
-// the next tap's.
+// the next tap's. Rows come in pairs; U = (S + 1) / 2.
 
-template <class T, int PR, int V>
+template <class T, int V>
+inline __attribute__((always_inline)) void store_block(T* out, int64_t tail, const Vec<T> (&y)[V]) {
+  constexpr int W = Vec<T>::kLanes;
+#pragma GCC unroll 16
+  for (int v = 0; v + 1 < V; ++v) y[v].store(out + v * W);
+  if (tail == W)
+    y[V - 1].store(out + (V - 1) * W);
+  else
+    y[V - 1].store_n(out + (V - 1) * W, tail);
+}
+
+// The epilogue of V vectors of row p.
+template <class T, int V>
 inline __attribute__((always_inline)) void finish_block(const DepthwisePlanesArgs<T>& g, int64_t c, int64_t p,
-                                                        int64_t q, int64_t tail, Vec<T> (&acc)[PR][V]) {
+                                                        int64_t q, int64_t tail, const Vec<T> (&sum)[V]) {
   using Vt = Vec<T>;
   constexpr int W = Vt::kLanes;
-  auto load = [tail](const T* from, int v) {
+  auto load = [tail](const T* from, int v) __attribute__((always_inline)) {
     return v + 1 < V || tail == W ? Vt::load(from + v * W) : Vt::load_n(from + v * W, tail);
   };
   T* const out = g.out + c * g.out_channel_pitch + p * g.out_row_pitch + q;
+  Vt y[V];
+#pragma GCC unroll 16
+  for (int v = 0; v < V; ++v) y[v] = sum[v];
   if (g.accumulate) {
 #pragma GCC unroll 16
-    for (int i = 0; i < PR; ++i)
-#pragma GCC unroll 16
-      for (int v = 0; v < V; ++v) acc[i][v] = load(out + i * g.out_row_pitch, v) + acc[i][v];
+    for (int v = 0; v < V; ++v) y[v] = load(out, v) + y[v];
   }
   if (g.scale) {
     const Vt scale = Vt::set1(g.scale[c]);
 #pragma GCC unroll 16
-    for (int i = 0; i < PR; ++i)
-#pragma GCC unroll 16
-      for (int v = 0; v < V; ++v) acc[i][v] = acc[i][v] * scale;
+    for (int v = 0; v < V; ++v) y[v] = y[v] * scale;
   }
   if (g.shift) {
     const Vt shift = Vt::set1(g.shift[c]);
 #pragma GCC unroll 16
-    for (int i = 0; i < PR; ++i)
-#pragma GCC unroll 16
-      for (int v = 0; v < V; ++v) acc[i][v] = acc[i][v] + shift;
+    for (int v = 0; v < V; ++v) y[v] = y[v] + shift;
   }
   if (g.residual) {
     const T* const residual = g.residual + c * g.residual_channel_pitch + p * g.residual_row_pitch + q;
 #pragma GCC unroll 16
-    for (int i = 0; i < PR; ++i)
-#pragma GCC unroll 16
-      for (int v = 0; v < V; ++v) acc[i][v] = acc[i][v] + load(residual + i * g.residual_row_pitch, v);
+    for (int v = 0; v < V; ++v) y[v] = y[v] + load(residual, v);
   }
   if (clamps(g)) {
     const Vt lower = Vt::set1(g.a), upper = Vt::set1(g.b);
 #pragma GCC unroll 16
-    for (int i = 0; i < PR; ++i)
-#pragma GCC unroll 16
-      for (int v = 0; v < V; ++v) acc[i][v] = min(upper, max(lower, acc[i][v]));
+    for (int v = 0; v < V; ++v) y[v] = min(upper, max(lower, y[v]));
   }
-#pragma GCC unroll 16
-  for (int i = 0; i < PR; ++i)
-#pragma GCC unroll 16
-    for (int v = 0; v < V; ++v) {
-      T* to = out + i * g.out_row_pitch + v * W;
-      if (v + 1 < V || tail == W)
-        acc[i][v].store(to);
-      else
-        acc[i][v].store_n(to, tail);
-    }
+  store_block<T, V>(out, tail, y);
 }
 
 // The vectors of an input row that a block of V vectors of output loads: one for each tap, or with stride 2 two for
@@ -410,37 +411,51 @@ inline __attribute__((always_inline)) void finish_block(const DepthwisePlanesArg
 template <int S, int ST>
 inline constexpr int kRowLoads = ST == 1 ? S : S + 1;
 
+#if defined(__AVX512F__)
+inline constexpr int kRegisters = 32, kDown[8] = {0, 0, 0, 4, 0, 4, 0, 3};
+#else
+inline constexpr int kRegisters = 16, kDown[8] = {0, 0, 0, 3, 0, 2, 0, 1};
+#endif
+
 // S x S taps, stride ST both ways. Inside: all columns that the block reads exist; otherwise masks has those that do,
 // of each vector of a row.
-template <class T, int S, int ST, int PR, int V, bool Inside>
-inline __attribute__((always_inline)) void planes_block(const DepthwisePlanesArgs<T>& g, int64_t c, int64_t p,
-                                                        int64_t q, int64_t tail,
-                                                        const typename Vec<T>::Range (&masks)[kRowLoads<S, ST>][V]) {
+template <class T, int S, int ST, int V, bool Inside>
+inline __attribute__((always_inline)) void planes_down(const DepthwisePlanesArgs<T>& g, int64_t c, int64_t q,
+                                                       int64_t tail,
+                                                       const typename Vec<T>::Range (&masks)[kRowLoads<S, ST>][V]) {
   using Vt = Vec<T>;
-  constexpr int W = Vt::kLanes;
-  Vt acc[PR][V];
-#pragma GCC unroll 16
-  for (int i = 0; i < PR; ++i)
-#pragma GCC unroll 16
-    for (int v = 0; v < V; ++v) acc[i][v] = Vt::zero();
+  constexpr int W = Vt::kLanes, U = (S + ST - 1) / ST;
+  constexpr bool kKept = S * S + U * V + V + 2 * (ST - 1) <= kRegisters - 2;
   const T* const weights = g.weights + c * (S * S);
+  Vt kept[kKept ? S * S : 1];
+  if constexpr (kKept) {
+#pragma GCC unroll 16
+    for (int i = 0; i < S * S; ++i) kept[i] = Vt::set1(weights[i]);
+  }
+  auto weight = [&](int i) __attribute__((always_inline)) { return kKept ? kept[kKept ? i : 0] : Vt::set1(weights[i]); };
+  Vt acc[U][V];
+#pragma GCC unroll 16
+  for (int u = 0; u < U; ++u)
+#pragma GCC unroll 16
+    for (int v = 0; v < V; ++v) acc[u][v] = Vt::zero();
   const int64_t first = g.first_column + q * ST, offset = g.offset + c * g.channel_pitch + first;
-#pragma GCC unroll 32
-  for (int i = 0; i < (PR - 1) * ST + S; ++i) {
-    const T* row = g.rows[p * ST + i];
+  const bool plain = !g.accumulate && !g.scale && !g.shift && !g.residual && !clamps(g);
+  T* out = g.out + c * g.out_channel_pitch + q;
+  // Phase k of ST input rows is the filter's row k of the first sum, ST + k of the second and so on.
+  auto add_row = [&]<int k>(const T* row) __attribute__((always_inline)) {
     // A row of zeros counts where a weight is not finite.
-    if (row == g.zero_row && g.skip_zeros) continue;
+    if (row == g.zero_row && g.skip_zeros) return;
     row += row == g.zero_row ? first : offset;
-    auto raw = [&](int at, int k, int v) __attribute__((always_inline)) {
-      return Inside ? Vt::load(row + at) : Vt::load_range(row + at, masks[k][v]);
+    auto raw = [&](int at, int load, int v) __attribute__((always_inline)) {
+      return Inside ? Vt::load(row + at) : Vt::load_range(row + at, masks[load][v]);
     };
     auto add = [&](int s, const Vt(&x)[V]) __attribute__((always_inline)) {
 #pragma GCC unroll 16
-      for (int r = 0; r < S; ++r)
-        if (i >= r && (i - r) % ST == 0 && (i - r) / ST < PR) {
-          const Vt w = Vt::set1(weights[r * S + s]);
+      for (int u = 0; u < U; ++u)
+        if (u * ST + k < S) {
+          const Vt w = weight((u * ST + k) * S + s);
 #pragma GCC unroll 16
-          for (int v = 0; v < V; ++v) acc[(i - r) / ST][v] = fma(x[v], w, acc[(i - r) / ST][v]);
+          for (int v = 0; v < V; ++v) acc[u][v] = fma(x[v], w, acc[u][v]);
         }
     };
     Vt x[V];
@@ -454,31 +469,39 @@ inline __attribute__((always_inline)) void planes_block(const DepthwisePlanesArg
     } else {
 #pragma GCC unroll 16
       for (int s = 0; s < S; s += 2) {
-        Vt lo[V], hi[V];
+        Vt next[V];
 #pragma GCC unroll 16
         for (int v = 0; v < V; ++v) {
-          lo[v] = raw(s + 2 * v * W, s, v), hi[v] = raw(s + (2 * v + 1) * W, s + 1, v);
-          x[v] = Vt::even(lo[v], hi[v]);
+          const Vt lo = raw(s + 2 * v * W, s, v), hi = raw(s + (2 * v + 1) * W, s + 1, v);
+          x[v] = Vt::even(lo, hi);
+          if (s + 1 < S) next[v] = Vt::odd(lo, hi);
         }
         add(s, x);
-        if (s + 1 < S) {
-#pragma GCC unroll 16
-          for (int v = 0; v < V; ++v) x[v] = Vt::odd(lo[v], hi[v]);
-          add(s + 1, x);
-        }
+        if (s + 1 < S) add(s + 1, next);
       }
     }
+  };
+  for (int64_t j = 0;; ++j) {
+    add_row.template operator()<0>(g.rows[j * ST]);
+    if (j >= U - 1) {
+      if (plain)
+        store_block<T, V>(out, tail, acc[U - 1]);
+      else
+        finish_block<T, V>(g, c, j - (U - 1), q, tail, acc[U - 1]);
+      if (j == g.out_rows + U - 2) return;
+      out += g.out_row_pitch;
+    }
+    if constexpr (ST == 2) add_row.template operator()<1>(g.rows[j * ST + 1]);
+#pragma GCC unroll 16
+    for (int u = U - 1; u > 0; --u)
+#pragma GCC unroll 16
+      for (int v = 0; v < V; ++v) acc[u][v] = acc[u - 1][v];
+#pragma GCC unroll 16
+    for (int v = 0; v < V; ++v) acc[0][v] = Vt::zero();
   }
-  finish_block<T, PR, V>(g, c, p, q, tail, acc);
 }
 
-#if defined(__AVX512F__)
-inline constexpr int kPlaneRows[3] = {0, 7, 7};
-#else
-inline constexpr int kPlaneRows[3] = {0, 7, 4};
-#endif
-
-// All rows of a block of columns.
+// All channels of a block of columns.
 template <class T, int S, int ST, int V, bool Inside>
 __attribute__((noinline)) void planes_columns(const DepthwisePlanesArgs<T>& g, int64_t q, int64_t tail) {
   using Vt = Vec<T>;
@@ -495,34 +518,36 @@ __attribute__((noinline)) void planes_columns(const DepthwisePlanesArgs<T>& g, i
         masks[k][v] = Vt::range(lo, hi);
       }
   }
-  for (int64_t c = 0; c < g.channels; ++c) {
-    int64_t p = 0;
-    for (; p + kPlaneRows[V] <= g.out_rows; p += kPlaneRows[V])
-      planes_block<T, S, ST, kPlaneRows[V], V, Inside>(g, c, p, q, tail, masks);
-    for (; p + 2 <= g.out_rows; p += 2) planes_block<T, S, ST, 2, V, Inside>(g, c, p, q, tail, masks);
-    for (; p < g.out_rows; ++p) planes_block<T, S, ST, 1, V, Inside>(g, c, p, q, tail, masks);
-  }
+  for (int64_t c = 0; c < g.channels; ++c) planes_down<T, S, ST, V, Inside>(g, c, q, tail, masks);
+}
+
+template <class T, int S, int ST, int V>
+inline void planes_block(const DepthwisePlanesArgs<T>& g, int64_t q, int64_t vectors) {
+  constexpr int64_t W = Vec<T>::kLanes;
+  if constexpr (V > 1)
+    if (vectors < V) return planes_block<T, S, ST, V - 1>(g, q, vectors);
+  const int64_t rest = g.pixels - q - (V - 1) * W, first = g.first_column + q * ST;
+  const bool inside = first >= 0 && first + V * W * ST + S - 1 <= g.columns;
+  inside ? planes_columns<T, S, ST, V, true>(g, q, rest < W ? rest : W)
+         : planes_columns<T, S, ST, V, false>(g, q, rest < W ? rest : W);
 }
 
 template <class T, int S, int ST>
 inline void planes(const DepthwisePlanesArgs<T>& all) {
-  constexpr int W = Vec<T>::kLanes;
+  constexpr int64_t W = Vec<T>::kLanes;
+  const int64_t vectors = (all.pixels + W - 1) / W, blocks = (vectors + kDown[S] - 1) / kDown[S];
   DepthwisePlanesArgs<T> g = all;
   // Rows of one block go through all channels with one set of masks; longer ones channel by channel, or the image would
   // be read in columns.
-  const bool together = g.pixels <= 2 * W;
-  if (!together) g.channels = 1;
+  if (blocks > 1) g.channels = 1;
   for (int64_t i = 0; i < all.channels; i += g.channels) {
-    for (int64_t q = 0, vectors; q < g.pixels; q += vectors * W) {
-      vectors = g.pixels - q > W ? 2 : 1;
-      const int64_t rest = g.pixels - q - (vectors - 1) * W, tail = rest < W ? rest : W;
-      const int64_t first = g.first_column + q * ST;
-      const bool inside = first >= 0 && first + vectors * W * ST + S - 1 <= g.columns;
-      if (vectors == 2)
-        inside ? planes_columns<T, S, ST, 2, true>(g, q, tail) : planes_columns<T, S, ST, 2, false>(g, q, tail);
-      else
-        inside ? planes_columns<T, S, ST, 1, true>(g, q, tail) : planes_columns<T, S, ST, 1, false>(g, q, tail);
+    for (int64_t b = 0, done = 0; b < blocks; ++b) {
+      const int64_t end = (b + 1) * vectors / blocks;
+      planes_block<T, S, ST, kDown[S]>(g, done * W, end - done);
+      done = end;
     }
+    for (int64_t c = 0; c < g.channels; ++c)
+      activate_rows(g, g.out + c * g.out_channel_pitch, g.out_rows, g.out_row_pitch, g.pixels);
     g.offset += g.channel_pitch;
     g.weights += S * S;
     g.out += g.out_channel_pitch;
@@ -559,7 +584,8 @@ inline __attribute__((always_inline)) void slab_block(const DepthwisePlanesArgs<
     }
   }
   const int64_t rest = g.pixels - q - (V - 1) * W;
-  finish_block<T, PR, V>(g, c, p, q, rest < W ? rest : W, acc);
+#pragma GCC unroll 16
+  for (int i = 0; i < PR; ++i) finish_block<T, V>(g, c, p + i, q, rest < W ? rest : W, acc[i]);
 }
 
 template <class T>
@@ -578,7 +604,10 @@ inline void slab_rows(const DepthwisePlanesArgs<T>& g, int64_t c) {
 template <class T>
 void depthwise_planes(const DepthwisePlanesArgs<T>& g) {
   if (g.column_offset) {
-    for (int64_t c = 0; c < g.channels; ++c) slab_rows(g, c);
+    for (int64_t c = 0; c < g.channels; ++c) {
+      slab_rows(g, c);
+      activate_rows(g, g.out + c * g.out_channel_pitch, g.out_rows, g.out_row_pitch, g.pixels);
+    }
   } else if constexpr (kOwnSizes) {
     if (g.taps == 3)
       g.stride == 1 ? planes<T, 3, 1>(g) : planes<T, 3, 2>(g);
@@ -587,8 +616,6 @@ void depthwise_planes(const DepthwisePlanesArgs<T>& g) {
     else
       planes<T, 7, 1>(g);
   }
-  for (int64_t c = 0; c < g.channels; ++c)
-    activate_rows(g, g.out + c * g.out_channel_pitch, g.out_rows, g.out_row_pitch, g.pixels);
 }
 
 // --- The gradient of the filters

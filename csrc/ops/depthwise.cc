@@ -242,14 +242,17 @@ bool reads_in_place(const DenseJob& job, const Machine& m, bool mapped) {
          job.mode == PaddingMode::zeros && !mapped && (job.is.s[2] == 1 || job.in[2] == 1);
 }
 
-// Rows of output at a time: in place any number; else those whose slab, of one channel, stays in half of L1, or eight,
-// which the kernel takes together.
-int64_t rows_together(const DenseJob& job, const Machine& m, int64_t columns, int64_t item_size) {
+// Rows of output at a time of a slab, of one channel, that stays in half of L1; or eight, which the kernel takes
+// together.
+int64_t rows_of_slab(const DenseJob& job, const Machine& m, int64_t columns, int64_t item_size) {
   const int64_t width = (columns + (job.filter[2] - 1) * job.dilation[2] / job.stride[2]) *
                         std::min(job.stride[2], job.filter[2]) * job.filter[0];
   const int64_t fit = m.l1 / 2 / std::max<int64_t>(1, width * item_size) - (job.filter[1] - 1) * job.dilation[1];
   return std::min(job.out[1], std::max<int64_t>(8, fit / job.stride[1]));
 }
+
+// In place: as many as the table of rows has entries, since every beginning goes over rows that it has no sums for.
+int64_t rows_in_place(const DenseJob& job) { return std::min<int64_t>(job.out[1], 512); }
 
 template <class T>
 struct PlanesTask {
@@ -281,7 +284,10 @@ void run_planes(const Run<T>& run, const Context<T>& ctx, const Piece& task, Are
   const bool in_place = reads_in_place(job, ctx.machine, ctx.map.active);
   // One tap out of rows that are long enough to be those of a slab.
   const bool rows_are_slab = spare && job.taps() == 1 && job.is.s[2] == 1 && !ctx.map.active;
-  const int64_t most = std::min(rows_together(job, ctx.machine, task.most_columns, sizeof(T)), task.row1 - task.row0);
+  const bool moves = choice.move_output || (job.has_residual && choice.move_residual);
+  const int64_t most = std::min(
+      in_place && !moves ? rows_in_place(job) : rows_of_slab(job, ctx.machine, task.most_columns, sizeof(T)),
+      task.row1 - task.row0);
   Moved<T> moved(job, choice, most, q, W, arena);
   if (moved.output || moved.residual)
     for (int64_t i = 0; i < std::max(q, most); ++i) {
@@ -309,7 +315,7 @@ void run_planes(const Run<T>& run, const Context<T>& ctx, const Piece& task, Are
   g.accumulate = ctx.accumulate && !moved.output;
   const int64_t no_offset = 0;
   // In place, all channels of the task are one call, unless their output has to be moved.
-  const int64_t channels = (in_place || rows_are_slab) && !moved.output && !moved.residual ? task.c1 - task.c0 : 1;
+  const int64_t channels = (in_place || rows_are_slab) && !moves ? task.c1 - task.c0 : 1;
   for (int64_t row = task.row0, end; row < task.row1; row = end) {
     const int64_t d = row / job.out[1], h = row % job.out[1];
     end = std::min({task.row1, row + most, (d + 1) * job.out[1]});
@@ -395,9 +401,9 @@ int64_t scratch_bytes(const DenseJob& job, const Choice& choice, const Machine& 
     }
     return count.size();
   }
-  const int64_t most = rows_together(job, m, q, sizeof(T));
+  const int64_t most = rows_of_slab(job, m, q, sizeof(T));
   Moved<T>(job, choice, most, q, m.lanes, count);
-  PlanesTask<T>(job, plane_lines(job, most), columns_read(job, m, q), count);
+  PlanesTask<T>(job, plane_lines(job, std::max(most, rows_in_place(job))), columns_read(job, m, q), count);
   if (job.taps() > 0) Slab<T>(part, 0, most * q, 1, m.lanes, count);
   return count.size();
 }
