@@ -432,7 +432,8 @@ inline __attribute__((always_inline)) void planes_down(const DepthwisePlanesArgs
 #pragma GCC unroll 16
     for (int i = 0; i < S * S; ++i) kept[i] = Vt::set1(weights[i]);
   }
-  auto weight = [&](int i) __attribute__((always_inline)) { return kKept ? kept[kKept ? i : 0] : Vt::set1(weights[i]); };
+  auto weight = [&](int i)
+                    __attribute__((always_inline)) { return kKept ? kept[kKept ? i : 0] : Vt::set1(weights[i]); };
   Vt acc[U][V];
 #pragma GCC unroll 16
   for (int u = 0; u < U; ++u)
@@ -536,6 +537,7 @@ template <class T, int S, int ST>
 inline void planes(const DepthwisePlanesArgs<T>& all) {
   constexpr int64_t W = Vec<T>::kLanes;
   const int64_t vectors = (all.pixels + W - 1) / W, blocks = (vectors + kDown[S] - 1) / kDown[S];
+  if (all.out_rows == 0) return;
   DepthwisePlanesArgs<T> g = all;
   // Rows of one block go through all channels with one set of masks; longer ones channel by channel, or the image would
   // be read in columns.
@@ -752,11 +754,15 @@ void filter_channels(const FilterChannelsArgs<T>& g) {
   }
 }
 
-// Pixels of a row innermost: a sum for each lane, and the lanes of each tap in a fixed order at the end.
+// Pixels of a row innermost: a sum for each lane, and the lanes of each tap in a fixed order at the end. RB filter rows
+// go down the input with the rows of dy that an input row is multiplied by, D of them: each vector of the input and of
+// dy is loaded once for all RB. Register map, AVX-512, 3 x 3: 9 sums, 3 rows of dy, a column: 13 of 32; 5 x 5: 25, 5,
+// 1; 3 of 7 rows: 21, 3, 1. AVX2: 13 of 16; 2 of 5 rows: 10, 2, 1; 1 of 7: 7, 1, 1.
 template <class T, int S, int ST, int RB>
 __attribute__((noinline)) void filter_plane(const FilterPlanesArgs<T>& g, int64_t c, int64_t r0) {
   using V = Vec<T>;
   constexpr int64_t W = V::kLanes;
+  constexpr int D = (RB + ST - 1) / ST;
   V acc[RB][S];
 #pragma GCC unroll 16
   for (int r = 0; r < RB; ++r)
@@ -773,24 +779,48 @@ __attribute__((noinline)) void filter_plane(const FilterPlanesArgs<T>& g, int64_
       const int64_t lo = begin >= 0 ? 0 : -begin < W ? -begin : W;
       masks[k] = V::range(lo, left < lo ? lo : left < W ? left : W);
     }
-    const T* dy = g.dy + c * g.dy_channel_pitch + q;
-    for (int64_t p = 0; p < g.out_rows; ++p, dy += g.dy_row_pitch) {
-      const V d = live == W ? V::load(dy) : V::load_n(dy, live);
+    // Phase k of ST rows of the input meets rows k, ST + k, ... of the filter, in the rows d[0], d[1], ... of dy; those
+    // before the first are not there, nor are those after the last.
+    V d[D];
 #pragma GCC unroll 16
-      for (int r = 0; r < RB; ++r) {
-        const T* row = g.rows[p * ST + r0 + r];
-        row += row == g.zero_row ? first : offset;
-        if constexpr (ST == 1) {
+    for (int u = 0; u < D; ++u) d[u] = V::zero();
+    auto add_row = [&]<int k>(const T* row, int64_t from, int64_t to) __attribute__((always_inline)) {
+      row += row == g.zero_row ? first : offset;
+      auto add = [&](int s, V x) __attribute__((always_inline)) {
 #pragma GCC unroll 16
-          for (int s = 0; s < S; ++s) acc[r][s] = fma(V::load_range(row + s, masks[s]), d, acc[r][s]);
-        } else {
+        for (int u = 0; u < D; ++u)
+          if (u * ST + k < RB && u >= from && u <= to) acc[u * ST + k][s] = fma(x, d[u], acc[u * ST + k][s]);
+      };
+      if constexpr (ST == 1) {
 #pragma GCC unroll 16
-          for (int s = 0; s < S; s += 2) {
-            const V lo = V::load_range(row + s, masks[s]), hi = V::load_range(row + s + W, masks[s + 1]);
-            acc[r][s] = fma(V::even(lo, hi), d, acc[r][s]);
-            if (s + 1 < S) acc[r][s + 1] = fma(V::odd(lo, hi), d, acc[r][s + 1]);
-          }
+        for (int s = 0; s < S; ++s) add(s, V::load_range(row + s, masks[s]));
+      } else {
+#pragma GCC unroll 16
+        for (int s = 0; s < S; s += 2) {
+          const V lo = V::load_range(row + s, masks[s]), hi = V::load_range(row + s + W, masks[s + 1]);
+          add(s, V::even(lo, hi));
+          if (s + 1 < S) add(s + 1, V::odd(lo, hi));
         }
+      }
+    };
+    const T* dy = g.dy + c * g.dy_channel_pitch + q;
+    const T* const* rows = g.rows + r0;
+    const int64_t steps = g.out_rows > 0 ? g.out_rows + D - 1 : 0;
+    for (int64_t j = 0; j < steps; ++j, rows += ST) {
+#pragma GCC unroll 16
+      for (int u = D - 1; u > 0; --u) d[u] = d[u - 1];
+      if (j < g.out_rows) {
+        d[0] = live == W ? V::load(dy) : V::load_n(dy, live);
+        dy += g.dy_row_pitch;
+      }
+      const int64_t from = j < g.out_rows ? 0 : j - g.out_rows + 1, to = j < D - 1 ? j : D - 1;
+      if (from == 0 && to == D - 1) {
+        add_row.template operator()<0>(rows[0], 0, D - 1);
+        if constexpr (ST == 2 && RB > 1) add_row.template operator()<1>(rows[1], 0, D - 1);
+      } else {
+        add_row.template operator()<0>(rows[0], from, to);
+        if constexpr (ST == 2 && RB > 1)
+          if (from * ST + 1 < RB) add_row.template operator()<1>(rows[1], from, to);
       }
     }
   }

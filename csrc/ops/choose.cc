@@ -128,14 +128,16 @@ int64_t slab_channels(const Problem& p, const Machine& m) {
 
 // Where planar images are turned, some channels at a time, so that lanes are channels (Zen 4, AVX-512, one thread, in
 // lock step, as the time of lanes of pixels over that of turning): phases that write between each other's pixels, as
-// the gradients of strided layers, 7.1 on 14 x 14, 3.7 on 56 x 56, 3.3 on 112 x 112; 7 x 7 filters 1.8 to 2.2 on 7 x
-// 7, 1.1 to 1.2 on 14 x 14; 5 x 5 ones on 14 x 14 1.0 to 1.1, with a stride 1.5. Filters of 3 x 3 gained nothing on 7 x
-// 7 and lost on 14 x 14. A task's planes must fit its scratch.
+// the gradients of strided layers, 7.1 on 14 x 14, 3.7 on 56 x 56, 3.3 on 112 x 112; 7 x 7 filters 2.1 to 2.5 on rows
+// of 7, 5 x 5 ones about 1. On rows of 14 both lost (0.93, 0.63 to 0.75), on AVX2, which has no registers for more than
+// one vector of 7 x 7, only those of 5 x 5 (0.7; 7 x 7 1.2). Filters of 3 x 3 gained nothing on rows of 7. A task's
+// planes must fit its scratch.
 bool turning_pays(const Problem& p, const Machine& m) {
   if (p.mapped || p.part || 2 * p.groups <= m.lanes || m.isa == Isa::portable || p.out[2] > 1024) return false;
   const int64_t taps = p.filter[0] * p.filter[1] * p.filter[2];
   if (p.out[0] > 1 && (p.phases + 1) * p.out[0] * p.out[1] * p.out[2] * m.lanes * p.item_size > m.l2) return false;
-  return p.phases > 1 || (p.out[2] <= 16 && p.filter[2] > 1 && taps >= 25);
+  if (p.phases > 1) return true;
+  return p.filter[2] > 1 && taps >= 25 && (p.out[2] <= 8 || (m.isa == Isa::avx2 && taps >= 49 && p.out[2] <= 16));
 }
 
 // --- Depthwise products by the fast Fourier transform

@@ -285,9 +285,9 @@ void run_planes(const Run<T>& run, const Context<T>& ctx, const Piece& task, Are
   // One tap out of rows that are long enough to be those of a slab.
   const bool rows_are_slab = spare && job.taps() == 1 && job.is.s[2] == 1 && !ctx.map.active;
   const bool moves = choice.move_output || (job.has_residual && choice.move_residual);
-  const int64_t most = std::min(
-      in_place && !moves ? rows_in_place(job) : rows_of_slab(job, ctx.machine, task.most_columns, sizeof(T)),
-      task.row1 - task.row0);
+  const int64_t most =
+      std::min(in_place && !moves ? rows_in_place(job) : rows_of_slab(job, ctx.machine, task.most_columns, sizeof(T)),
+               task.row1 - task.row0);
   Moved<T> moved(job, choice, most, q, W, arena);
   if (moved.output || moved.residual)
     for (int64_t i = 0; i < std::max(q, most); ++i) {
@@ -816,8 +816,9 @@ namespace {
 
 // Planes that are turned, so that their channels are neighbours: all of an image, for a vector of channels at a time
 // within half of L2. It pays where they are turned for many terms, or rows are short (Zen 4, AVX-512, one thread, in
-// lock step, as the time of lanes of pixels over that of turning): 7 x 7 filters 4.9 on 7 x 7 and 2.8 on 14 x 14, 5 x 5
-// ones 3.4 on 14 x 14, 3 x 3 ones 3.2 on 7 x 7, 1.9 on 14 x 14 and 1.7 on 28 x 28, strided ones 2.9 to 3.7 on 14 x 14.
+// lock step, as the time of lanes of pixels over that of turning): 7 x 7 filters 4.5 on 7 x 7, 2.5 on 14 x 14 and 1.6
+// on 28 x 28, 5 x 5 ones 2.0 on 14 x 14, 3 x 3 ones 2.9 on 7 x 7, 1.6 on 14 x 14 and 1.0 on 28 x 28, strided ones 1.5
+// to 2.7 on 14 x 14.
 //
 // Where channels are neighbours already, but pixels a multiple of 2 KB apart, all those of a few channels fall into the
 // same sets of the first-level cache: small planes are brought together likewise (512 channels of 14 x 14 1.3 times as
@@ -861,11 +862,13 @@ struct FilterSplit {
   FilterSplit(const DenseJob& job, const Machine& m, int64_t item_size)
       : by_channels(filter_by_channels(job, m, item_size)), turned(filter_turned(job, m, item_size)) {
     const int64_t line = 64 / item_size;
-    // About 512 terms: the input of a few channels stays close meanwhile. Only rows that are alone in a piece are cut.
+    // About 512 terms a lane: the input of a few channels stays close meanwhile. Only rows that are alone in a piece
+    // are cut.
     columns = std::clamp<int64_t>(job.out[2], 1, 1024);
     row_parts = ceil_div(job.out[2], columns);
     const int64_t lines = job.N * job.out[0] * job.out[1] * row_parts;
-    rows = std::clamp<int64_t>(512 / std::max<int64_t>(1, job.out[2]), 1, job.out[1]);
+    const int64_t a_lane = by_channels ? columns : ceil_div(columns, m.lanes);
+    rows = std::clamp<int64_t>(512 / a_lane, 1, std::max<int64_t>(1, job.out[1]));
     channels = turned ? std::min<int64_t>(job.G, m.lanes) : std::min<int64_t>(job.G, by_channels ? 4 * line : 8);
     // Few channels leave threads without work: the rows are divided, too, or, where images are turned, the images.
     const int64_t blocks = ceil_div(job.G, channels);
@@ -908,7 +911,7 @@ WeightForm filter_gradient_form(const DenseJob& job, const Machine& m) {
   WeightForm form{};
   form.by_rows = split.by_channels;
   const int64_t rows = job.filter[0] > 1 ? 1 : split.rows;
-  form.terms = rows * split.columns;
+  form.terms = rows * (split.by_channels ? split.columns : ceil_div(split.columns, m.lanes));
   form.pieces = job.N * job.out[0] * ceil_div(job.out[1], rows) * split.row_parts + split.parts;
   for (int64_t lanes = m.lanes; !split.by_channels && lanes > 1; lanes /= 2) ++form.joins;
   form.channels = split.channels;
