@@ -35,7 +35,7 @@ ConvSpec make_spec(int32_t spatial, bool transposed, bool channels_last, const p
   desc.groups = groups;
   desc.padding_mode = read_enum(padding_mode, PaddingMode::circular);
   desc.auto_padding = read_enum(auto_padding, AutoPadding::same_lower);
-  desc.algorithm = read_enum(algorithm, Algorithm::fft);
+  desc.algorithm = read_enum(algorithm, Algorithm::winograd4);
   spec.activation = read_activation(activation);
   spec.input_activation = read_activation(input_activation);
   return spec;

@@ -216,6 +216,54 @@ struct DepthwisePlanesArgs {
   int32_t accumulate;
 };
 
+// Winograd's products: tiles of m x m pixels under a 3 x 3 filter, each from a patch of n x n, n = m + 2 (m: 2 or 4). A
+// patch and a filter become n * n points each, which are multiplied one by one. Point p of tile t begins at p *
+// point_pitch + t * tile_pitch; its channels are neighbours.
+
+// patch[(t * n + i) * n + j] points to the channels of a pixel. Whole vectors are written, zeros beyond the channels.
+template <class T>
+struct WinogradInputArgs {
+  const T* const* patch;
+  int64_t tiles, channels;
+  T* points;
+  int64_t point_pitch, tile_pitch;
+  int32_t outputs;  // m
+};
+
+// The panel is what pack_weights makes of nine taps; channel c of point p goes to points[p * point_pitch + c *
+// columns]. The columns are whole vectors.
+template <class T>
+struct WinogradFilterArgs {
+  const T* panel;
+  int64_t channels, columns;
+  T* points;
+  int64_t point_pitch;
+  int32_t outputs;
+};
+
+// y = act(scale * sums + shift + residual) for the pixels of each tile that exist. Where a sum of a vector of channels
+// is not finite, it is not used: zeros are written (nothing, where y is added to), and bit v of the tile's `bad` is set
+// for vector v, which is below 64.
+template <class T>
+struct WinogradOutputArgs {
+  const T* points;
+  int64_t point_pitch, tile_pitch;
+  int64_t tiles, channels;
+  const int32_t* rows;  // of each tile
+  const int32_t* columns;
+  T* const* out;  // a tile's first pixel
+  int64_t row_pitch, column_pitch;
+  const T* const* residual;  // null: none
+  int64_t residual_row_pitch, residual_column_pitch;
+  const T* scale;  // an entry a channel; null: 1, 0
+  const T* shift;
+  int32_t activation;
+  T a, b;
+  int32_t accumulate;
+  uint64_t* bad;
+  int32_t outputs;
+};
+
 // The gradient of depthwise filters over some rows of output pixels, channels innermost:
 //   sum[(r * taps + s) * sum_pitch + c] (+)= sum over p, q of dy[p * dy_row_pitch + q * dy_pitch + c] * (what the
 //   forward pass multiplies by weights[r][s] there)

@@ -5,6 +5,7 @@
 
 #include "dispatch/kernel_table.h"
 #include "ops/fft.h"
+#include "ops/winograd.h"
 
 namespace fastconv::ops {
 
@@ -250,6 +251,9 @@ Choice choose_depthwise(const Problem& p, const Machine& m) {
   return c;
 }
 
+// Channels of one piece of the reduction of a point.
+constexpr int64_t kPointTerms = 512;
+
 Choice choose(const Problem& p, const Machine& m) {
   if (p.C == 1 && p.K == 1 && !p.produced) return choose_depthwise(p, m);
   Choice c{};
@@ -268,7 +272,9 @@ Choice choose(const Problem& p, const Machine& m) {
   // A group of few channels fills neither the vectors of a panel of weights nor a run of the reduction: pixels do.
   const bool thin = (p.groups > 1 || (!p.channels_last && p.out[2] >= kTinyRow)) && T > 1 && p.C <= kThinGroup &&
                     p.K <= kThinGroup && pixels >= 64;
-  c.role = !thin && (p.channels_last || transpose) ? Role::pixel_rows : Role::pixel_columns;
+  const bool winograd =
+      suits_winograd(p) && (p.algorithm == Algorithm::winograd2 || p.algorithm == Algorithm::winograd4);
+  c.role = winograd || (!thin && (p.channels_last || transpose)) ? Role::pixel_rows : Role::pixel_columns;
   c.passed_over = thin              ? "pixel rows: a group has too few channels to fill a vector"
                   : p.channels_last ? "pixel columns: the channels are neighbours in memory, the columns are not"
                   : transpose       ? "pixel columns: the reduction is long enough to pay for transposing the image"
@@ -312,6 +318,13 @@ Choice choose(const Problem& p, const Machine& m) {
     };
     while (!c.direct && block > panel && slab_bytes(block) > m.l2 / 4) block /= 2;
     c.pixel_block = std::min(pixels, std::max(block / panel * panel, panel));
+  }
+  if (winograd) {
+    c.winograd = p.algorithm == Algorithm::winograd2 ? 2 : 4;
+    // Whether strides alone call for a copy changes no bit: a patch is what it is.
+    c.copy_pixels = p.mapped || !p.in_channels_unit;
+    c.winograd_chunks = split_reduction(p.C, 1, kPointTerms, line, 1);
+    c.passed_over = "direct: winograd is asked for";
   }
   c.move_residual =
       p.has_residual && !(c.role == Role::pixel_rows ? p.residual_channels_unit : p.residual_columns_unit);

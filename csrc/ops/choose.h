@@ -72,6 +72,8 @@ struct Choice {
   bool move_output;  // the output is computed in a buffer and moved: its strides do not suit the role
   bool move_residual;
   std::vector<Chunk> chunks;
+  int32_t winograd;  // outputs of a tile along an axis; 0: direct, as the rest says
+  std::vector<Chunk> winograd_chunks;  // of the reduction, without taps
   int64_t pixel_block;
   std::string passed_over;
   int64_t reduction_block() const;

@@ -44,9 +44,12 @@ std::vector<Run<T>> forward_runs(const ConvDesc& desc, const Layer& l, const Mac
 // Whether all products that have a sum are computed by the algorithm that is asked for.
 template <class T>
 Status check_algorithm(Algorithm algorithm, const std::vector<Run<T>>& runs) {
-  if (algorithm != Algorithm::fft) return Status::ok;
+  if (algorithm == Algorithm::automatic || algorithm == Algorithm::direct) return Status::ok;
+  const int32_t outputs = algorithm == Algorithm::winograd2 ? 2 : algorithm == Algorithm::winograd4 ? 4 : 0;
   for (const Run<T>& run : runs)
-    if (run.job.taps() > 0 && run.job.pixels() > 0 && run.choice.fft.rows == 0) return Status::bad_algorithm;
+    if (run.job.taps() > 0 && run.job.pixels() > 0 &&
+        (outputs ? run.choice.winograd != outputs : run.choice.fft.rows == 0))
+      return Status::bad_algorithm;
   return Status::ok;
 }
 
@@ -406,6 +409,7 @@ Decision summarise(const std::vector<Run<T>>& runs, const Machine& m, const Geom
   } else {
     for (const Run<T>& run : runs) d.workspace_per_thread = std::max(d.workspace_per_thread, task_workspace<T>(run, m));
   }
+  if (c.winograd) d.algorithm = c.winograd == 2 ? "winograd2" : "winograd4";
   sums.cover(runs);
   d.packed_weight_bytes = packed * static_cast<int64_t>(sizeof(T));
   // A piece is one chain of fused additions, the pieces are another; the epilogue adds four roundings.

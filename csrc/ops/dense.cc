@@ -8,6 +8,7 @@
 #include "ops/memory.h"
 #include "ops/parallel.h"
 #include "ops/slab.h"
+#include "ops/winograd.h"
 
 namespace fastconv::ops {
 namespace {
@@ -724,8 +725,16 @@ double job_nanoseconds(const DenseJob& job) {
 
 }  // namespace
 
+// Of a product by Winograd: what the direct one reads. Tasks pack the weights of tiles that are not finite, where the
+// caller still has them.
+static int64_t direct_size(const DenseJob& job, Choice choice, const Machine& m, bool keep) {
+  choice.winograd = 0;
+  return keep ? packed_size(job, choice, m, true) : 0;
+}
+
 int64_t packed_size(const DenseJob& job, const Choice& choice, const Machine& m, bool keep) {
   if (choice.depthwise) return packed_filters_size(job, choice, m, keep);
+  if (choice.winograd) return direct_size(job, choice, m, keep) + winograd_size(job, choice, m);
   const int64_t terms = job.C * job.taps();
   if (choice.role == Role::pixel_rows)
     return !keep && (reads_weights_in_place(job, choice) || packs_late(job, choice))
@@ -864,6 +873,13 @@ Status pack_runs(std::vector<Run<T>>& runs, const Machine& m, const KernelTable<
       continue;
     }
     if (!run.packed) continue;
+    if (run.choice.winograd) {
+      run.direct_size = direct_size(run.job, run.choice, m, keep);
+      T* const points = const_cast<T*>(run.packed) + run.direct_size;
+      const Status s = pack_winograd(run.job, run.choice, m, kernels, points);
+      if (s != Status::ok) return s;
+      if (run.direct_size == 0) continue;
+    }
     const Status s = pack_job(run.job, run.choice, m, kernels, const_cast<T*>(run.packed));
     if (s != Status::ok) return s;
   }
@@ -873,7 +889,8 @@ Status pack_runs(std::vector<Run<T>>& runs, const Machine& m, const KernelTable<
 template <class T>
 bool may_skip_zeros(const DenseJob& job, const Choice& choice, bool always) {
   // A sum for each channel looks at its filters when they are packed.
-  if (choice.depthwise || choice.role != Role::pixel_rows || job.mode != PaddingMode::zeros || job.taps() < 2)
+  if (choice.depthwise || choice.winograd || choice.role != Role::pixel_rows || job.mode != PaddingMode::zeros ||
+      job.taps() < 2)
     return false;
   // The share of (row, tap) pairs that lie outside the image. Columns count only where a whole tile of pixels is
   // outside.
@@ -908,6 +925,8 @@ Status run_dense(const std::vector<Run<T>>& runs, const Machine& machine, const 
                  const Finish<T>& finish, const InputMap<T>& map, int64_t gate_batch_stride, bool accumulate) {
   if (runs[0].choice.depthwise)
     return run_depthwise(runs, machine, kernels, finish, map, gate_batch_stride, accumulate);
+  if (runs[0].choice.winograd)
+    return run_winograd(runs[0], machine, kernels, finish, map, gate_batch_stride, accumulate);
   const Context<T> ctx{machine, kernels, finish, map, gate_batch_stride, accumulate};
   double work = 0;
   for (const Run<T>& run : runs) work += job_nanoseconds(run.job);
@@ -948,6 +967,7 @@ Status run_dense(const std::vector<Run<T>>& runs, const Machine& machine, const 
 template <class T>
 int64_t task_workspace(const Run<T>& run, const Machine& machine) {
   if (run.choice.depthwise) return depthwise_workspace<T>({run}, machine);
+  if (run.choice.winograd) return winograd_workspace(run, machine);
   return scratch_bytes<T>(run, machine, Cut(run.job, run.choice, machine, sizeof(T), 1, false));
 }
 
@@ -963,6 +983,23 @@ void run_box(const Run<T>& run, const Machine& machine, const KernelTable<T>& ke
   const Context<T> ctx{machine, kernels, finish, no_map, 0, false};
   run_part(run, box_of<T>(run.job, at, size), ctx, Task{n, 0, 0, 0, run.job.K}, scratch);
 }
+
+template <class T>
+int64_t direct_box_workspace(const Run<T>& run, const Machine& machine, const int64_t size[3]) {
+  return part_bytes(run, machine, size, run.job.K);
+}
+
+template <class T>
+void run_direct_box(const Run<T>& run, const Context<T>& ctx, int64_t n, int64_t g, int64_t k0, int64_t k1,
+                    const int64_t at[3], const int64_t size[3], void* scratch) {
+  run_part(run, box_of<T>(run.job, at, size), ctx, Task{n, g, 0, k0, k1}, scratch);
+}
+template int64_t direct_box_workspace<float>(const Run<float>&, const Machine&, const int64_t[3]);
+template int64_t direct_box_workspace<double>(const Run<double>&, const Machine&, const int64_t[3]);
+template void run_direct_box<float>(const Run<float>&, const Context<float>&, int64_t, int64_t, int64_t, int64_t,
+                                    const int64_t[3], const int64_t[3], void*);
+template void run_direct_box<double>(const Run<double>&, const Context<double>&, int64_t, int64_t, int64_t, int64_t,
+                                     const int64_t[3], const int64_t[3], void*);
 
 // --- The gradient of the weights
 //

@@ -258,6 +258,14 @@ struct Context {
   bool accumulate;
 };
 
+// A box of pixels of image n, output channels [k0, k1) of group g, on the calling thread, by a direct product. The
+// choice needs no scratch but what direct_box_workspace() tells.
+template <class T>
+int64_t direct_box_workspace(const Run<T>& run, const Machine& machine, const int64_t size[3]);
+template <class T>
+void run_direct_box(const Run<T>& run, const Context<T>& ctx, int64_t n, int64_t g, int64_t k0, int64_t k1,
+                    const int64_t at[3], const int64_t size[3], void* scratch);
+
 // Tasks to aim for: a few a thread, so that they end together, and none so long that a cancelled call would be waited
 // for.
 inline int64_t wanted_tasks(double nanoseconds) {

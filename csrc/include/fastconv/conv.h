@@ -15,7 +15,7 @@ namespace fastconv {
 enum class Pass : int32_t { forward = 0, backward_input = 1, backward_weight = 2 };
 enum class PaddingMode : int32_t { zeros = 0, reflect = 1, replicate = 2, circular = 3 };
 enum class AutoPadding : int32_t { none = 0, same = 1, same_lower = 2 };  // resolved from the input's size
-enum class Algorithm : int32_t { automatic = 0, direct = 1, fft = 2 };
+enum class Algorithm : int32_t { automatic = 0, direct = 1, fft = 2, winograd2 = 3, winograd4 = 4 };
 
 enum class ActivationKind : int32_t {
   none = 0,
@@ -100,7 +100,7 @@ Status conv_backward_bias(const ConvDesc& desc, const TensorView& dy, const Tens
 // fft lanes are channels or tiles, the tile is what a transform covers, pixel_block its outputs, packed_weight_bytes
 // are the spectra, and the scale of error_bound is |x|_2 * |w|_2 over two tiles and the filter.
 struct Decision {
-  const char* algorithm = "";     // "direct", "depthwise" or "fft"
+  const char* algorithm = "";     // "direct", "depthwise", "fft", "winograd2" or "winograd4"
   const char* role = "";          // "pixel rows" or "pixel columns": which operand the tile broadcasts;
                                   // "pixel terms by rows" or "pixel terms by slab";
                                   // "lanes of channels" or "lanes of pixels"

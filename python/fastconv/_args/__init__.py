@@ -38,7 +38,7 @@ _CHANNELS_LAST = {
 # The values of the enumerations in fastconv/conv.h.
 _PADDING_MODES = {"zeros": 0, "reflect": 1, "replicate": 2, "circular": 3}
 _AUTO_PADDING = {"same": 1, "same_lower": 2}
-_ALGORITHMS = {"auto": 0, "direct": 1, "fft": 2}
+_ALGORITHMS = {"auto": 0, "direct": 1, "fft": 2, "winograd2": 3, "winograd4": 4}
 _ACTIVATIONS = {
     "relu": 1,
     "relu6": 2,
@@ -512,6 +512,11 @@ def _check_geometry(spec: _core.ConvSpec, name: str, shape: Shape, weight: Shape
 
 def _algorithm_error(spec: _core.ConvSpec) -> ValueError:
     name = next(name for name, value in _ALGORITHMS.items() if value == spec.algorithm)
+    if name.startswith("winograd"):
+        return ValueError(
+            f"algorithm (={name!r}) takes two-dimensional layers of kernel size 3 x 3, stride 1 (it is {spec.stride}) "
+            f"and dilation 1 (it is {spec.dilation}) that are not depthwise (groups is {spec.groups})"
+        )
     return ValueError(
         f"algorithm (={name!r}) takes layers of one channel in and out a group (groups is {spec.groups}), of stride 1 "
         f"(it is {spec.stride}; a transposed convolution and the input gradient of a plain one take any), kernel depth "

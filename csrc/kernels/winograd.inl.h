@@ -1,0 +1,245 @@
+// Winograd's minimal filtering, F(2x2, 3x3) and F(4x4, 3x3): what goes before and after the product of points.
+//
+// A patch d of n x n pixels, a filter g of 3 x 3 and the m x m outputs y of a tile (n = m + 2):
+//
+//   y = A^T [ (G g G^T) . (B^T d B) ] A        . is element by element, and summed over the channels
+//
+// which are Toom and Cook's products of polynomials at the points 0, +-1 and infinity (m = 2), or 0, +-1/sqrt(2),
+// +-sqrt(2) and infinity (m = 4). These four are reciprocal in pairs, so that no power of a point is large or small:
+// the errors are about half of those of 0, +-1, +-2 (docs/numerics.md). With a = 1/sqrt(2), b = sqrt(2):
+//
+//   B^T = [ 1   0  -5/2   0   1  0 ]   G = [   1     0     0  ]   A^T = [ 1  1   1   1   1  0 ]
+//         [ 0 -2a   -2    a   1  0 ]       [ -2/3 -2a/3 -1/3 ]         [ 0  a  -a   b  -b  0 ]
+//         [ 0  2a   -2   -a   1  0 ]       [ -2/3  2a/3 -1/3 ]         [ 0 1/2 1/2  2   2  0 ]
+//         [ 0 -b/2 -1/2   b   1  0 ]       [  1/6  b/6   1/3 ]         [ 0 a/2 -a/2 2b -2b 1 ]
+//         [ 0  b/2 -1/2  -b   1  0 ]       [  1/6 -b/6   1/3 ]
+//         [ 0   1    0 -5/2   0  1 ]       [   0    0     1  ]
+//
+// Lanes are channels throughout. A transform goes down the columns into a scratch of n x n vectors in the first-level
+// cache, and along the rows out of it. Rows of +- points share an even and an odd half: 12 additions and FMAs for 6
+// elements of a patch, 13 for 4 outputs. Register map, AVX-512: 6 elements, as many results, 2 halves and the constants
+// 1/2, 2, 5/2, a, b: 19 of 32; AVX2 loads the constants as operands: 14 of 16.
+#pragma once
+#include "dispatch/kernel_args.h"
+#include "kernels/activation.inl.h"
+#include "kernels/traits.h"
+
+namespace fastconv::FASTCONV_ISA_NS {
+
+template <class T>
+inline constexpr T kRootHalf = (T)0.70710678118654752440;
+template <class T>
+inline constexpr T kRootTwo = (T)1.41421356237309504880;
+
+// The one-dimensional transforms of m outputs.
+template <class T, int M>
+struct Winograd;
+
+template <class T>
+struct Winograd<T, 2> {
+  using V = Vec<T>;
+  static inline __attribute__((always_inline)) void input(const V (&d)[4], V (&t)[4]) {
+    t[0] = d[0] - d[2];
+    t[1] = d[1] + d[2];
+    t[2] = d[2] - d[1];
+    t[3] = d[1] - d[3];
+  }
+  static inline __attribute__((always_inline)) void filter(const V (&g)[3], V (&u)[4]) {
+    const V half = V::set1((T)0.5), sum = (g[0] + g[2]) * half, odd = g[1] * half;
+    u[0] = g[0];
+    u[1] = sum + odd;
+    u[2] = sum - odd;
+    u[3] = g[2];
+  }
+  static inline __attribute__((always_inline)) void output(const V (&s)[4], V (&y)[2]) {
+    y[0] = s[0] + s[1] + s[2];
+    y[1] = s[1] - s[2] - s[3];
+  }
+};
+
+template <class T>
+struct Winograd<T, 4> {
+  using V = Vec<T>;
+  static inline __attribute__((always_inline)) void input(const V (&d)[6], V (&t)[6]) {
+    const V a = V::set1(kRootHalf<T>), b = V::set1(kRootTwo<T>), two = V::set1(2), half = V::set1((T)0.5);
+    const V mid = V::set1((T)2.5);
+    t[0] = fnma(mid, d[2], d[0] + d[4]);
+    const V even_a = fnma(two, d[2], d[4]), odd_a = fnma(two, d[1], d[3]);
+    t[1] = fma(a, odd_a, even_a);
+    t[2] = fnma(a, odd_a, even_a);
+    const V even_b = fnma(half, d[2], d[4]), odd_b = fnma(half, d[1], d[3]);
+    t[3] = fma(b, odd_b, even_b);
+    t[4] = fnma(b, odd_b, even_b);
+    t[5] = fnma(mid, d[3], d[1] + d[5]);
+  }
+  static inline __attribute__((always_inline)) void filter(const V (&g)[3], V (&u)[6]) {
+    const V third = V::set1((T)(1.0 / 3)), two = V::set1(2);
+    const V even_a = fma(two, g[0], g[2]) * third, odd_a = g[1] * V::set1((T)(2.0 / 3) * kRootHalf<T>);
+    u[0] = g[0];
+    u[1] = V::zero() - even_a - odd_a;
+    u[2] = odd_a - even_a;
+    const V even_b = fma(two, g[2], g[0]) * V::set1((T)(1.0 / 6)), odd_b = g[1] * V::set1((T)(1.0 / 6) * kRootTwo<T>);
+    u[3] = even_b + odd_b;
+    u[4] = even_b - odd_b;
+    u[5] = g[2];
+  }
+  static inline __attribute__((always_inline)) void output(const V (&s)[6], V (&y)[4]) {
+    const V a = V::set1(kRootHalf<T>), b = V::set1(kRootTwo<T>), two = V::set1(2), half = V::set1((T)0.5);
+    const V sum_a = s[1] + s[2], difference_a = s[1] - s[2], sum_b = s[3] + s[4], difference_b = s[3] - s[4];
+    const V odd_a = a * difference_a, odd_b = b * difference_b;
+    y[0] = s[0] + sum_a + sum_b;
+    y[1] = odd_a + odd_b;
+    y[2] = fma(two, sum_b, half * sum_a);
+    y[3] = fma(two, odd_b, fma(half, odd_a, s[5]));
+  }
+};
+
+template <class T, int M>
+inline void winograd_input_tiles(const WinogradInputArgs<T>& g) {
+  using V = Vec<T>;
+  constexpr int W = V::kLanes, N = M + 2;
+  for (int64_t t = 0; t < g.tiles; ++t) {
+    const T* const* patch = g.patch + t * N * N;
+    T* const to = g.points + t * g.tile_pitch;
+    for (int64_t c = 0; c < g.channels; c += W) {
+      const int64_t lanes = g.channels - c;
+      V half[N][N];
+#pragma GCC unroll 16
+      for (int j = 0; j < N; ++j) {
+        V d[N], column[N];
+#pragma GCC unroll 16
+        for (int i = 0; i < N; ++i)
+          d[i] = lanes >= W ? V::load(patch[i * N + j] + c) : V::load_n(patch[i * N + j] + c, lanes);
+        Winograd<T, M>::input(d, column);
+#pragma GCC unroll 16
+        for (int i = 0; i < N; ++i) half[i][j] = column[i];
+      }
+#pragma GCC unroll 16
+      for (int i = 0; i < N; ++i) {
+        V row[N];
+        Winograd<T, M>::input(half[i], row);
+#pragma GCC unroll 16
+        for (int j = 0; j < N; ++j) row[j].store(to + (i * N + j) * g.point_pitch + c);
+      }
+    }
+  }
+}
+
+template <class T>
+void winograd_input(const WinogradInputArgs<T>& g) {
+  g.outputs == 2 ? winograd_input_tiles<T, 2>(g) : winograd_input_tiles<T, 4>(g);
+}
+
+template <class T, int M>
+inline void winograd_filter_points(const WinogradFilterArgs<T>& g) {
+  using V = Vec<T>;
+  constexpr int W = V::kLanes, N = M + 2;
+  for (int64_t c = 0; c < g.channels; ++c)
+    for (int64_t k = 0; k < g.columns; k += W) {
+      V half[N][3];
+#pragma GCC unroll 16
+      for (int s = 0; s < 3; ++s) {
+        V f[3], column[N];
+#pragma GCC unroll 16
+        for (int r = 0; r < 3; ++r) f[r] = V::load(g.panel + ((3 * r + s) * g.channels + c) * g.columns + k);
+        Winograd<T, M>::filter(f, column);
+#pragma GCC unroll 16
+        for (int i = 0; i < N; ++i) half[i][s] = column[i];
+      }
+#pragma GCC unroll 16
+      for (int i = 0; i < N; ++i) {
+        V row[N];
+        Winograd<T, M>::filter(half[i], row);
+#pragma GCC unroll 16
+        for (int j = 0; j < N; ++j) row[j].store(g.points + (i * N + j) * g.point_pitch + c * g.columns + k);
+      }
+    }
+}
+
+template <class T>
+void winograd_filter(const WinogradFilterArgs<T>& g) {
+  g.outputs == 2 ? winograd_filter_points<T, 2>(g) : winograd_filter_points<T, 4>(g);
+}
+
+template <class T, int M>
+inline void winograd_output_tiles(const WinogradOutputArgs<T>& g) {
+  using V = Vec<T>;
+  constexpr int W = V::kLanes, N = M + 2;
+  const bool clamp = g.activation == 1 || g.activation == 2 || g.activation == 11;
+  const V lower = V::set1(g.a), upper = V::set1(g.b);
+  for (int64_t t = 0; t < g.tiles; ++t) {
+    const int64_t rows = g.rows[t], columns = g.columns[t];
+    uint64_t bad = 0;
+    for (int64_t c = 0; c < g.channels; c += W) {
+      const int64_t lanes = g.channels - c < W ? g.channels - c : W;
+      const T* const from = g.points + t * g.tile_pitch + c;
+      V half[M][N], y[M][M];
+#pragma GCC unroll 16
+      for (int j = 0; j < N; ++j) {
+        V s[N], column[M];
+#pragma GCC unroll 16
+        for (int i = 0; i < N; ++i) s[i] = V::load(from + (i * N + j) * g.point_pitch);
+        Winograd<T, M>::output(s, column);
+#pragma GCC unroll 16
+        for (int i = 0; i < M; ++i) half[i][j] = column[i];
+      }
+      V finite[M];
+#pragma GCC unroll 16
+      for (int i = 0; i < M; ++i) {
+        finite[i] = V::zero();
+        Winograd<T, M>::output(half[i], y[i]);
+#pragma GCC unroll 16
+        for (int j = 0; j < M; ++j) finite[i] = fma(y[i][j], V::zero(), finite[i]);
+      }
+#pragma GCC unroll 16
+      for (int i = 1; i < M; ++i) finite[0] = finite[0] + finite[i];
+      if (!(finite[0].sum() == 0)) {
+        bad |= (uint64_t)1 << c / W;
+        if (!g.accumulate)
+          for (int64_t i = 0; i < rows; ++i)
+            for (int64_t j = 0; j < columns; ++j)
+              V::zero().store_n(g.out[t] + i * g.row_pitch + j * g.column_pitch + c, lanes);
+        continue;
+      }
+      const V scale = g.scale ? V::load_n(g.scale + c, lanes) : V::zero();
+      const V shift = g.shift ? V::load_n(g.shift + c, lanes) : V::zero();
+#pragma GCC unroll 16
+      for (int i = 0; i < M; ++i) {
+        if (i >= rows) break;
+#pragma GCC unroll 16
+        for (int j = 0; j < M; ++j) {
+          if (j >= columns) break;
+          T* const to = g.out[t] + i * g.row_pitch + j * g.column_pitch + c;
+          V v = y[i][j];
+          if (g.accumulate) v = V::load_n(to, lanes) + v;
+          if (g.scale) v = v * scale;
+          if (g.shift) v = v + shift;
+          if (g.residual)
+            v = v + V::load_n(g.residual[t] + i * g.residual_row_pitch + j * g.residual_column_pitch + c, lanes);
+          if (clamp) v = min(upper, max(lower, v));
+          if (lanes == W)
+            v.store(to);
+          else
+            v.store_n(to, lanes);
+        }
+      }
+    }
+    g.bad[t] = bad;
+    if (g.activation == 0 || clamp) continue;
+    for (int64_t i = 0; i < rows; ++i)
+      for (int64_t j = 0; j < columns; ++j)
+        for (int64_t c = 0; c < g.channels; c += W) {
+          if (bad >> c / W & 1) continue;
+          const int64_t lanes = g.channels - c < W ? g.channels - c : W;
+          T* const to = g.out[t] + i * g.row_pitch + j * g.column_pitch + c;
+          activate(g.activation, g.a, g.b, V::load_n(to, lanes)).store_n(to, lanes);
+        }
+  }
+}
+
+template <class T>
+void winograd_output(const WinogradOutputArgs<T>& g) {
+  g.outputs == 2 ? winograd_output_tiles<T, 2>(g) : winograd_output_tiles<T, 4>(g);
+}
+
+}  // namespace fastconv::FASTCONV_ISA_NS

@@ -1,0 +1,7 @@
+#include "kernels/winograd.inl.h"
+
+namespace fastconv::FASTCONV_ISA_NS {
+template void winograd_input<double>(const WinogradInputArgs<double>&);
+template void winograd_filter<double>(const WinogradFilterArgs<double>&);
+template void winograd_output<double>(const WinogradOutputArgs<double>&);
+}  // namespace fastconv::FASTCONV_ISA_NS

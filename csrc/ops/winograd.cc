@@ -1,0 +1,418 @@
+#include "ops/winograd.h"
+
+#include <algorithm>
+#include <atomic>
+
+#include "ops/memory.h"
+#include "ops/parallel.h"
+
+namespace fastconv::ops {
+namespace {
+
+// Channels of the input that a copied strip of patches holds at a time.
+constexpr int64_t kStripChannels = 64;
+
+// How a product is cut into tiles, and the tiles into tasks. Tiles are counted through all images: a task may have the
+// last ones of one and the first ones of the next.
+struct Form {
+  int64_t m, n, points;          // outputs and elements of a patch along an axis, points of a tile
+  int64_t down, across, each;    // tiles of an image
+  int64_t all;                   // of all images
+  int64_t block, blocks;         // tiles of a task
+  int64_t padded_channels;       // of a tile's point
+  int64_t strip;                 // neighbouring tiles whose patches are copied together
+  int64_t k_parts, tasks;        // ranges of panels
+  Panels panels;
+
+  // The points of a block stay within half of L2, and are at least two tiles of the product high.
+  Form(const DenseJob& job, const Choice& choice, const Machine& machine, int64_t item_size, int64_t want)
+      : panels(ceil_div(job.K, machine.lanes), machine) {
+    m = choice.winograd, n = m + 2, points = n * n;
+    down = ceil_div(job.out[1], m), across = ceil_div(job.out[2], m), each = down * across;
+    all = job.N * each;
+    // Pixels a multiple of 4 KB apart would fall into the same sets of the first-level cache.
+    padded_channels = round_up(job.C, machine.lanes) + machine.lanes;
+    const int64_t least = 2 * machine.tile_rows[preferred_vectors(machine)];
+    block = std::max(least, machine.l2 / 2 / (points * padded_channels * item_size));
+    block = std::min<int64_t>(block, 256);
+    if (job.G * ceil_div(all, block) < want) block = std::max(least, ceil_div(all * job.G, want));
+    blocks = std::max<int64_t>(1, ceil_div(all, block));
+    block = std::max<int64_t>(1, ceil_div(all, blocks));
+    blocks = ceil_div(all, block);
+    const int64_t channels = std::min(job.C, kStripChannels);
+    strip = std::clamp<int64_t>((machine.l2 / 4 / (n * channels * item_size) - 2) / m, 1, std::min(across, block));
+    k_parts = job.G * blocks >= want ? 1 : std::min(panels.count, ceil_div(want, std::max<int64_t>(1, job.G * blocks)));
+    tasks = job.G * blocks * k_parts;
+  }
+
+  int64_t first_panel(int64_t part) const { return part * panels.count / k_parts; }
+  int64_t point_pitch(int64_t lanes) const { return block * padded_channels + lanes; }
+};
+
+double winograd_nanoseconds(const DenseJob& job, const Form& form) {
+  return static_cast<double>(job.G * form.all * form.points) * static_cast<double>(job.C * job.K) * 0.04;
+}
+
+// The direct product of the same job.
+template <class T>
+Run<T> direct_run(const Run<T>& run) {
+  Run<T> r = run;
+  r.choice.winograd = 0;
+  r.job.N = 1;  // a box of pixels of one image: its weights are packed late where they are not packed already
+  if (run.direct_size == 0) r.packed = nullptr;
+  return r;
+}
+
+// What a task takes.
+template <class T>
+struct Memory {
+  T* points;  // of the patches
+  T* sums;    // of a panel
+  T* strip;
+  T* gates;
+  T* zero_row;
+  const T** patch;
+  const T** rows;
+  T** c;
+  T** out;
+  const T** residual;
+  int32_t* tile_rows;
+  int32_t* tile_columns;
+  uint64_t* bad;
+  int64_t* row_offset;
+  int64_t* column_map;
+  Moved<T> moved;
+  int64_t sums_pitch;  // between points
+
+  Memory(const DenseJob& job, const Choice& choice, const Machine& m, const Form& f, Arena& arena)
+      : points(arena.take<T>(f.points * f.point_pitch(m.lanes))),
+        sums(nullptr),
+        moved(job, choice, f.block * f.m * f.m, m.max_vectors * m.lanes, m.lanes, arena) {
+    sums_pitch = f.block * m.max_vectors * m.lanes + m.lanes;
+    sums = arena.take<T>(f.points * sums_pitch);
+    const int64_t channels = std::min(job.C, kStripChannels), columns = f.strip * f.m + 2;
+    strip = choice.copy_pixels ? arena.take<T>(f.n * columns * channels + m.lanes) : nullptr;
+    gates = arena.take<T>(channels);
+    zero_row = arena.take<T>(job.C);
+    patch = arena.take<const T*>(f.strip * f.points);
+    rows = arena.take<const T*>(f.block);
+    c = arena.take<T*>(f.block);
+    out = arena.take<T*>(f.block);
+    residual = arena.take<const T*>(f.block);
+    tile_rows = arena.take<int32_t>(f.block), tile_columns = arena.take<int32_t>(f.block);
+    bad = arena.take<uint64_t>(f.block);
+    row_offset = arena.take<int64_t>(f.n), column_map = arena.take<int64_t>(columns);
+  }
+};
+
+// The tiles [t0, t1) of group g and the panels [p0, p1).
+template <class T>
+struct Task {
+  const Run<T>& run;
+  const Context<T>& ctx;
+  const Form& form;
+  const Memory<T>& s;
+  int64_t g, t0, t1, p0, p1;
+
+  struct Place { int64_t n, y, x; };  // image, first pixel
+  Place place(int64_t t) const {
+    const int64_t i = t % form.each;
+    return {t / form.each, i / form.across * form.m, i % form.across * form.m};
+  }
+
+  // Tiles [t, t + count) are neighbours in a row of tiles.
+  void load_in_place(int64_t t, int64_t count) const {
+    const DenseJob& job = run.job;
+    const Place at = place(t);
+    const T* image = static_cast<const T*>(job.input) + at.n * job.is.n + g * job.C * job.is.c;
+    for (int64_t i = 0; i < form.n; ++i) {
+      const int64_t h = map_index(job.mode, at.y - job.pad[1] + i, job.in[1]);
+      const T* row = h < 0 ? nullptr : image + h * job.is.s[1];
+      for (int64_t l = 0; l < count; ++l)
+        for (int64_t j = 0; j < form.n; ++j) {
+          const int64_t w = row ? map_index(job.mode, at.x + l * form.m - job.pad[2] + j, job.in[2]) : -1;
+          s.patch[l * form.points + i * form.n + j] = w < 0 ? s.zero_row : row + w * job.is.s[2];
+        }
+    }
+    transform(t, count, 0, job.C);
+  }
+
+  void load_copied(int64_t t, int64_t count) const {
+    const DenseJob& job = run.job;
+    const Place at = place(t);
+    const int64_t columns = count * form.m + 2, first = at.x - job.pad[2];
+    for (int64_t i = 0; i < form.n; ++i) {
+      const int64_t h = map_index(job.mode, at.y - job.pad[1] + i, job.in[1]);
+      s.row_offset[i] = h < 0 ? kZeroRow : h * job.is.s[1];
+    }
+    if (job.mode != PaddingMode::zeros)
+      for (int64_t i = 0; i < columns; ++i)
+        s.column_map[i] = std::clamp<int64_t>(map_index(job.mode, first + i, job.in[2]), 0, job.in[2] - 1);
+    for (int64_t c = 0; c < job.C; c += kStripChannels) {
+      const int64_t channels = std::min(kStripChannels, job.C - c);
+      PixelSlabArgs<T> p{};
+      p.slab = s.strip;
+      p.source = static_cast<const T*>(job.input) + at.n * job.is.n + (g * job.C + c) * job.is.c;
+      p.channel_stride = job.is.c, p.column_stride = job.is.s[2], p.channels = channels;
+      p.row_offset = s.row_offset, p.rows = form.n, p.columns = columns;
+      p.first = first, p.image_columns = job.in[2];
+      p.column_map = job.mode == PaddingMode::zeros ? nullptr : s.column_map;
+      p.map = map_at(ctx.map, at.n, ctx.gate_batch_stride, g * job.C + c);
+      if (p.map.gate) {
+        for (int64_t i = 0; i < channels; ++i) s.gates[i] = p.map.gate[i * p.map.gate_stride];
+        p.map.gate = s.gates, p.map.gate_stride = 1;
+      }
+      ctx.kernels.fill_pixel_slab(p);
+      for (int64_t l = 0; l < count; ++l)
+        for (int64_t i = 0; i < form.n; ++i)
+          for (int64_t j = 0; j < form.n; ++j)
+            s.patch[l * form.points + i * form.n + j] = s.strip + (i * columns + l * form.m + j) * channels;
+      transform(t, count, c, channels);
+    }
+  }
+
+  void transform(int64_t t, int64_t count, int64_t c, int64_t channels) const {
+    WinogradInputArgs<T> w{};
+    w.patch = s.patch, w.tiles = count, w.channels = channels;
+    w.points = s.points + (t - t0) * form.padded_channels + c;
+    w.point_pitch = form.point_pitch(ctx.machine.lanes), w.tile_pitch = form.padded_channels;
+    w.outputs = static_cast<int32_t>(form.m);
+    ctx.kernels.winograd_input(w);
+  }
+
+  void load() const {
+    std::fill_n(s.zero_row, run.job.C, T{0});
+    for (int64_t t = t0, count; t < t1; t += count) {
+      count = std::min({t1 - t, form.across - t % form.across, form.strip});
+      run.choice.copy_pixels ? load_copied(t, count) : load_in_place(t, count);
+    }
+  }
+
+  // The sums of a panel at all points.
+  void multiply(int64_t p) const {
+    const DenseJob& job = run.job;
+    const int64_t W = ctx.machine.lanes, padded_k = form.panels.vectors * W;
+    const int64_t columns = form.panels.width(p) * W, tiles = t1 - t0;
+    const T* panel = run.packed + run.direct_size + g * form.points * job.C * padded_k +
+                     form.panels.start(p) * W * form.points * job.C;
+    for (int64_t t = 0; t < tiles; ++t) {
+      s.rows[t] = s.points + t * form.padded_channels;
+      s.c[t] = s.sums + t * columns;
+    }
+    GemmArgs<T> a{};
+    a.rows = s.rows, a.row_step = 1;
+    a.taps = 1, a.m = tiles, a.panels = 1;
+    a.c = s.c;
+    a.vectors = static_cast<int32_t>(form.panels.width(p)), a.tail = static_cast<int32_t>(W);
+    for (int64_t i = 0; i < form.points; ++i) {
+      a.c_offset = i * s.sums_pitch;
+      for (const Chunk& chunk : run.choice.winograd_chunks) {
+        a.row_offset = i * form.point_pitch(W) + chunk.c0;
+        a.length = chunk.channels;
+        a.panel = panel + (i * job.C + chunk.c0) * columns;
+        a.accumulate = chunk.c0 > 0;
+        ctx.kernels.gemm(a);
+      }
+    }
+  }
+
+  // The pixels of a panel.
+  void store(int64_t p, void* spare) const {
+    const DenseJob& job = run.job;
+    const int64_t W = ctx.machine.lanes, k = form.panels.start(p) * W, tiles = t1 - t0, m = form.m;
+    const int64_t columns = form.panels.width(p) * W, channels = std::min(columns, job.K - k);
+    const Moved<T>& moved = s.moved;
+    const T* residual = job.has_residual ? static_cast<const T*>(job.residual) : nullptr;
+    // Where pixels are moved, those of a tile are together, row by row; those that are not there have a place, too.
+    auto offset = [&](const Place& at, const Strides& strides) {
+      return at.n * strides.n + (g * job.K + k) * strides.c + at.y * strides.s[1] + at.x * strides.s[2];
+    };
+    int64_t pixels = 0;
+    for (int64_t t = 0; t < tiles; ++t) {
+      const Place at = place(t0 + t);
+      const int64_t rows = std::min(m, job.out[1] - at.y), wide = std::min(m, job.out[2] - at.x);
+      s.tile_rows[t] = static_cast<int32_t>(rows), s.tile_columns[t] = static_cast<int32_t>(wide);
+      s.out[t] =
+          moved.output ? moved.output + t * m * m * moved.pitch : static_cast<T*>(job.output) + offset(at, job.os);
+      if (residual)
+        s.residual[t] = moved.residual ? moved.residual + t * m * m * moved.pitch : residual + offset(at, job.rs);
+      for (int64_t i = 0; i < m * m; ++i, ++pixels) {
+        const int64_t y = std::min(i / m, rows - 1), x = std::min(i % m, wide - 1);
+        const Place to{at.n, at.y + y, at.x + x};
+        if (moved.output) moved.row_offset[pixels] = offset(to, job.os);
+        if (moved.residual) moved.residual_row[pixels] = offset(to, job.rs);
+      }
+    }
+    if (moved.output)
+      for (int64_t i = 0; i < channels; ++i) moved.column_offset[i] = i * job.os.c;
+    if (moved.residual) {
+      for (int64_t i = 0; i < channels; ++i) moved.residual_column[i] = i * job.rs.c;
+      move_in(ctx.kernels, const_cast<T*>(residual), moved.residual, moved.pitch, moved.residual_row,
+              moved.residual_column, pixels, channels);
+    }
+    WinogradOutputArgs<T> w{};
+    w.points = s.sums, w.point_pitch = s.sums_pitch, w.tile_pitch = columns;
+    w.tiles = tiles, w.channels = channels;
+    w.rows = s.tile_rows, w.columns = s.tile_columns;
+    w.out = s.out;
+    w.row_pitch = moved.output ? m * moved.pitch : job.os.s[1];
+    w.column_pitch = moved.output ? moved.pitch : job.os.s[2];
+    if (residual) {
+      w.residual = s.residual;
+      w.residual_row_pitch = moved.residual ? m * moved.pitch : job.rs.s[1];
+      w.residual_column_pitch = moved.residual ? moved.pitch : job.rs.s[2];
+    }
+    const Finish<T>& finish = ctx.finish;
+    w.scale = finish.scale ? finish.scale + g * job.K + k : nullptr;
+    w.shift = finish.shift ? finish.shift + g * job.K + k : nullptr;
+    w.activation = finish.activation, w.a = finish.a, w.b = finish.b;
+    w.accumulate = ctx.accumulate && !moved.output;
+    w.bad = s.bad;
+    w.outputs = static_cast<int32_t>(m);
+    ctx.kernels.winograd_output(w);
+    if (moved.output) move_pixels(channels);
+    for (int64_t t = 0; t < tiles; ++t)
+      for (int64_t v = 0; s.bad[t] >> v; ++v)
+        if (s.bad[t] >> v & 1) recompute(t0 + t, k + v * W, std::min(k + (v + 1) * W, job.K), spare);
+  }
+
+  // Rows of pixels that exist, tile by tile.
+  void move_pixels(int64_t channels) const {
+    const int64_t m = form.m;
+    for (int64_t t = 0; t < t1 - t0; ++t) {
+      const int64_t rows = s.tile_rows[t], wide = s.tile_columns[t];
+      for (int64_t i = 0; i < rows; i += wide == m ? rows : 1) {
+        const int64_t pixel = t * m * m + i * m;
+        move_out(ctx.kernels, static_cast<T*>(run.job.output), s.moved.output + pixel * s.moved.pitch, s.moved.pitch,
+                 s.moved.row_offset + pixel, s.moved.column_offset, wide == m ? rows * m : wide, channels,
+                 ctx.accumulate);
+      }
+    }
+  }
+
+  void recompute(int64_t t, int64_t k0, int64_t k1, void* spare) const {
+    const Place at = place(t);
+    const int64_t from[3] = {0, at.y, at.x};
+    const int64_t size[3] = {1, std::min(form.m, run.job.out[1] - at.y), std::min(form.m, run.job.out[2] - at.x)};
+    run_direct_box(direct_run(run), ctx, at.n, g, k0, k1, from, size, spare);
+  }
+};
+
+template <class T>
+int64_t scratch_bytes(const Run<T>& run, const Machine& machine, const Form& form, int64_t* spare) {
+  Arena count(nullptr);
+  Memory<T>(run.job, run.choice, machine, form, count);
+  *spare = count.size();
+  const int64_t size[3] = {1, form.m, form.m};
+  return count.size() + direct_box_workspace(direct_run(run), machine, size);
+}
+
+}  // namespace
+
+bool suits_winograd(const Problem& p) {
+  return p.filter[0] == 1 && p.filter[1] == 3 && p.filter[2] == 3 && p.out[0] == 1 && p.phases == 1 && !p.produced &&
+         !p.part && p.stride[0] * p.stride[1] * p.stride[2] == 1 && p.dilation[1] == 1 && p.dilation[2] == 1 &&
+         p.C > 0 && p.K > 0 && p.out[1] * p.out[2] > 0;
+}
+
+int64_t winograd_size(const DenseJob& job, const Choice& choice, const Machine& machine) {
+  const int64_t n = choice.winograd + 2;
+  return job.G * n * n * job.C * round_up(job.K, machine.lanes);
+}
+
+template <class T>
+Status pack_winograd(const DenseJob& job, const Choice& choice, const Machine& machine, const KernelTable<T>& kernels,
+                     T* points) {
+  const int64_t W = machine.lanes, n = choice.winograd + 2;
+  const Panels panels(ceil_div(job.K, W), machine);
+  const int64_t padded_k = panels.vectors * W, widest = machine.max_vectors * W;
+  // Channels at a time: nine taps of them in the first-level cache.
+  const int64_t step = std::max<int64_t>(1, machine.l1 / 2 / (9 * widest * static_cast<int64_t>(sizeof(T))));
+  const double work = static_cast<double>(job.G * job.K) * static_cast<double>(job.C * n * n) * 0.3;
+  std::atomic<bool> failed{false};
+  const Status status = parallel_for(job.G * panels.count, work, [&](int64_t i, int) {
+    const int64_t p = i % panels.count, g = i / panels.count;
+    const int64_t k = panels.start(p) * W, columns = panels.width(p) * W;
+    Workspace scratch(static_cast<size_t>(9 * step * widest) * sizeof(T) + 9 * sizeof(int64_t) + 64);
+    if (!scratch) {
+      failed.store(true, std::memory_order_relaxed);
+      return;
+    }
+    Arena arena(scratch.data());
+    T* panel = arena.take<T>(9 * step * widest);
+    int64_t tap_offset[9];
+    tap_offsets(job, tap_offset);
+    for (int64_t c = 0; c < job.C; c += step) {
+      const int64_t channels = std::min(step, job.C - c);
+      PackWeightsArgs<T> w{};
+      w.panel = panel;
+      w.w = static_cast<const T*>(job.weight) + g * job.wg + c * job.wc + k * job.wk;
+      w.column_stride = job.wk, w.channel_stride = job.wc;
+      w.tap_offset = tap_offset;
+      w.taps = 9, w.length = channels;
+      w.columns = columns, w.valid = std::min(columns, job.K - k);
+      kernels.pack_weights(w);
+      WinogradFilterArgs<T> f{};
+      f.panel = panel, f.channels = channels, f.columns = columns;
+      f.points = points + g * n * n * job.C * padded_k + k * n * n * job.C + c * columns;
+      f.point_pitch = job.C * columns;
+      f.outputs = choice.winograd;
+      kernels.winograd_filter(f);
+    }
+  });
+  return failed ? Status::out_of_memory : status;
+}
+
+template <class T>
+Status run_winograd(const Run<T>& run, const Machine& machine, const KernelTable<T>& kernels, const Finish<T>& finish,
+                    const InputMap<T>& map, int64_t gate_batch_stride, bool accumulate) {
+  const Context<T> ctx{machine, kernels, finish, map, gate_batch_stride, accumulate};
+  const DenseJob& job = run.job;
+  const double work = winograd_nanoseconds(job, Form(job, run.choice, machine, sizeof(T), 1));
+  const Form form(job, run.choice, machine, sizeof(T), wanted_tasks(work));
+  int64_t spare;
+  const int64_t bytes = scratch_bytes(run, machine, form, &spare);
+  std::atomic<bool> failed{false};
+  const Status status = parallel_for(form.tasks, work, [&](int64_t i, int) {
+    Workspace scratch(static_cast<size_t>(bytes));
+    if (!scratch) {
+      failed.store(true, std::memory_order_relaxed);
+      return;
+    }
+    Arena arena(scratch.data(), bytes);
+    const Memory<T> memory(job, run.choice, machine, form, arena);
+    const int64_t part = i % form.k_parts, block = i / form.k_parts % form.blocks;
+    const Task<T> task{run,
+                       ctx,
+                       form,
+                       memory,
+                       i / form.k_parts / form.blocks,
+                       block * form.block,
+                       std::min((block + 1) * form.block, form.all),
+                       form.first_panel(part),
+                       form.first_panel(part + 1)};
+    task.load();
+    for (int64_t p = task.p0; p < task.p1; ++p) {
+      task.multiply(p);
+      task.store(p, static_cast<char*>(scratch.data()) + spare);
+    }
+  });
+  return failed ? Status::out_of_memory : status;
+}
+
+template <class T>
+int64_t winograd_workspace(const Run<T>& run, const Machine& machine) {
+  int64_t spare;
+  return scratch_bytes(run, machine, Form(run.job, run.choice, machine, sizeof(T), 1), &spare);
+}
+
+#define FASTCONV_INSTANTIATE(T)                                                                                \
+  template Status pack_winograd<T>(const DenseJob&, const Choice&, const Machine&, const KernelTable<T>&, T*); \
+  template Status run_winograd<T>(const Run<T>&, const Machine&, const KernelTable<T>&, const Finish<T>&,      \
+                                  const InputMap<T>&, int64_t, bool);                                          \
+  template int64_t winograd_workspace<T>(const Run<T>&, const Machine&);
+FASTCONV_INSTANTIATE(float)
+FASTCONV_INSTANTIATE(double)
+#undef FASTCONV_INSTANTIATE
+
+}  // namespace fastconv::ops

@@ -1,0 +1,26 @@
+// Runs dense 3 x 3 products of stride 1 by Winograd's minimal filtering: patches and filters become points, the points
+// are multiplied by the tile of all dense products, and the sums become pixels. Kernels: winograd.inl.h.
+#pragma once
+#include "ops/dense.h"
+#include "ops/slab.h"
+
+namespace fastconv::ops {
+
+// Whether a product has the form.
+bool suits_winograd(const Problem& problem);
+
+// Elements of the filters' points: for each group (panels)(points)(channels)(columns of the panel).
+int64_t winograd_size(const DenseJob& job, const Choice& choice, const Machine& machine);
+template <class T>
+Status pack_winograd(const DenseJob& job, const Choice& choice, const Machine& machine, const KernelTable<T>& kernels,
+                     T* points);
+
+// As run_dense(), for one run whose choice is winograd. Its packed weights end in the points, and begin with what the
+// direct product reads (nothing, where tasks pack late), which computes the vectors of a tile that are not finite.
+template <class T>
+Status run_winograd(const Run<T>& run, const Machine& machine, const KernelTable<T>& kernels, const Finish<T>& finish,
+                    const InputMap<T>& map, int64_t gate_batch_stride, bool accumulate);
+template <class T>
+int64_t winograd_workspace(const Run<T>& run, const Machine& machine);
+
+}  // namespace fastconv::ops
