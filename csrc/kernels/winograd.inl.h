@@ -15,10 +15,11 @@
 //         [ 0  b/2 -1/2  -b   1  0 ]       [  1/6 -b/6   1/3 ]
 //         [ 0   1    0 -5/2   0  1 ]       [   0    0     1  ]
 //
-// Lanes are channels throughout. A transform goes down the columns into a scratch of n x n vectors in the first-level
-// cache, and along the rows out of it. Rows of +- points share an even and an odd half: 12 additions and FMAs for 6
-// elements of a patch, 13 for 4 outputs. Register map, AVX-512: 6 elements, as many results, 2 halves and the constants
-// 1/2, 2, 5/2, a, b: 19 of 32; AVX2 loads the constants as operands: 14 of 16.
+// Lanes are channels throughout. A transform goes down the columns and then along the rows, for half of the rows of the
+// result at a time, so that what is in between stays in registers: rows of +- points share an even and an odd part, and
+// no half needs the other's. 12 additions and FMAs make 6 elements of a patch, 13 make 4 outputs. Register map,
+// AVX-512, m = 4: half a patch 3 x 6 = 18, a column 6, parts 2, constants 4: 30 of 32; half a tile 2 x 6 = 12, a column
+// 6, parts 2, constants 4: 24. AVX2 keeps what is in between on the stack.
 #pragma once
 #include "dispatch/kernel_args.h"
 #include "kernels/activation.inl.h"
@@ -31,18 +32,19 @@ inline constexpr T kRootHalf = (T)0.70710678118654752440;
 template <class T>
 inline constexpr T kRootTwo = (T)1.41421356237309504880;
 
-// The one-dimensional transforms of m outputs.
+// The one-dimensional transforms of m outputs. input() and output() make half of their results, those that share sums:
+// half 0 or 1 of n / 2 elements of a patch, of m / 2 outputs in the order of kOutput.
 template <class T, int M>
 struct Winograd;
 
 template <class T>
 struct Winograd<T, 2> {
   using V = Vec<T>;
-  static inline __attribute__((always_inline)) void input(const V (&d)[4], V (&t)[4]) {
-    t[0] = d[0] - d[2];
-    t[1] = d[1] + d[2];
-    t[2] = d[2] - d[1];
-    t[3] = d[1] - d[3];
+  static constexpr int kOutput[2][1] = {{0}, {1}};
+  template <int H>
+  static inline __attribute__((always_inline)) void input(const V (&d)[4], V (&t)[2]) {
+    t[0] = H == 0 ? d[0] - d[2] : d[2] - d[1];
+    t[1] = H == 0 ? d[1] + d[2] : d[1] - d[3];
   }
   static inline __attribute__((always_inline)) void filter(const V (&g)[3], V (&u)[4]) {
     const V half = V::set1((T)0.5), sum = (g[0] + g[2]) * half, odd = g[1] * half;
@@ -51,26 +53,32 @@ struct Winograd<T, 2> {
     u[2] = sum - odd;
     u[3] = g[2];
   }
-  static inline __attribute__((always_inline)) void output(const V (&s)[4], V (&y)[2]) {
-    y[0] = s[0] + s[1] + s[2];
-    y[1] = s[1] - s[2] - s[3];
+  template <int H>
+  static inline __attribute__((always_inline)) void output(const V (&s)[4], V (&y)[1]) {
+    y[0] = H == 0 ? s[0] + s[1] + s[2] : s[1] - s[2] - s[3];
   }
 };
 
 template <class T>
 struct Winograd<T, 4> {
   using V = Vec<T>;
-  static inline __attribute__((always_inline)) void input(const V (&d)[6], V (&t)[6]) {
-    const V a = V::set1(kRootHalf<T>), b = V::set1(kRootTwo<T>), two = V::set1(2), half = V::set1((T)0.5);
+  static constexpr int kOutput[2][2] = {{0, 2}, {1, 3}};
+  template <int H>
+  static inline __attribute__((always_inline)) void input(const V (&d)[6], V (&t)[3]) {
     const V mid = V::set1((T)2.5);
-    t[0] = fnma(mid, d[2], d[0] + d[4]);
-    const V even_a = fnma(two, d[2], d[4]), odd_a = fnma(two, d[1], d[3]);
-    t[1] = fma(a, odd_a, even_a);
-    t[2] = fnma(a, odd_a, even_a);
-    const V even_b = fnma(half, d[2], d[4]), odd_b = fnma(half, d[1], d[3]);
-    t[3] = fma(b, odd_b, even_b);
-    t[4] = fnma(b, odd_b, even_b);
-    t[5] = fnma(mid, d[3], d[1] + d[5]);
+    if constexpr (H == 0) {
+      const V a = V::set1(kRootHalf<T>), two = V::set1(2);
+      const V even = fnma(two, d[2], d[4]), odd = fnma(two, d[1], d[3]);
+      t[0] = fnma(mid, d[2], d[0] + d[4]);
+      t[1] = fma(a, odd, even);
+      t[2] = fnma(a, odd, even);
+    } else {
+      const V b = V::set1(kRootTwo<T>), half = V::set1((T)0.5);
+      const V even = fnma(half, d[2], d[4]), odd = fnma(half, d[1], d[3]);
+      t[0] = fma(b, odd, even);
+      t[1] = fnma(b, odd, even);
+      t[2] = fnma(mid, d[3], d[1] + d[5]);
+    }
   }
   static inline __attribute__((always_inline)) void filter(const V (&g)[3], V (&u)[6]) {
     const V third = V::set1((T)(1.0 / 3)), two = V::set1(2);
@@ -83,44 +91,64 @@ struct Winograd<T, 4> {
     u[4] = even_b - odd_b;
     u[5] = g[2];
   }
-  static inline __attribute__((always_inline)) void output(const V (&s)[6], V (&y)[4]) {
-    const V a = V::set1(kRootHalf<T>), b = V::set1(kRootTwo<T>), two = V::set1(2), half = V::set1((T)0.5);
-    const V sum_a = s[1] + s[2], difference_a = s[1] - s[2], sum_b = s[3] + s[4], difference_b = s[3] - s[4];
-    const V odd_a = a * difference_a, odd_b = b * difference_b;
-    y[0] = s[0] + sum_a + sum_b;
-    y[1] = odd_a + odd_b;
-    y[2] = fma(two, sum_b, half * sum_a);
-    y[3] = fma(two, odd_b, fma(half, odd_a, s[5]));
+  template <int H>
+  static inline __attribute__((always_inline)) void output(const V (&s)[6], V (&y)[2]) {
+    const V two = V::set1(2), half = V::set1((T)0.5);
+    if constexpr (H == 0) {
+      const V a = s[1] + s[2], b = s[3] + s[4];
+      y[0] = s[0] + a + b;
+      y[1] = fma(two, b, half * a);
+    } else {
+      const V a = V::set1(kRootHalf<T>) * (s[1] - s[2]), b = V::set1(kRootTwo<T>) * (s[3] - s[4]);
+      y[0] = a + b;
+      y[1] = fma(two, b, fma(half, a, s[5]));
+    }
   }
 };
 
+// Rows H * n / 2 and so on of a patch's points, lanes of its channels from c on.
+template <class T, int M, int H, bool Full>
+inline __attribute__((always_inline)) void winograd_half_patch(const T* const* patch, int64_t c, int64_t lanes, T* to,
+                                                               int64_t point_pitch) {
+  using V = Vec<T>;
+  constexpr int N = M + 2;
+  V half[N / 2][N];
+#pragma GCC unroll 16
+  for (int j = 0; j < N; ++j) {
+    V d[N], column[N / 2];
+#pragma GCC unroll 16
+    for (int i = 0; i < N; ++i) d[i] = Full ? V::load(patch[i * N + j] + c) : V::load_n(patch[i * N + j] + c, lanes);
+    Winograd<T, M>::template input<H>(d, column);
+#pragma GCC unroll 16
+    for (int i = 0; i < N / 2; ++i) half[i][j] = column[i];
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < N / 2; ++i) {
+    V row[N / 2];
+    T* const from = to + (H * N / 2 + i) * N * point_pitch;
+    Winograd<T, M>::template input<0>(half[i], row);
+#pragma GCC unroll 16
+    for (int j = 0; j < N / 2; ++j) row[j].store(from + j * point_pitch);
+    Winograd<T, M>::template input<1>(half[i], row);
+#pragma GCC unroll 16
+    for (int j = 0; j < N / 2; ++j) row[j].store(from + (N / 2 + j) * point_pitch);
+  }
+}
+
 template <class T, int M>
 inline void winograd_input_tiles(const WinogradInputArgs<T>& g) {
-  using V = Vec<T>;
-  constexpr int W = V::kLanes, N = M + 2;
+  constexpr int W = Vec<T>::kLanes, N = M + 2;
   for (int64_t t = 0; t < g.tiles; ++t) {
     const T* const* patch = g.patch + t * N * N;
     T* const to = g.points + t * g.tile_pitch;
-    for (int64_t c = 0; c < g.channels; c += W) {
-      const int64_t lanes = g.channels - c;
-      V half[N][N];
-#pragma GCC unroll 16
-      for (int j = 0; j < N; ++j) {
-        V d[N], column[N];
-#pragma GCC unroll 16
-        for (int i = 0; i < N; ++i)
-          d[i] = lanes >= W ? V::load(patch[i * N + j] + c) : V::load_n(patch[i * N + j] + c, lanes);
-        Winograd<T, M>::input(d, column);
-#pragma GCC unroll 16
-        for (int i = 0; i < N; ++i) half[i][j] = column[i];
-      }
-#pragma GCC unroll 16
-      for (int i = 0; i < N; ++i) {
-        V row[N];
-        Winograd<T, M>::input(half[i], row);
-#pragma GCC unroll 16
-        for (int j = 0; j < N; ++j) row[j].store(to + (i * N + j) * g.point_pitch + c);
-      }
+    int64_t c = 0;
+    for (; c + W <= g.channels; c += W) {
+      winograd_half_patch<T, M, 0, true>(patch, c, W, to + c, g.point_pitch);
+      winograd_half_patch<T, M, 1, true>(patch, c, W, to + c, g.point_pitch);
+    }
+    if (c < g.channels) {
+      winograd_half_patch<T, M, 0, false>(patch, c, g.channels - c, to + c, g.point_pitch);
+      winograd_half_patch<T, M, 1, false>(patch, c, g.channels - c, to + c, g.point_pitch);
     }
   }
 }
@@ -161,10 +189,41 @@ void winograd_filter(const WinogradFilterArgs<T>& g) {
   g.outputs == 2 ? winograd_filter_points<T, 2>(g) : winograd_filter_points<T, 4>(g);
 }
 
+// Half of a tile's rows; `finite` gains zeros, or NaN.
+template <class T, int M, int H>
+inline __attribute__((always_inline)) void winograd_half_tile(const T* from, int64_t point_pitch, Vec<T> (&y)[M][M],
+                                                              Vec<T>& finite) {
+  using V = Vec<T>;
+  constexpr int N = M + 2;
+  V half[M / 2][N];
+#pragma GCC unroll 16
+  for (int j = 0; j < N; ++j) {
+    V s[N], column[M / 2];
+#pragma GCC unroll 16
+    for (int i = 0; i < N; ++i) s[i] = V::load(from + (i * N + j) * point_pitch);
+    Winograd<T, M>::template output<H>(s, column);
+#pragma GCC unroll 16
+    for (int i = 0; i < M / 2; ++i) half[i][j] = column[i];
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < M / 2; ++i) {
+    V(&row)[M] = y[Winograd<T, M>::kOutput[H][i]];
+    V part[M / 2];
+    Winograd<T, M>::template output<0>(half[i], part);
+#pragma GCC unroll 16
+    for (int j = 0; j < M / 2; ++j) row[Winograd<T, M>::kOutput[0][j]] = part[j];
+    Winograd<T, M>::template output<1>(half[i], part);
+#pragma GCC unroll 16
+    for (int j = 0; j < M / 2; ++j) row[Winograd<T, M>::kOutput[1][j]] = part[j];
+#pragma GCC unroll 16
+    for (int j = 0; j < M; ++j) finite = fma(row[j], V::zero(), finite);
+  }
+}
+
 template <class T, int M>
 inline void winograd_output_tiles(const WinogradOutputArgs<T>& g) {
   using V = Vec<T>;
-  constexpr int W = V::kLanes, N = M + 2;
+  constexpr int W = V::kLanes;
   const bool clamp = g.activation == 1 || g.activation == 2 || g.activation == 11;
   const V lower = V::set1(g.a), upper = V::set1(g.b);
   for (int64_t t = 0; t < g.tiles; ++t) {
@@ -173,27 +232,10 @@ inline void winograd_output_tiles(const WinogradOutputArgs<T>& g) {
     for (int64_t c = 0; c < g.channels; c += W) {
       const int64_t lanes = g.channels - c < W ? g.channels - c : W;
       const T* const from = g.points + t * g.tile_pitch + c;
-      V half[M][N], y[M][M];
-#pragma GCC unroll 16
-      for (int j = 0; j < N; ++j) {
-        V s[N], column[M];
-#pragma GCC unroll 16
-        for (int i = 0; i < N; ++i) s[i] = V::load(from + (i * N + j) * g.point_pitch);
-        Winograd<T, M>::output(s, column);
-#pragma GCC unroll 16
-        for (int i = 0; i < M; ++i) half[i][j] = column[i];
-      }
-      V finite[M];
-#pragma GCC unroll 16
-      for (int i = 0; i < M; ++i) {
-        finite[i] = V::zero();
-        Winograd<T, M>::output(half[i], y[i]);
-#pragma GCC unroll 16
-        for (int j = 0; j < M; ++j) finite[i] = fma(y[i][j], V::zero(), finite[i]);
-      }
-#pragma GCC unroll 16
-      for (int i = 1; i < M; ++i) finite[0] = finite[0] + finite[i];
-      if (!(finite[0].sum() == 0)) {
+      V y[M][M], finite = V::zero();
+      winograd_half_tile<T, M, 0>(from, g.point_pitch, y, finite);
+      winograd_half_tile<T, M, 1>(from, g.point_pitch, y, finite);
+      if (!(finite.sum() == 0)) {
         bad |= (uint64_t)1 << c / W;
         if (!g.accumulate)
           for (int64_t i = 0; i < rows; ++i)

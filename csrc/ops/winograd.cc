@@ -36,7 +36,8 @@ struct Form {
     block = std::max(least, machine.l2 / 2 / (points * padded_channels * item_size));
     block = std::min<int64_t>(block, 256);
     if (job.G * ceil_div(all, block) < want) block = std::max(least, ceil_div(all * job.G, want));
-    blocks = std::max<int64_t>(1, ceil_div(all, block));
+    // The nearest count: every block reads all points of the filters, and a few tiles do so at the same cost.
+    blocks = std::max<int64_t>(1, (all + block / 2) / block);
     block = std::max<int64_t>(1, ceil_div(all, blocks));
     blocks = ceil_div(all, block);
     const int64_t channels = std::min(job.C, kStripChannels);
@@ -46,6 +47,8 @@ struct Form {
   }
 
   int64_t first_panel(int64_t part) const { return part * panels.count / k_parts; }
+  // Rows of pixels that a block of tiles touches.
+  int64_t buffer_rows() const { return (ceil_div(block - 1, across) + 1) * m; }
   int64_t point_pitch(int64_t lanes) const { return block * padded_channels + lanes; }
 };
 
@@ -87,7 +90,7 @@ struct Memory {
   Memory(const DenseJob& job, const Choice& choice, const Machine& m, const Form& f, Arena& arena)
       : points(arena.take<T>(f.points * f.point_pitch(m.lanes))),
         sums(nullptr),
-        moved(job, choice, f.block * f.m * f.m, m.max_vectors * m.lanes, m.lanes, arena) {
+        moved(job, choice, f.buffer_rows() * f.across * f.m, m.max_vectors * m.lanes, m.lanes, arena) {
     sums_pitch = f.block * m.max_vectors * m.lanes + m.lanes;
     sums = arena.take<T>(f.points * sums_pitch);
     const int64_t channels = std::min(job.C, kStripChannels), columns = f.strip * f.m + 2;
@@ -128,11 +131,20 @@ struct Task {
     for (int64_t i = 0; i < form.n; ++i) {
       const int64_t h = map_index(job.mode, at.y - job.pad[1] + i, job.in[1]);
       const T* row = h < 0 ? nullptr : image + h * job.is.s[1];
-      for (int64_t l = 0; l < count; ++l)
-        for (int64_t j = 0; j < form.n; ++j) {
-          const int64_t w = row ? map_index(job.mode, at.x + l * form.m - job.pad[2] + j, job.in[2]) : -1;
-          s.patch[l * form.points + i * form.n + j] = w < 0 ? s.zero_row : row + w * job.is.s[2];
+      for (int64_t l = 0; l < count; ++l) {
+        const T** to = s.patch + l * form.points + i * form.n;
+        const int64_t first = at.x + l * form.m - job.pad[2];
+        if (!row) {
+          std::fill_n(to, form.n, s.zero_row);
+        } else if (first >= 0 && first + form.n <= job.in[2]) {
+          for (int64_t j = 0; j < form.n; ++j) to[j] = row + (first + j) * job.is.s[2];
+        } else {
+          for (int64_t j = 0; j < form.n; ++j) {
+            const int64_t w = map_index(job.mode, first + j, job.in[2]);
+            to[j] = w < 0 ? s.zero_row : row + w * job.is.s[2];
+          }
         }
+      }
     }
     transform(t, count, 0, job.C);
   }
@@ -183,7 +195,7 @@ struct Task {
   void load() const {
     std::fill_n(s.zero_row, run.job.C, T{0});
     for (int64_t t = t0, count; t < t1; t += count) {
-      count = std::min({t1 - t, form.across - t % form.across, form.strip});
+      count = std::min(tiles_beside(t), form.strip);
       run.choice.copy_pixels ? load_copied(t, count) : load_in_place(t, count);
     }
   }
@@ -223,43 +235,45 @@ struct Task {
     const int64_t columns = form.panels.width(p) * W, channels = std::min(columns, job.K - k);
     const Moved<T>& moved = s.moved;
     const T* residual = job.has_residual ? static_cast<const T*>(job.residual) : nullptr;
-    // Where pixels are moved, those of a tile are together, row by row; those that are not there have a place, too.
     auto offset = [&](const Place& at, const Strides& strides) {
       return at.n * strides.n + (g * job.K + k) * strides.c + at.y * strides.s[1] + at.x * strides.s[2];
     };
-    int64_t pixels = 0;
-    for (int64_t t = 0; t < tiles; ++t) {
-      const Place at = place(t0 + t);
-      const int64_t rows = std::min(m, job.out[1] - at.y), wide = std::min(m, job.out[2] - at.x);
-      s.tile_rows[t] = static_cast<int32_t>(rows), s.tile_columns[t] = static_cast<int32_t>(wide);
-      s.out[t] =
-          moved.output ? moved.output + t * m * m * moved.pitch : static_cast<T*>(job.output) + offset(at, job.os);
-      if (residual)
-        s.residual[t] = moved.residual ? moved.residual + t * m * m * moved.pitch : residual + offset(at, job.rs);
-      for (int64_t i = 0; i < m * m; ++i, ++pixels) {
-        const int64_t y = std::min(i / m, rows - 1), x = std::min(i % m, wide - 1);
-        const Place to{at.n, at.y + y, at.x + x};
-        if (moved.output) moved.row_offset[pixels] = offset(to, job.os);
-        if (moved.residual) moved.residual_row[pixels] = offset(to, job.rs);
-      }
-    }
-    if (moved.output)
-      for (int64_t i = 0; i < channels; ++i) moved.column_offset[i] = i * job.os.c;
-    if (moved.residual) {
+    // Where pixels are moved, a row of tiles lies row by row, so that a row's pixels are neighbours.
+    const int64_t buffer_row = form.across * m * moved.pitch;
+    if (moved.residual)
       for (int64_t i = 0; i < channels; ++i) moved.residual_column[i] = i * job.rs.c;
-      move_in(ctx.kernels, const_cast<T*>(residual), moved.residual, moved.pitch, moved.residual_row,
-              moved.residual_column, pixels, channels);
+    for (int64_t t = 0, count; t < tiles; t += count) {
+      count = tiles_beside(t0 + t);
+      const Place at = place(t0 + t);
+      const int64_t rows = std::min(m, job.out[1] - at.y);
+      for (int64_t l = 0; l < count; ++l) {
+        const Place here{at.n, at.y, at.x + l * m};
+        s.tile_rows[t + l] = static_cast<int32_t>(rows);
+        s.tile_columns[t + l] = static_cast<int32_t>(std::min(m, job.out[2] - here.x));
+        const int64_t buffer = first_row(t) * buffer_row + here.x * moved.pitch;
+        s.out[t + l] = moved.output ? moved.output + buffer : static_cast<T*>(job.output) + offset(here, job.os);
+        if (residual) s.residual[t + l] = moved.residual ? moved.residual + buffer : residual + offset(here, job.rs);
+      }
+      if (!moved.residual) continue;
+      const int64_t wide = std::min(count * m, job.out[2] - at.x);
+      for (int64_t i = 0; i < rows; ++i) {
+        const Place here{at.n, at.y + i, at.x};
+        for (int64_t x = 0; x < wide; ++x) moved.residual_row[x] = offset(here, job.rs) + x * job.rs.s[2];
+        move_in(ctx.kernels, const_cast<T*>(residual),
+                moved.residual + (first_row(t) + i) * buffer_row + at.x * moved.pitch, moved.pitch, moved.residual_row,
+                moved.residual_column, wide, channels);
+      }
     }
     WinogradOutputArgs<T> w{};
     w.points = s.sums, w.point_pitch = s.sums_pitch, w.tile_pitch = columns;
     w.tiles = tiles, w.channels = channels;
     w.rows = s.tile_rows, w.columns = s.tile_columns;
     w.out = s.out;
-    w.row_pitch = moved.output ? m * moved.pitch : job.os.s[1];
+    w.row_pitch = moved.output ? buffer_row : job.os.s[1];
     w.column_pitch = moved.output ? moved.pitch : job.os.s[2];
     if (residual) {
       w.residual = s.residual;
-      w.residual_row_pitch = moved.residual ? m * moved.pitch : job.rs.s[1];
+      w.residual_row_pitch = moved.residual ? buffer_row : job.rs.s[1];
       w.residual_column_pitch = moved.residual ? moved.pitch : job.rs.s[2];
     }
     const Finish<T>& finish = ctx.finish;
@@ -270,21 +284,38 @@ struct Task {
     w.bad = s.bad;
     w.outputs = static_cast<int32_t>(m);
     ctx.kernels.winograd_output(w);
-    if (moved.output) move_pixels(channels);
+    if (moved.output) move_pixels(k, channels);
     for (int64_t t = 0; t < tiles; ++t)
       for (int64_t v = 0; s.bad[t] >> v; ++v)
         if (s.bad[t] >> v & 1) recompute(t0 + t, k + v * W, std::min(k + (v + 1) * W, job.K), spare);
   }
 
-  // Rows of pixels that exist, tile by tile.
-  void move_pixels(int64_t channels) const {
-    const int64_t m = form.m;
-    for (int64_t t = 0; t < t1 - t0; ++t) {
-      const int64_t rows = s.tile_rows[t], wide = s.tile_columns[t];
-      for (int64_t i = 0; i < rows; i += wide == m ? rows : 1) {
-        const int64_t pixel = t * m * m + i * m;
-        move_out(ctx.kernels, static_cast<T*>(run.job.output), s.moved.output + pixel * s.moved.pitch, s.moved.pitch,
-                 s.moved.row_offset + pixel, s.moved.column_offset, wide == m ? rows * m : wide, channels,
+  // How many tiles from t on are neighbours in a row of tiles.
+  int64_t tiles_beside(int64_t t) const { return std::min(t1 - t, form.across - t % form.across); }
+  // Where tile t of the task has its first row in a buffer of rows of the whole width.
+  int64_t first_row(int64_t t) const { return ((t0 + t) / form.across - t0 / form.across) * form.m; }
+
+  void move_pixels(int64_t k, int64_t channels) const {
+    const DenseJob& job = run.job;
+    const Moved<T>& moved = s.moved;
+    const int64_t buffer_row = form.across * form.m * moved.pitch;
+    const bool planar = job.os.s[2] == 1 && !ctx.accumulate;
+    if (!planar)
+      for (int64_t i = 0; i < channels; ++i) moved.column_offset[i] = i * job.os.c;
+    for (int64_t t = 0, count; t < t1 - t0; t += count) {
+      count = tiles_beside(t0 + t);
+      const Place at = place(t0 + t);
+      const int64_t rows = s.tile_rows[t], wide = std::min(count * form.m, job.out[2] - at.x);
+      T* out = static_cast<T*>(job.output) + at.n * job.os.n + (g * job.K + k) * job.os.c + at.y * job.os.s[1] +
+               at.x * job.os.s[2];
+      for (int64_t i = 0; i < rows; ++i, out += job.os.s[1]) {
+        T* from = moved.output + (first_row(t) + i) * buffer_row + at.x * moved.pitch;
+        if (planar) {
+          ctx.kernels.turn_block({from, out, wide, channels, moved.pitch, job.os.c});
+          continue;
+        }
+        for (int64_t x = 0; x < wide; ++x) moved.row_offset[x] = x * job.os.s[2];
+        move_out(ctx.kernels, out, from, moved.pitch, moved.row_offset, moved.column_offset, wide, channels,
                  ctx.accumulate);
       }
     }
