@@ -251,8 +251,49 @@ Choice choose_depthwise(const Problem& p, const Machine& m) {
   return c;
 }
 
-// Channels of one piece of the reduction of a point.
-constexpr int64_t kPointTerms = 512;
+// --- Dense products by Winograd's minimal filtering
+
+// Channels of one piece of the reduction of a point. Sums of points are larger than what the outputs make of them, and
+// their roundings are most of the error: with pieces of 128 channels it was 4.2 times that of a direct sum of 128
+// channels, with 32 it is 2.2 times (docs/numerics.md).
+constexpr int64_t kPointTerms = 32;
+
+// In steps of a vector's multiply-add, a vector of channels: the points of a patch and the pixels of a tile with their
+// copies, the points of a filter. The product of few tiles waits for the filters' points, which come from memory.
+// Measured by profile on one Zen 4 core, AVX-512.
+struct PointCost { double patch, tile, filter; };
+constexpr PointCost kPoints2{180, 130, 90}, kPoints4{400, 300, 200};
+constexpr double kTilesAtLeast = 10;
+constexpr double kWinogradGain = 0.85;  // by the model, at least: the results are not as good
+// Sums of fewer terms leave more of the error of the points in the result (docs/numerics.md).
+constexpr int64_t kWinogradTerms2 = 8, kWinogradTerms4 = 24;
+
+double winograd_cost(const Problem& p, const Machine& m, int64_t outputs) {
+  const auto up = [](int64_t a, int64_t b) { return static_cast<double>((a + b - 1) / b); };
+  const PointCost& cost = outputs == 2 ? kPoints2 : kPoints4;
+  const double tiles = up(p.out[1], outputs) * up(p.out[2], outputs),
+               points = static_cast<double>((outputs + 2) * (outputs + 2));
+  const double C = static_cast<double>(p.C), k = up(p.K, m.lanes), c = up(p.C, m.lanes);
+  return points * C * k * std::max(tiles, kTilesAtLeast) + tiles * (cost.patch * c + cost.tile * k) +
+         cost.filter * C * k;
+}
+
+// The outputs of a tile along an axis, or 0.
+int32_t choose_winograd(const Problem& p, const Machine& m) {
+  if (!suits_winograd(p)) return 0;
+  if (p.algorithm == Algorithm::winograd2) return 2;
+  if (p.algorithm == Algorithm::winograd4) return 4;
+  if (p.algorithm != Algorithm::automatic || p.C < kWinogradTerms2) return 0;
+  const double vectors = static_cast<double>((p.K + m.lanes - 1) / m.lanes);
+  double best = kWinogradGain * 9 * static_cast<double>(p.out[1] * p.out[2] * p.C) * vectors;
+  int32_t outputs = 0;
+  for (const int32_t o : {2, 4}) {
+    if (o == 4 && p.C < kWinogradTerms4) continue;
+    const double cost = winograd_cost(p, m, o);
+    if (cost < best) best = cost, outputs = o;
+  }
+  return outputs;
+}
 
 Choice choose(const Problem& p, const Machine& m) {
   if (p.C == 1 && p.K == 1 && !p.produced) return choose_depthwise(p, m);
@@ -272,8 +313,7 @@ Choice choose(const Problem& p, const Machine& m) {
   // A group of few channels fills neither the vectors of a panel of weights nor a run of the reduction: pixels do.
   const bool thin = (p.groups > 1 || (!p.channels_last && p.out[2] >= kTinyRow)) && T > 1 && p.C <= kThinGroup &&
                     p.K <= kThinGroup && pixels >= 64;
-  const bool winograd =
-      suits_winograd(p) && (p.algorithm == Algorithm::winograd2 || p.algorithm == Algorithm::winograd4);
+  const int32_t winograd = choose_winograd(p, m);
   c.role = winograd || (!thin && (p.channels_last || transpose)) ? Role::pixel_rows : Role::pixel_columns;
   c.passed_over = thin              ? "pixel rows: a group has too few channels to fill a vector"
                   : p.channels_last ? "pixel columns: the channels are neighbours in memory, the columns are not"
@@ -320,11 +360,18 @@ Choice choose(const Problem& p, const Machine& m) {
     c.pixel_block = std::min(pixels, std::max(block / panel * panel, panel));
   }
   if (winograd) {
-    c.winograd = p.algorithm == Algorithm::winograd2 ? 2 : 4;
-    // Whether strides alone call for a copy changes no bit: a patch is what it is.
-    c.copy_pixels = p.mapped || !p.in_channels_unit;
+    const bool asked = p.algorithm != Algorithm::automatic;
+    const int64_t n = winograd + 2, channels = (p.C + m.lanes) / m.lanes * m.lanes + m.lanes;
+    c.winograd = winograd;
+    c.copy_pixels = true;
     c.winograd_chunks = split_reduction(p.C, 1, kPointTerms, line, 1);
-    c.passed_over = "direct: winograd is asked for";
+    // At least two tiles of the product high.
+    c.winograd_block =
+        std::clamp<int64_t>(m.l2 / 2 / (n * n * channels * p.item_size), 2 * m.tile_rows[preferred_vectors(m)], 256);
+    c.passed_over = asked ? "direct: winograd is asked for" : "direct: has more multiplications to do";
+    if (!asked)
+      c.passed_over += winograd == 2 ? "\nwinograd4: more points to make and to read than outputs"
+                                     : "\nwinograd2: more multiplications";
   }
   c.move_residual =
       p.has_residual && !(c.role == Role::pixel_rows ? p.residual_channels_unit : p.residual_columns_unit);

@@ -734,7 +734,8 @@ static int64_t direct_size(const DenseJob& job, Choice choice, const Machine& m,
 
 int64_t packed_size(const DenseJob& job, const Choice& choice, const Machine& m, bool keep) {
   if (choice.depthwise) return packed_filters_size(job, choice, m, keep);
-  if (choice.winograd) return direct_size(job, choice, m, keep) + winograd_size(job, choice, m);
+  if (choice.winograd)
+    return !keep && points_late(job, choice) ? 0 : direct_size(job, choice, m, keep) + winograd_size(job, choice, m);
   const int64_t terms = job.C * job.taps();
   if (choice.role == Role::pixel_rows)
     return !keep && (reads_weights_in_place(job, choice) || packs_late(job, choice))

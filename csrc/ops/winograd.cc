@@ -12,6 +12,20 @@ namespace {
 // Channels of the input that a copied strip of patches holds at a time.
 constexpr int64_t kStripChannels = 64;
 
+// Panels of the filters' points: as wide as the best tile where they are packed for all tasks; narrow where a task
+// makes them, so that those of some pieces of the reduction stay within half of L2 (F(4x4), float32, AVX-512: 576 KB).
+constexpr int64_t kLateVectors = 2;
+constexpr size_t kLateChunks = 4;
+int64_t widest(const Machine& machine) { return preferred_vectors(machine); }
+
+struct PointPanels {
+  int64_t vectors, most, count;
+  PointPanels(int64_t all, int64_t at_most)
+      : vectors(all), most(at_most), count(std::max<int64_t>(1, ceil_div(all, most))) {}
+  int64_t start(int64_t i) const { return i * vectors / count; }
+  int64_t width(int64_t i) const { return start(i + 1) - start(i); }
+};
+
 // How a product is cut into tiles, and the tiles into tasks. Tiles are counted through all images: a task may have the
 // last ones of one and the first ones of the next.
 struct Form {
@@ -22,20 +36,20 @@ struct Form {
   int64_t padded_channels;       // of a tile's point
   int64_t strip;                 // neighbouring tiles whose patches are copied together
   int64_t k_parts, tasks;        // ranges of panels
-  Panels panels;
+  bool late;                     // tasks make the points of the filters that they use
+  PointPanels panels;
 
-  // The points of a block stay within half of L2, and are at least two tiles of the product high.
-  Form(const DenseJob& job, const Choice& choice, const Machine& machine, int64_t item_size, int64_t want)
-      : panels(ceil_div(job.K, machine.lanes), machine) {
+  Form(const DenseJob& job, const Choice& choice, const Machine& machine, int64_t item_size, int64_t want,
+       bool points_late)
+      : late(points_late), panels(ceil_div(job.K, machine.lanes), points_late ? kLateVectors : widest(machine)) {
     m = choice.winograd, n = m + 2, points = n * n;
     down = ceil_div(job.out[1], m), across = ceil_div(job.out[2], m), each = down * across;
     all = job.N * each;
     // Pixels a multiple of 4 KB apart would fall into the same sets of the first-level cache.
     padded_channels = round_up(job.C, machine.lanes) + machine.lanes;
     const int64_t least = 2 * machine.tile_rows[preferred_vectors(machine)];
-    block = std::max(least, machine.l2 / 2 / (points * padded_channels * item_size));
-    block = std::min<int64_t>(block, 256);
-    if (job.G * ceil_div(all, block) < want) block = std::max(least, ceil_div(all * job.G, want));
+    block = choice.winograd_block;
+    if (!late && job.G * ceil_div(all, block) < want) block = std::max(least, ceil_div(all * job.G, want));
     // The nearest count: every block reads all points of the filters, and a few tiles do so at the same cost.
     blocks = std::max<int64_t>(1, (all + block / 2) / block);
     block = std::max<int64_t>(1, ceil_div(all, blocks));
@@ -66,6 +80,38 @@ Run<T> direct_run(const Run<T>& run) {
   return r;
 }
 
+// Channels whose nine taps, for a panel, stay in half of the first-level cache.
+template <class T>
+int64_t filter_step(const Machine& machine) {
+  return std::max<int64_t>(
+      1, machine.l1 / 2 / (9 * machine.max_vectors * machine.lanes * static_cast<int64_t>(sizeof(T))));
+}
+
+// The points of the filters of group g, of channels [c0, c0 + channels) and of `columns` outputs from k on, which are
+// whole vectors: channel c0 + i of point p goes to points[p * point_pitch + i * columns]. `taps` holds some filters.
+template <class T>
+void make_points(const DenseJob& job, const Machine& machine, const KernelTable<T>& kernels, int32_t outputs, int64_t g,
+                 int64_t c0, int64_t channels, int64_t k, int64_t columns, T* taps, T* points, int64_t point_pitch) {
+  int64_t tap_offset[9];
+  tap_offsets(job, tap_offset);
+  const int64_t step = filter_step<T>(machine);
+  for (int64_t c = 0; c < channels; c += step) {
+    PackWeightsArgs<T> w{};
+    w.panel = taps;
+    w.w = static_cast<const T*>(job.weight) + g * job.wg + (c0 + c) * job.wc + k * job.wk;
+    w.column_stride = job.wk, w.channel_stride = job.wc;
+    w.tap_offset = tap_offset;
+    w.taps = 9, w.length = std::min(step, channels - c);
+    w.columns = columns, w.valid = std::min(columns, job.K - k);
+    kernels.pack_weights(w);
+    WinogradFilterArgs<T> f{};
+    f.panel = taps, f.channels = w.length, f.columns = columns;
+    f.points = points + c * columns, f.point_pitch = point_pitch;
+    f.outputs = outputs;
+    kernels.winograd_filter(f);
+  }
+}
+
 // What a task takes.
 template <class T>
 struct Memory {
@@ -73,7 +119,8 @@ struct Memory {
   T* sums;    // of a panel
   T* strip;
   T* gates;
-  T* zero_row;
+  T* late;      // the points of a panel's filters, of some channels, where tasks make them
+  T* taps;      // some of the filters they are made from
   const T** patch;
   const T** rows;
   T** c;
@@ -94,9 +141,8 @@ struct Memory {
     sums_pitch = f.block * m.max_vectors * m.lanes + m.lanes;
     sums = arena.take<T>(f.points * sums_pitch);
     const int64_t channels = std::min(job.C, kStripChannels), columns = f.strip * f.m + 2;
-    strip = choice.copy_pixels ? arena.take<T>(f.n * columns * channels + m.lanes) : nullptr;
+    strip = arena.take<T>(f.n * columns * channels + m.lanes);
     gates = arena.take<T>(channels);
-    zero_row = arena.take<T>(job.C);
     patch = arena.take<const T*>(f.strip * f.points);
     rows = arena.take<const T*>(f.block);
     c = arena.take<T*>(f.block);
@@ -105,6 +151,12 @@ struct Memory {
     tile_rows = arena.take<int32_t>(f.block), tile_columns = arena.take<int32_t>(f.block);
     bad = arena.take<uint64_t>(f.block);
     row_offset = arena.take<int64_t>(f.n), column_map = arena.take<int64_t>(columns);
+    const int64_t width = f.panels.most * m.lanes;
+    late =
+        f.late
+            ? arena.take<T>(f.points * static_cast<int64_t>(kLateChunks) * choice.winograd_chunks[0].channels * width)
+            : nullptr;
+    taps = f.late ? arena.take<T>(9 * filter_step<T>(m) * m.max_vectors * m.lanes) : nullptr;
   }
 };
 
@@ -123,33 +175,9 @@ struct Task {
     return {t / form.each, i / form.across * form.m, i % form.across * form.m};
   }
 
-  // Tiles [t, t + count) are neighbours in a row of tiles.
-  void load_in_place(int64_t t, int64_t count) const {
-    const DenseJob& job = run.job;
-    const Place at = place(t);
-    const T* image = static_cast<const T*>(job.input) + at.n * job.is.n + g * job.C * job.is.c;
-    for (int64_t i = 0; i < form.n; ++i) {
-      const int64_t h = map_index(job.mode, at.y - job.pad[1] + i, job.in[1]);
-      const T* row = h < 0 ? nullptr : image + h * job.is.s[1];
-      for (int64_t l = 0; l < count; ++l) {
-        const T** to = s.patch + l * form.points + i * form.n;
-        const int64_t first = at.x + l * form.m - job.pad[2];
-        if (!row) {
-          std::fill_n(to, form.n, s.zero_row);
-        } else if (first >= 0 && first + form.n <= job.in[2]) {
-          for (int64_t j = 0; j < form.n; ++j) to[j] = row + (first + j) * job.is.s[2];
-        } else {
-          for (int64_t j = 0; j < form.n; ++j) {
-            const int64_t w = map_index(job.mode, first + j, job.in[2]);
-            to[j] = w < 0 ? s.zero_row : row + w * job.is.s[2];
-          }
-        }
-      }
-    }
-    transform(t, count, 0, job.C);
-  }
-
-  void load_copied(int64_t t, int64_t count) const {
+  // The patches of tiles [t, t + count), neighbours in a row of tiles. They are copied together first, some channels at
+  // a time: rows are read in long runs, which the hardware prefetches, whatever the memory order.
+  void load(int64_t t, int64_t count) const {
     const DenseJob& job = run.job;
     const Place at = place(t);
     const int64_t columns = count * form.m + 2, first = at.x - job.pad[2];
@@ -192,21 +220,19 @@ struct Task {
     ctx.kernels.winograd_input(w);
   }
 
-  void load() const {
-    std::fill_n(s.zero_row, run.job.C, T{0});
+  void load_all() const {
     for (int64_t t = t0, count; t < t1; t += count) {
       count = std::min(tiles_beside(t), form.strip);
-      run.choice.copy_pixels ? load_copied(t, count) : load_in_place(t, count);
+      load(t, count);
     }
   }
 
   // The sums of a panel at all points.
   void multiply(int64_t p) const {
     const DenseJob& job = run.job;
-    const int64_t W = ctx.machine.lanes, padded_k = form.panels.vectors * W;
+    const int64_t W = ctx.machine.lanes, padded_k = form.panels.vectors * W, k = form.panels.start(p) * W;
     const int64_t columns = form.panels.width(p) * W, tiles = t1 - t0;
-    const T* panel = run.packed + run.direct_size + g * form.points * job.C * padded_k +
-                     form.panels.start(p) * W * form.points * job.C;
+    const T* panel = form.late ? s.late : run.packed + run.direct_size + (g * padded_k + k) * form.points * job.C;
     for (int64_t t = 0; t < tiles; ++t) {
       s.rows[t] = s.points + t * form.padded_channels;
       s.c[t] = s.sums + t * columns;
@@ -216,14 +242,24 @@ struct Task {
     a.taps = 1, a.m = tiles, a.panels = 1;
     a.c = s.c;
     a.vectors = static_cast<int32_t>(form.panels.width(p)), a.tail = static_cast<int32_t>(W);
-    for (int64_t i = 0; i < form.points; ++i) {
-      a.c_offset = i * s.sums_pitch;
-      for (const Chunk& chunk : run.choice.winograd_chunks) {
-        a.row_offset = i * form.point_pitch(W) + chunk.c0;
-        a.length = chunk.channels;
-        a.panel = panel + (i * job.C + chunk.c0) * columns;
-        a.accumulate = chunk.c0 > 0;
-        ctx.kernels.gemm(a);
+    const auto& chunks = run.choice.winograd_chunks;
+    for (size_t first = 0, last; first < chunks.size(); first = last) {
+      // The pieces whose filters' points are there.
+      last = form.late ? std::min(first + kLateChunks, chunks.size()) : chunks.size();
+      const int64_t c0 = chunks[first].c0, channels = chunks[last - 1].c0 + chunks[last - 1].channels - c0;
+      const int64_t pitch = (form.late ? channels : job.C) * columns;
+      if (form.late)
+        make_points(job, ctx.machine, ctx.kernels, run.choice.winograd, g, c0, channels, k, columns, s.taps, s.late,
+                    pitch);
+      for (int64_t i = 0; i < form.points; ++i) {
+        a.c_offset = i * s.sums_pitch;
+        for (size_t j = first; j < last; ++j) {
+          a.length = chunks[j].channels;
+          a.row_offset = i * form.point_pitch(W) + chunks[j].c0;
+          a.panel = panel + i * pitch + (chunks[j].c0 - c0) * columns;
+          a.accumulate = j > 0;
+          ctx.kernels.gemm(a);
+        }
       }
     }
   }
@@ -346,6 +382,11 @@ bool suits_winograd(const Problem& p) {
          p.C > 0 && p.K > 0 && p.out[1] * p.out[2] > 0;
 }
 
+bool points_late(const DenseJob& job, const Choice& choice) {
+  const int64_t tiles = job.N * ceil_div(job.out[1], choice.winograd) * ceil_div(job.out[2], choice.winograd);
+  return tiles <= 2 * choice.winograd_block;
+}
+
 int64_t winograd_size(const DenseJob& job, const Choice& choice, const Machine& machine) {
   const int64_t n = choice.winograd + 2;
   return job.G * n * n * job.C * round_up(job.K, machine.lanes);
@@ -355,41 +396,20 @@ template <class T>
 Status pack_winograd(const DenseJob& job, const Choice& choice, const Machine& machine, const KernelTable<T>& kernels,
                      T* points) {
   const int64_t W = machine.lanes, n = choice.winograd + 2;
-  const Panels panels(ceil_div(job.K, W), machine);
-  const int64_t padded_k = panels.vectors * W, widest = machine.max_vectors * W;
-  // Channels at a time: nine taps of them in the first-level cache.
-  const int64_t step = std::max<int64_t>(1, machine.l1 / 2 / (9 * widest * static_cast<int64_t>(sizeof(T))));
+  const PointPanels panels(ceil_div(job.K, W), widest(machine));
+  const int64_t padded_k = panels.vectors * W;
   const double work = static_cast<double>(job.G * job.K) * static_cast<double>(job.C * n * n) * 0.3;
   std::atomic<bool> failed{false};
   const Status status = parallel_for(job.G * panels.count, work, [&](int64_t i, int) {
     const int64_t p = i % panels.count, g = i / panels.count;
     const int64_t k = panels.start(p) * W, columns = panels.width(p) * W;
-    Workspace scratch(static_cast<size_t>(9 * step * widest) * sizeof(T) + 9 * sizeof(int64_t) + 64);
+    Workspace scratch(static_cast<size_t>(9 * filter_step<T>(machine) * machine.max_vectors * W) * sizeof(T));
     if (!scratch) {
       failed.store(true, std::memory_order_relaxed);
       return;
     }
-    Arena arena(scratch.data());
-    T* panel = arena.take<T>(9 * step * widest);
-    int64_t tap_offset[9];
-    tap_offsets(job, tap_offset);
-    for (int64_t c = 0; c < job.C; c += step) {
-      const int64_t channels = std::min(step, job.C - c);
-      PackWeightsArgs<T> w{};
-      w.panel = panel;
-      w.w = static_cast<const T*>(job.weight) + g * job.wg + c * job.wc + k * job.wk;
-      w.column_stride = job.wk, w.channel_stride = job.wc;
-      w.tap_offset = tap_offset;
-      w.taps = 9, w.length = channels;
-      w.columns = columns, w.valid = std::min(columns, job.K - k);
-      kernels.pack_weights(w);
-      WinogradFilterArgs<T> f{};
-      f.panel = panel, f.channels = channels, f.columns = columns;
-      f.points = points + g * n * n * job.C * padded_k + k * n * n * job.C + c * columns;
-      f.point_pitch = job.C * columns;
-      f.outputs = choice.winograd;
-      kernels.winograd_filter(f);
-    }
+    make_points(job, machine, kernels, choice.winograd, g, 0, job.C, k, columns, static_cast<T*>(scratch.data()),
+                points + (g * padded_k + k) * n * n * job.C, job.C * columns);
   });
   return failed ? Status::out_of_memory : status;
 }
@@ -399,8 +419,9 @@ Status run_winograd(const Run<T>& run, const Machine& machine, const KernelTable
                     const InputMap<T>& map, int64_t gate_batch_stride, bool accumulate) {
   const Context<T> ctx{machine, kernels, finish, map, gate_batch_stride, accumulate};
   const DenseJob& job = run.job;
-  const double work = winograd_nanoseconds(job, Form(job, run.choice, machine, sizeof(T), 1));
-  const Form form(job, run.choice, machine, sizeof(T), wanted_tasks(work));
+  const bool late = !run.packed;
+  const double work = winograd_nanoseconds(job, Form(job, run.choice, machine, sizeof(T), 1, late));
+  const Form form(job, run.choice, machine, sizeof(T), wanted_tasks(work), late);
   int64_t spare;
   const int64_t bytes = scratch_bytes(run, machine, form, &spare);
   std::atomic<bool> failed{false};
@@ -422,7 +443,7 @@ Status run_winograd(const Run<T>& run, const Machine& machine, const KernelTable
                        std::min((block + 1) * form.block, form.all),
                        form.first_panel(part),
                        form.first_panel(part + 1)};
-    task.load();
+    task.load_all();
     for (int64_t p = task.p0; p < task.p1; ++p) {
       task.multiply(p);
       task.store(p, static_cast<char*>(scratch.data()) + spare);
@@ -434,7 +455,7 @@ Status run_winograd(const Run<T>& run, const Machine& machine, const KernelTable
 template <class T>
 int64_t winograd_workspace(const Run<T>& run, const Machine& machine) {
   int64_t spare;
-  return scratch_bytes(run, machine, Form(run.job, run.choice, machine, sizeof(T), 1), &spare);
+  return scratch_bytes(run, machine, Form(run.job, run.choice, machine, sizeof(T), 1, !run.packed), &spare);
 }
 
 #define FASTCONV_INSTANTIATE(T)                                                                                \

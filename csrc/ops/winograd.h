@@ -9,6 +9,10 @@ namespace fastconv::ops {
 // Whether a product has the form.
 bool suits_winograd(const Problem& problem);
 
+// Whether so few blocks of tiles share the filters' points that tasks make those that they use, in their cache; made
+// beforehand they would be written to memory and read again.
+bool points_late(const DenseJob& job, const Choice& choice);
+
 // Elements of the filters' points: for each group (panels)(points)(channels)(columns of the panel).
 int64_t winograd_size(const DenseJob& job, const Choice& choice, const Machine& machine);
 template <class T>
