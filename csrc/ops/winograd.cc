@@ -13,9 +13,8 @@ namespace {
 constexpr int64_t kStripChannels = 64;
 
 // Panels of the filters' points: as wide as the best tile where they are packed for all tasks; narrow where a task
-// makes them, so that those of some pieces of the reduction stay within half of L2 (F(4x4), float32, AVX-512: 576 KB).
+// makes them, so that those of one piece of the reduction stay within half of L2 (F(4x4), float32, AVX-512: 576 KB).
 constexpr int64_t kLateVectors = 2;
-constexpr size_t kLateChunks = 4;
 int64_t widest(const Machine& machine) { return preferred_vectors(machine); }
 
 struct PointPanels {
@@ -119,7 +118,7 @@ struct Memory {
   T* sums;    // of a panel
   T* strip;
   T* gates;
-  T* late;      // the points of a panel's filters, of some channels, where tasks make them
+  T* late;      // the points of a panel's filters, of one piece of the reduction, where tasks make them
   T* taps;      // some of the filters they are made from
   const T** patch;
   const T** rows;
@@ -152,10 +151,7 @@ struct Memory {
     bad = arena.take<uint64_t>(f.block);
     row_offset = arena.take<int64_t>(f.n), column_map = arena.take<int64_t>(columns);
     const int64_t width = f.panels.most * m.lanes;
-    late =
-        f.late
-            ? arena.take<T>(f.points * static_cast<int64_t>(kLateChunks) * choice.winograd_chunks[0].channels * width)
-            : nullptr;
+    late = f.late ? arena.take<T>(f.points * choice.winograd_chunks[0].channels * width) : nullptr;
     taps = f.late ? arena.take<T>(9 * filter_step<T>(m) * m.max_vectors * m.lanes) : nullptr;
   }
 };
@@ -242,24 +238,18 @@ struct Task {
     a.taps = 1, a.m = tiles, a.panels = 1;
     a.c = s.c;
     a.vectors = static_cast<int32_t>(form.panels.width(p)), a.tail = static_cast<int32_t>(W);
-    const auto& chunks = run.choice.winograd_chunks;
-    for (size_t first = 0, last; first < chunks.size(); first = last) {
-      // The pieces whose filters' points are there.
-      last = form.late ? std::min(first + kLateChunks, chunks.size()) : chunks.size();
-      const int64_t c0 = chunks[first].c0, channels = chunks[last - 1].c0 + chunks[last - 1].channels - c0;
-      const int64_t pitch = (form.late ? channels : job.C) * columns;
+    for (const Chunk& chunk : run.choice.winograd_chunks) {
+      const int64_t pitch = (form.late ? chunk.channels : job.C) * columns;
       if (form.late)
-        make_points(job, ctx.machine, ctx.kernels, run.choice.winograd, g, c0, channels, k, columns, s.taps, s.late,
-                    pitch);
+        make_points(job, ctx.machine, ctx.kernels, run.choice.winograd, g, chunk.c0, chunk.channels, k, columns, s.taps,
+                    s.late, pitch);
+      a.length = chunk.channels;
+      a.accumulate = chunk.c0 > 0;
       for (int64_t i = 0; i < form.points; ++i) {
+        a.row_offset = i * form.point_pitch(W) + chunk.c0;
         a.c_offset = i * s.sums_pitch;
-        for (size_t j = first; j < last; ++j) {
-          a.length = chunks[j].channels;
-          a.row_offset = i * form.point_pitch(W) + chunks[j].c0;
-          a.panel = panel + i * pitch + (chunks[j].c0 - c0) * columns;
-          a.accumulate = j > 0;
-          ctx.kernels.gemm(a);
-        }
+        a.panel = panel + i * pitch + (form.late ? 0 : chunk.c0 * columns);
+        ctx.kernels.gemm(a);
       }
     }
   }
