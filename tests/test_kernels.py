@@ -2378,6 +2378,220 @@ def test_filter_gradients_round_alike_everywhere(rng, isa, dtype, shape):
                 np.testing.assert_array_equal(alone.run_gradient(dy[..., c : c + 1])[..., 0], whole[..., c])
 
 
+# --------------------------------------------------------------------------------------------------------- winograd
+
+
+def winograd_matrices(outputs):
+    """A^T, G and B^T of F(m x m, 3 x 3), from the points of interpolation alone."""
+    points = (0.0, 1.0, -1.0) if outputs == 2 else (0.0, 0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5))
+    n = outputs + 2
+    a, g, b = np.zeros((outputs, n)), np.zeros((n, 3)), np.zeros((n, n))
+    for j, p in enumerate(points):
+        others = [q for q in points if q != p]
+        a[:, j] = p ** np.arange(outputs)
+        g[j] = p ** np.arange(3) / np.prod([p - q for q in others])
+        b[j, : n - 1] = np.poly(others)[::-1]
+    a[-1, -1] = g[-1, -1] = 1
+    b[-1] = np.poly(points)[::-1]
+    if outputs == 2:
+        # Lavin's signs: -1 times the rows of 0 and -1 of B and G, and of infinity in A and B.
+        b[[0, 3]], g[0], a[:, 3] = -b[[0, 3]], -g[0], -a[:, 3]
+    return a, g, b
+
+
+def both(matrix, array):
+    """matrix @ array @ matrix.T over the first two axes."""
+    return np.einsum("ai,bj,ij...->ab...", matrix, matrix, array)
+
+
+@pytest.mark.parametrize("outputs", [2, 4])
+def test_winograd_matrices_convolve(rng, isa, dtype, outputs):
+    """Of the tests' own oracle."""
+    a, g, b = winograd_matrices(outputs)
+    d, w = rng.standard_normal((outputs + 2, outputs + 2)), rng.standard_normal((3, 3))
+    windows = np.lib.stride_tricks.sliding_window_view(d, (3, 3))
+    np.testing.assert_allclose(both(a, both(g, w) * both(b, d)), np.einsum("ijrs,rs->ij", windows, w), atol=1e-12)
+
+
+def near(y, expected, size, dtype, roundings):
+    """Within so many roundings of the sum of the absolute terms."""
+    assert (np.abs(y - expected) <= roundings * np.finfo(dtype).eps * size).all()
+
+
+@covers("winograd_input")
+@pytest.mark.parametrize("outputs", [2, 4])
+def test_winograd_input(rng, isa, dtype, shape, outputs):
+    n, lanes, matrix = outputs + 2, shape["lanes"], winograd_matrices(outputs)[2]
+    for tiles, channels in itertools.product((0, 1, 3), (0, 1, lanes - 1, lanes, 2 * lanes + 1)):
+        starts, size = scattered(rng, tiles * n * n, channels)
+        x = np.full(size, np.nan, dtype)
+        d = integers(rng, tiles * n * n * channels, dtype).reshape(tiles, n, n, channels)
+        for start, pixel in zip(starts, d.reshape(tiles * n * n, channels), strict=True):
+            x[start : start + channels] = pixel
+        padded = -(-channels // lanes) * lanes
+        tile_pitch = padded + 3
+        point_pitch = max(tiles, 1) * tile_pitch + 5
+        points = marked(n * n * point_pitch, dtype)
+        _testing.winograd_input(
+            isa,
+            x=x,
+            patch=starts,
+            tiles=tiles,
+            channels=channels,
+            points=points,
+            point_pitch=point_pitch,
+            tile_pitch=tile_pitch,
+            outputs=outputs,
+        )
+        grid = points.reshape(n * n, point_pitch)
+        for t in range(tiles):
+            y = grid[:, t * tile_pitch : t * tile_pitch + padded]
+            expected = both(matrix, d[t].astype(np.float64)).reshape(n * n, channels)
+            if outputs == 2:
+                np.testing.assert_array_equal(y[:, :channels], expected)
+            else:
+                near(y[:, :channels], expected, both(np.abs(matrix), np.abs(d[t])).reshape(n * n, channels), dtype, 8)
+            assert not y[:, channels:].any()
+            grid[:, t * tile_pitch : t * tile_pitch + padded] = MARK
+        assert (grid == MARK).all()
+
+
+@covers("winograd_filter")
+@pytest.mark.parametrize("outputs", [2, 4])
+def test_winograd_filter(rng, isa, dtype, shape, outputs):
+    n, lanes, matrix = outputs + 2, shape["lanes"], winograd_matrices(outputs)[1]
+    for channels, vectors in itertools.product((0, 1, 3), (1, 2)):
+        columns = vectors * lanes
+        w = 4 * integers(rng, 9 * channels * columns, dtype)
+        point_pitch = channels * columns + 3
+        points = marked(n * n * point_pitch, dtype)
+        _testing.winograd_filter(
+            isa, panel=w, channels=channels, columns=columns, points=points, point_pitch=point_pitch, outputs=outputs
+        )
+        grid = points.reshape(n * n, point_pitch)
+        taps = w.reshape(3, 3, channels * columns).astype(np.float64)
+        expected = both(matrix, taps).reshape(n * n, -1)
+        if outputs == 2:
+            np.testing.assert_array_equal(grid[:, : channels * columns], expected)
+        else:
+            size = both(np.abs(matrix), np.abs(taps)).reshape(n * n, -1)
+            near(grid[:, : channels * columns], expected, size, dtype, 10)
+        assert (grid[:, channels * columns :] == MARK).all()
+
+
+class WinogradOutput:
+    """Some tiles of sums, and where their pixels go."""
+
+    def __init__(self, rng, isa, dtype, lanes, outputs, channels, **options):
+        self.isa, self.dtype, self.outputs, self.channels, self.options = isa, dtype, outputs, channels, options
+        self.n, m = outputs + 2, outputs
+        self.rows, self.columns = [m, 1, m - 1, 0], [m, m, 1, 2]
+        self.tiles = len(self.rows)
+        self.padded = -(-channels // lanes) * lanes
+        self.sums = 4 * integers(rng, self.n**2 * self.tiles * self.padded, dtype)
+        self.sums = self.sums.reshape(self.n**2, self.tiles, self.padded)
+        self.column_pitch = channels + 2
+        self.row_pitch = m * self.column_pitch + 1
+        self.starts, self.size = scattered(rng, self.tiles, m * self.row_pitch)
+
+    def __call__(self, before=None):
+        out = marked(self.size, self.dtype) if before is None else before.copy()
+        bad = _testing.winograd_output(
+            self.isa,
+            points=self.sums,
+            point_pitch=self.tiles * self.padded,
+            tile_pitch=self.padded,
+            channels=self.channels,
+            rows=self.rows,
+            columns=self.columns,
+            out=out,
+            out_starts=self.starts,
+            row_pitch=self.row_pitch,
+            column_pitch=self.column_pitch,
+            outputs=self.outputs,
+            **self.options,
+        )
+        return out, bad
+
+    def pixels(self, flat, t):
+        """(rows, columns, channels) of a tile."""
+        at = self.starts[t] + np.arange(self.outputs)[:, None] * self.row_pitch
+        at = at + np.arange(self.outputs) * self.column_pitch
+        return flat[(at[: self.rows[t], : self.columns[t], None] + np.arange(self.channels)).astype(np.int64)]
+
+    def expected(self, t):
+        matrix = winograd_matrices(self.outputs)[0]
+        s = self.sums[:, t, : self.channels].reshape(self.n, self.n, -1).astype(np.float64)
+        cut = np.s_[: self.rows[t], : self.columns[t]]
+        return both(matrix, s)[cut], both(np.abs(matrix), np.abs(s))[cut]
+
+
+@covers("winograd_output")
+@pytest.mark.parametrize("outputs", [2, 4])
+def test_winograd_output(rng, isa, dtype, shape, outputs):
+    lanes = shape["lanes"]
+    for channels in (1, lanes, 2 * lanes + 1):
+        job = WinogradOutput(rng, isa, dtype, lanes, outputs, channels)
+        out, bad = job()
+        assert bad == [0] * job.tiles
+        for t in range(job.tiles):
+            value, size = job.expected(t)
+            if outputs == 2:
+                np.testing.assert_array_equal(job.pixels(out, t), value)
+            else:
+                near(job.pixels(out, t), value, size, dtype, 10)
+        written = sum(r * c for r, c in zip(job.rows, job.columns, strict=True)) * channels
+        assert (out != MARK).sum() <= written
+
+
+@pytest.mark.parametrize("outputs", [2, 4])
+def test_winograd_epilogue(rng, isa, dtype, shape, outputs):
+    """In the order of the other kernels: the plain sums have been checked."""
+    channels = shape["lanes"] + 3
+    plain = WinogradOutput(rng, isa, dtype, shape["lanes"], outputs, channels)
+    sums, _ = plain()
+    scale, shift = integers(rng, channels, dtype), integers(rng, channels, dtype)
+    residual = integers(rng, plain.size, dtype)
+    before = integers(rng, plain.size, dtype)
+    given = {
+        "scale": scale,
+        "shift": shift,
+        "residual": residual,
+        "residual_starts": plain.starts,
+        "residual_row_pitch": plain.row_pitch,
+        "residual_column_pitch": plain.column_pitch,
+    }
+    for accumulate, activation in itertools.product((False, True), (0, 1, 3, 11)):
+        plain.options = given | {"accumulate": accumulate, "activation": activation, "a": -3.0, "b": 5.0}
+        if activation == 1:
+            plain.options |= {"a": 0.0, "b": np.inf}
+        if activation == 3:
+            plain.options |= {"a": 0.5}
+        out, _ = plain(before)
+        for t in range(plain.tiles):
+            v = plain.pixels(sums, t) + (plain.pixels(before, t) if accumulate else 0)
+            v = (v * scale + shift + plain.pixels(residual, t)).astype(dtype)
+            v = {0: v, 1: np.maximum(v, 0), 3: np.where(v > 0, v, v * dtype(0.5)), 11: np.clip(v, -3, 5)}[activation]
+            np.testing.assert_allclose(plain.pixels(out, t), v, rtol=0, atol=1e3 * np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("accumulate", [False, True])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_winograd_reports_what_is_not_finite(rng, isa, dtype, shape, value, accumulate):
+    lanes = shape["lanes"]
+    job = WinogradOutput(rng, isa, dtype, lanes, 4, 3 * lanes, accumulate=accumulate)
+    whole, _ = job()
+    before = marked(job.size, dtype)
+    job.sums[7, 1, lanes + 1] = value
+    out, bad = job(before)
+    assert bad == [0, 2, 0, 0]
+    np.testing.assert_array_equal(job.pixels(out, 0), job.pixels(whole, 0))
+    y, kept = job.pixels(out, 1), job.pixels(whole, 1)
+    np.testing.assert_array_equal(y[..., lanes : 2 * lanes], MARK if accumulate else 0)
+    np.testing.assert_array_equal(y[..., :lanes], kept[..., :lanes])
+    np.testing.assert_array_equal(y[..., 2 * lanes :], kept[..., 2 * lanes :])
+
+
 # -------------------------------------------------------------------------------------------------------------- fft
 
 

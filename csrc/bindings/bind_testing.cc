@@ -1006,6 +1006,93 @@ void depthwise_planes(const std::string& isa, const Array<T>& rows, const Indice
   kernels.depthwise_planes(g);
 }
 
+int64_t patch_size(int32_t outputs) {
+  require(outputs == 2 || outputs == 4, "a tile has 2 or 4 outputs along an axis");
+  return outputs + 2;
+}
+
+template <class T>
+void winograd_input(const std::string& isa, const Array<T>& x, const Indices& patch, int64_t tiles, int64_t channels,
+                    Array<T> points, int64_t point_pitch, int64_t tile_pitch, int32_t outputs) {
+  const KernelTable<T>& kernels = table<T>(isa);
+  const int64_t n = patch_size(outputs);
+  require(static_cast<int64_t>(patch.size()) == natural(tiles) * n * n, "a tile has n x n pixels");
+  Reach().any_of(patch).steps(channels, 1).within(x, "pixels lie in x");
+  Reach()
+      .steps(n * n, point_pitch)
+      .steps(tiles, tile_pitch)
+      .steps(up_to_multiple(natural(channels), kernels.lanes), 1)
+      .within(points, "whole vectors of all points are written");
+  const std::vector<const T*> pixels = pointers<const T>(x.data(), patch);
+  WinogradInputArgs<T> g{};
+  g.patch = pixels.data(), g.tiles = tiles, g.channels = channels;
+  g.points = points.mutable_data(), g.point_pitch = point_pitch, g.tile_pitch = tile_pitch, g.outputs = outputs;
+  kernels.winograd_input(g);
+}
+
+template <class T>
+void winograd_filter(const std::string& isa, const Array<T>& panel, int64_t channels, int64_t columns, Array<T> points,
+                     int64_t point_pitch, int32_t outputs) {
+  const KernelTable<T>& kernels = table<T>(isa);
+  const int64_t n = patch_size(outputs);
+  require(natural(columns) % kernels.lanes == 0, "columns are whole vectors");
+  Reach().steps(9, natural(channels) * columns).steps(channels, columns).steps(columns, 1).within(panel, "nine taps");
+  Reach().steps(n * n, point_pitch).steps(channels, columns).steps(columns, 1).within(points, "points lie in points");
+  WinogradFilterArgs<T> g{};
+  g.panel = panel.data(), g.channels = channels, g.columns = columns;
+  g.points = points.mutable_data(), g.point_pitch = point_pitch, g.outputs = outputs;
+  kernels.winograd_filter(g);
+}
+
+// Returns the tiles' `bad`.
+template <class T>
+std::vector<uint64_t> winograd_output(const std::string& isa, const Array<T>& points, int64_t point_pitch,
+                                      int64_t tile_pitch, int64_t channels, const std::vector<int32_t>& rows,
+                                      const std::vector<int32_t>& columns, Array<T> out, const Indices& out_starts,
+                                      int64_t row_pitch, int64_t column_pitch, const Optional<T>& residual,
+                                      const Indices& residual_starts, int64_t residual_row_pitch,
+                                      int64_t residual_column_pitch, const Optional<T>& scale,
+                                      const Optional<T>& shift, int32_t activation, T a, T b, bool accumulate,
+                                      int32_t outputs) {
+  const KernelTable<T>& kernels = table<T>(isa);
+  const int64_t n = patch_size(outputs), W = kernels.lanes, tiles = static_cast<int64_t>(rows.size());
+  require(columns.size() == rows.size() && out_starts.size() == rows.size(), "every tile has rows, columns and a place");
+  require(!residual || residual_starts.size() == rows.size(), "every tile has a residual");
+  require(natural(channels) <= 64 * W, "there are at most 64 vectors of channels");
+  Reach()
+      .steps(n * n, point_pitch)
+      .steps(tiles, tile_pitch)
+      .steps(up_to_multiple(channels, W), 1)
+      .within(points, "whole vectors of all points are read");
+  for (int64_t t = 0; t < tiles; ++t) {
+    require(rows[t] >= 0 && rows[t] <= outputs && columns[t] >= 0 && columns[t] <= outputs, "a tile has m x m pixels");
+    auto reach = [&](int64_t start, int64_t row, int64_t column) {
+      return Reach().plus(start).steps(rows[t], row).steps(columns[t], column).steps(channels, 1);
+    };
+    reach(out_starts[t], row_pitch, column_pitch).within(out, "pixels lie in out");
+    if (residual)
+      reach(residual_starts[t], residual_row_pitch, residual_column_pitch).within(*residual, "pixels lie in residual");
+  }
+  for (const auto* vector : {&scale, &shift})
+    if (*vector) Reach().steps(channels, 1).within(**vector, "vectors have an entry a channel");
+  const std::vector<T*> to = pointers<T>(out.mutable_data(), out_starts);
+  std::vector<const T*> from;
+  if (residual) from = pointers<const T>(residual->data(), residual_starts);
+  std::vector<uint64_t> bad(rows.size());
+  WinogradOutputArgs<T> g{};
+  g.points = points.data(), g.point_pitch = point_pitch, g.tile_pitch = tile_pitch;
+  g.tiles = tiles, g.channels = channels;
+  g.rows = rows.data(), g.columns = columns.data();
+  g.out = to.data(), g.row_pitch = row_pitch, g.column_pitch = column_pitch;
+  g.residual = residual ? from.data() : nullptr;
+  g.residual_row_pitch = residual_row_pitch, g.residual_column_pitch = residual_column_pitch;
+  g.scale = data_or_null<T>(scale), g.shift = data_or_null<T>(shift);
+  g.activation = known_activation(activation), g.a = a, g.b = b;
+  g.accumulate = accumulate, g.bad = bad.data(), g.outputs = outputs;
+  kernels.winograd_output(g);
+  return bad;
+}
+
 template <class T>
 FftAxis<T> fft_axis(const std::vector<int32_t>& radices, const Array<T>& twiddles) {
   FftAxis<T> axis{};
@@ -1252,6 +1339,16 @@ void bind_kernels(py::module_& m) {
         absent("residual"), py::arg("residual_start") = 0, py::arg("residual_channel_pitch") = 0,
         py::arg("residual_row_pitch") = 0, absent("scale"), absent("shift"), py::arg("activation") = 0,
         py::arg("a") = T{0}, py::arg("b") = T{0}, py::arg("accumulate") = false);
+  m.def("winograd_input", &winograd_input<T>, isa, options, array("x"), py::arg("patch"), py::arg("tiles"),
+        py::arg("channels"), array("points"), py::arg("point_pitch"), py::arg("tile_pitch"), py::arg("outputs"));
+  m.def("winograd_filter", &winograd_filter<T>, isa, options, array("panel"), py::arg("channels"), py::arg("columns"),
+        array("points"), py::arg("point_pitch"), py::arg("outputs"));
+  m.def("winograd_output", &winograd_output<T>, isa, options, array("points"), py::arg("point_pitch"),
+        py::arg("tile_pitch"), py::arg("channels"), py::arg("rows"), py::arg("columns"), array("out"),
+        py::arg("out_starts"), py::arg("row_pitch"), py::arg("column_pitch"), absent("residual"),
+        py::arg("residual_starts") = Indices(), py::arg("residual_row_pitch") = 0,
+        py::arg("residual_column_pitch") = 0, absent("scale"), absent("shift"), py::arg("activation") = 0,
+        py::arg("a") = T{0}, py::arg("b") = T{0}, py::arg("accumulate") = false, py::arg("outputs"));
   m.def("fft_convolve", &fft_convolve<T>, isa, options, array("re"), array("im"), py::arg("row_radices"),
         array("row_twiddles"), py::arg("column_radices"), array("column_twiddles"), absent("twist"), array("spectrum"),
         py::arg("shared"), py::arg("first_column"), py::arg("end_column"), py::arg("out_columns"), array("finite"));

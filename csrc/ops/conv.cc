@@ -373,6 +373,17 @@ double fft_error_bound(const FftTiles& t, int64_t folded) {
   return static_cast<double>((10 * levels + 8) * (folded + 1));
 }
 
+// The constant of eps * (the largest conv(|x|, |w|) of a tile's pixels and of two around it), from the roundings that a
+// term passes through: 2 x 4 of the patch (one of them of a constant), 2 x 5 of the filter, 2 x 5 of the tile, the chain
+// of a piece, the pieces, the epilogue; times the most that |A^T| [(|G| |g| |G^T|) . (|B^T| |d| |B|)] |A| may be of it,
+// 25 or 214 (docs/numerics.md).
+double winograd_error_bound(const Choice& c, int64_t folded) {
+  int64_t terms = 0;
+  for (const Chunk& chunk : c.winograd_chunks) terms = std::max(terms, chunk.channels);
+  const auto pieces = static_cast<int64_t>(c.winograd_chunks.size());
+  return (c.winograd == 2 ? 25.0 : 214.0) * static_cast<double>(28 + terms + pieces + folded + 4);
+}
+
 // What a term of a result passes through at most: the longest chain of fused additions, the chains that are added to
 // one another, and the elements of the frame that are folded into it.
 struct Sums {
@@ -409,12 +420,17 @@ Decision summarise(const std::vector<Run<T>>& runs, const Machine& m, const Geom
   } else {
     for (const Run<T>& run : runs) d.workspace_per_thread = std::max(d.workspace_per_thread, task_workspace<T>(run, m));
   }
-  if (c.winograd) d.algorithm = c.winograd == 2 ? "winograd2" : "winograd4";
+  if (c.winograd) {
+    d.algorithm = c.winograd == 2 ? "winograd2" : "winograd4";
+    d.reduction_block = d.channel_block = c.winograd_chunks[0].channels;
+    d.pixel_block = c.winograd_block * c.winograd * c.winograd;
+  }
   sums.cover(runs);
   d.packed_weight_bytes = packed * static_cast<int64_t>(sizeof(T));
   // A piece is one chain of fused additions, the pieces are another; the epilogue adds four roundings.
   d.error_bound += static_cast<double>(sums.terms + sums.pieces + sums.folded + 4);
   if (c.fft.rows) d.error_bound = fft_error_bound(c.fft, sums.folded);
+  if (c.winograd) d.error_bound = winograd_error_bound(c, sums.folded);
   d.passed_over = c.passed_over;
   return d;
 }

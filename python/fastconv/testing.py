@@ -7,7 +7,8 @@ A direct algorithm must satisfy, element by element,
 with y64 from `fastconv.reference` in float64, eps the spacing of the dtype at 1 and tiny its smallest normal number.
 One element in a million may go beyond c = 4, as far as `largest_constant` of the array's size. In float64 the oracle
 rounds too, see `oracle_factor`. What the prologue and the epilogue round on top of that is accounted for term by term
-in `reference_with_bound`. Where the decision is an FFT, the scale is that of `fft_error_bound` in place of conv.
+in `reference_with_bound`. Where the decision is an FFT, the scale is that of `fft_error_bound` in place of conv, where it
+is Winograd's filtering that of `winograd_error_bound`.
 """
 
 from __future__ import annotations
@@ -220,18 +221,42 @@ def fft_error_bound(x: Array, weight: Array, rank: int, last: bool, eps: float, 
     return bound
 
 
-def _is_fft(op: Op, name: str, arrays: Sequence[Any], options: Mapping[str, Any]) -> bool:
-    """Whether the call takes an FFT: its decision says so."""
+# Of the bound's constant: what a tile's roundings may be more than a direct sum's.
+_WINOGRAD = {"winograd2": (2, 1.0), "winograd4": (4, 3.0)}
+
+
+def winograd_error_bound(
+    magnitude: Array, dtype: npt.DTypeLike, algorithm: str, last: bool, constant: float = 4.0
+) -> Array:
+    """The bound of Winograd's filtering, from magnitude = conv(|x|, |w|) in float64, of finite elements.
+
+    constant * eps * the largest magnitude among the pixels of a tile and two around it, three times that of 4 x 4
+    outputs. An element counts as one of any tile that might hold it.
+    """
+    outputs, factor = _WINOGRAD[algorithm]
+    most = np.where(np.isfinite(magnitude), magnitude, 0)
+    for axis in (-3, -2) if last else (-2, -1):
+        width = [(0, 0)] * most.ndim
+        width[axis] = (outputs + 1, outputs + 1)
+        padded = np.pad(most, width)
+        most = np.lib.stride_tricks.sliding_window_view(padded, 2 * outputs + 3, axis=axis).max(axis=-1)
+    return direct_error_bound(most, dtype, factor * constant)
+
+
+def _algorithm_of(op: Op, name: str, arrays: Sequence[Any], options: Mapping[str, Any]) -> str:
+    """"fft", "winograd2" or "winograd4" where the call's decision says so, else "direct"."""
     groups = options.get("groups", 1)
     if op.rank == 0 or op.gradient not in ("", "input") or options.get("algorithm") == "direct":
-        return False
+        return "direct"
     weight = arrays[1]
-    if weight.shape[:2] != (groups, 1):
-        return False
+    square = op.family in ("conv", "conv_transpose") and op.rank == 2 and weight.shape[2:] == (3, 3)
+    if weight.shape[:2] != (groups, 1) and not square:
+        return "direct"
     import fastconv  # the decision is no part of what the oracle needs otherwise
 
     decided = {k: v for k, v in options.items() if k not in ("out", "accumulate")}
-    return bool(fastconv.explain(name, *arrays, **decided).decision["algorithm"] == "fft")
+    algorithm = str(fastconv.explain(name, *arrays, **decided).decision["algorithm"])
+    return algorithm if algorithm in ("fft", *_WINOGRAD) else "direct"
 
 
 def _spread(vector: Array, rank: int, last: bool) -> Array:
@@ -261,7 +286,7 @@ def reference_with_bound(
     parsed = Op.parse(op)
     function: Callable[..., Array] = getattr(reference, op)
     dtype = arrays[0].dtype
-    fft = parsed.family != "inverted_residual" and _is_fft(parsed, op, arrays, options)
+    taken = "direct" if parsed.family == "inverted_residual" else _algorithm_of(parsed, op, arrays, options)
     options = {k: _double(v) for k, v in options.items() if k not in ("out", "accumulate", "algorithm")}
     doubles = [_double(a) for a in arrays]
     magnitudes = [np.abs(a) if isinstance(a, np.ndarray) else a for a in doubles]
@@ -270,7 +295,14 @@ def reference_with_bound(
         start = 0.0 if initial is None else _double(initial)
         with np.errstate(invalid="ignore", over="ignore"):
             value = function(*doubles, **options) + start
-            if fft:
+            if taken in _WINOGRAD:
+                last = options.get("layout", "NCHW")[-1] == "C"
+                magnitude = function(*magnitudes, **options) + np.abs(start)
+                bound = winograd_error_bound(magnitude, dtype, taken, last, constant)
+                if dtype == np.float64:  # the oracle's sums are direct ones
+                    bound = bound + direct_error_bound(magnitude, dtype, constant)
+                return Bounded(value, bound)
+            if taken == "fft":
                 last = options.get("layout", "NCHW")[-1] == "C"
                 eps = float(np.finfo(dtype).eps)
                 bound = fft_error_bound(doubles[0], doubles[1], parsed.rank, last, eps, constant)
@@ -286,7 +318,7 @@ def reference_with_bound(
     if parsed.family == "inverted_residual":
         return _inverted_with_bound(doubles, dtype, constant, options)
     return _forward_with_bound(
-        op, Bounded(doubles[0], np.zeros_like(doubles[0])), doubles[1:], dtype, constant, options, fft=fft
+        op, Bounded(doubles[0], np.zeros_like(doubles[0])), doubles[1:], dtype, constant, options, taken=taken
     )
 
 
@@ -299,7 +331,7 @@ def _forward_with_bound(
     options: dict[str, Any],
     gate_error: Array | None = None,
     *,
-    fft: bool = False,
+    taken: str = "direct",
 ) -> Bounded:
     """Of a forward pass whose input (and gate) may have errors of their own."""
     parsed = Op.parse(op)
@@ -333,10 +365,14 @@ def _forward_with_bound(
         y = function(x, weight, **options)
         passed = function(error, np.abs(weight), **options) if error.any() else 0.0
         sums = np.zeros_like(y)
-        if fft:
+        if taken == "fft":
             sums += fft_error_bound(x, weight, rank, last, eps, constant)
-        if not fft or dtype == np.float64:  # the oracle's sums are direct ones
-            sums += direct_error_bound(function(np.abs(x), np.abs(weight), **options), dtype, constant)
+        if taken != "fft" or dtype == np.float64:
+            magnitude = function(np.abs(x), np.abs(weight), **options)
+            if taken in _WINOGRAD:
+                sums += winograd_error_bound(magnitude, dtype, taken, last, constant)
+            if taken == "direct" or dtype == np.float64:  # the oracle's sums are direct ones
+                sums += direct_error_bound(magnitude, dtype, constant)
         error = passed + sums
         # bias, scale and shift may be folded into one another beforehand: what counts is the size of the terms.
         size, roundings = np.abs(y), 0
