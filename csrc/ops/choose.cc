@@ -268,6 +268,9 @@ constexpr double kWinogradGain = 0.85;  // by the model, at least: the results a
 // Sums of fewer terms leave more of the error of the points in the result (docs/numerics.md).
 constexpr int64_t kWinogradTerms2 = 8, kWinogradTerms4 = 24;
 
+// Tiles that a task has at least: two tiles of the product high.
+int64_t least_tiles(const Machine& m) { return 2 * m.tile_rows[preferred_vectors(m)]; }
+
 double winograd_cost(const Problem& p, const Machine& m, int64_t outputs) {
   const auto up = [](int64_t a, int64_t b) { return static_cast<double>((a + b - 1) / b); };
   const PointCost& cost = outputs == 2 ? kPoints2 : kPoints4;
@@ -289,6 +292,8 @@ int32_t choose_winograd(const Problem& p, const Machine& m) {
   int32_t outputs = 0;
   for (const int32_t o : {2, 4}) {
     if (o == 4 && p.C < kWinogradTerms4) continue;
+    // What a task takes stays below two megabytes.
+    if (least_tiles(m) * (o + 2) * (o + 2) * p.C * p.item_size > m.l2 * 5 / 4) continue;
     const double cost = winograd_cost(p, m, o);
     if (cost < best) best = cost, outputs = o;
   }
@@ -365,9 +370,8 @@ Choice choose(const Problem& p, const Machine& m) {
     c.winograd = winograd;
     c.copy_pixels = true;
     c.winograd_chunks = split_reduction(p.C, 1, kPointTerms, line, 1);
-    // At least two tiles of the product high.
-    c.winograd_block =
-        std::clamp<int64_t>(m.l2 / 2 / (n * n * channels * p.item_size), 2 * m.tile_rows[preferred_vectors(m)], 256);
+    const int64_t columns = m.max_vectors * m.lanes;
+    c.winograd_block = std::max(least_tiles(m), m.l2 / 2 / (n * n * std::max(channels, columns) * p.item_size));
     c.passed_over = asked ? "direct: winograd is asked for" : "direct: has more multiplications to do";
     if (!asked)
       c.passed_over += winograd == 2 ? "\nwinograd4: more points to make and to read than outputs"

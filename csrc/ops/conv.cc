@@ -374,9 +374,9 @@ double fft_error_bound(const FftTiles& t, int64_t folded) {
 }
 
 // The constant of eps * (the largest conv(|x|, |w|) of a tile's pixels and of two around it), from the roundings that a
-// term passes through: 2 x 4 of the patch (one of them of a constant), 2 x 5 of the filter, 2 x 5 of the tile, the chain
-// of a piece, the pieces, the epilogue; times the most that |A^T| [(|G| |g| |G^T|) . (|B^T| |d| |B|)] |A| may be of it,
-// 25 or 214 (docs/numerics.md).
+// term passes through: 2 x 4 of the patch (one of them of a constant), 2 x 5 of the filter, 2 x 5 of the tile, the
+// chain of a piece, the pieces, the epilogue; times the most that |A^T| [(|G| |g| |G^T|) . (|B^T| |d| |B|)] |A| may be
+// of it, 25 or 214 (docs/numerics.md).
 double winograd_error_bound(const Choice& c, int64_t folded) {
   int64_t terms = 0;
   for (const Chunk& chunk : c.winograd_chunks) terms = std::max(terms, chunk.channels);

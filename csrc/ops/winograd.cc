@@ -60,8 +60,6 @@ struct Form {
   }
 
   int64_t first_panel(int64_t part) const { return part * panels.count / k_parts; }
-  // Rows of pixels that a block of tiles touches.
-  int64_t buffer_rows() const { return (ceil_div(block - 1, across) + 1) * m; }
   int64_t point_pitch(int64_t lanes) const { return block * padded_channels + lanes; }
 };
 
@@ -133,11 +131,14 @@ struct Memory {
   Moved<T> moved;
   int64_t sums_pitch;  // between points
 
-  Memory(const DenseJob& job, const Choice& choice, const Machine& m, const Form& f, Arena& arena)
+  void* spare;   // for a direct product, while no filters' points are there
+
+  Memory(const DenseJob& job, const Choice& choice, const Machine& m, const Form& f, int64_t direct_bytes, Arena& arena)
       : points(arena.take<T>(f.points * f.point_pitch(m.lanes))),
         sums(nullptr),
-        moved(job, choice, f.buffer_rows() * f.across * f.m, m.max_vectors * m.lanes, m.lanes, arena) {
-    sums_pitch = f.block * m.max_vectors * m.lanes + m.lanes;
+        moved(job, choice, f.block * f.m * f.m, f.panels.most * m.lanes, m.lanes, arena) {
+    const int64_t width = f.panels.most * m.lanes, direct = ceil_div(direct_bytes, static_cast<int64_t>(sizeof(T)));
+    sums_pitch = f.block * width + m.lanes;
     sums = arena.take<T>(f.points * sums_pitch);
     const int64_t channels = std::min(job.C, kStripChannels), columns = f.strip * f.m + 2;
     strip = arena.take<T>(f.n * columns * channels + m.lanes);
@@ -150,8 +151,8 @@ struct Memory {
     tile_rows = arena.take<int32_t>(f.block), tile_columns = arena.take<int32_t>(f.block);
     bad = arena.take<uint64_t>(f.block);
     row_offset = arena.take<int64_t>(f.n), column_map = arena.take<int64_t>(columns);
-    const int64_t width = f.panels.most * m.lanes;
-    late = f.late ? arena.take<T>(f.points * choice.winograd_chunks[0].channels * width) : nullptr;
+    late = arena.take<T>(std::max(f.late ? f.points * choice.winograd_chunks[0].channels * width : 0, direct));
+    spare = late;
     taps = f.late ? arena.take<T>(9 * filter_step<T>(m) * m.max_vectors * m.lanes) : nullptr;
   }
 };
@@ -218,7 +219,7 @@ struct Task {
 
   void load_all() const {
     for (int64_t t = t0, count; t < t1; t += count) {
-      count = std::min(tiles_beside(t), form.strip);
+      count = std::min({t1 - t, tiles_beside(t), form.strip});
       load(t, count);
     }
   }
@@ -255,53 +256,24 @@ struct Task {
   }
 
   // The pixels of a panel.
-  void store(int64_t p, void* spare) const {
+  void store(int64_t p) const {
     const DenseJob& job = run.job;
     const int64_t W = ctx.machine.lanes, k = form.panels.start(p) * W, tiles = t1 - t0, m = form.m;
     const int64_t columns = form.panels.width(p) * W, channels = std::min(columns, job.K - k);
     const Moved<T>& moved = s.moved;
     const T* residual = job.has_residual ? static_cast<const T*>(job.residual) : nullptr;
-    auto offset = [&](const Place& at, const Strides& strides) {
-      return at.n * strides.n + (g * job.K + k) * strides.c + at.y * strides.s[1] + at.x * strides.s[2];
-    };
-    // Where pixels are moved, a row of tiles lies row by row, so that a row's pixels are neighbours.
-    const int64_t buffer_row = form.across * m * moved.pitch;
+    if (moved.output)
+      for (int64_t i = 0; i < channels; ++i) moved.column_offset[i] = i * job.os.c;
     if (moved.residual)
       for (int64_t i = 0; i < channels; ++i) moved.residual_column[i] = i * job.rs.c;
-    for (int64_t t = 0, count; t < tiles; t += count) {
-      count = tiles_beside(t0 + t);
-      const Place at = place(t0 + t);
-      const int64_t rows = std::min(m, job.out[1] - at.y);
-      for (int64_t l = 0; l < count; ++l) {
-        const Place here{at.n, at.y, at.x + l * m};
-        s.tile_rows[t + l] = static_cast<int32_t>(rows);
-        s.tile_columns[t + l] = static_cast<int32_t>(std::min(m, job.out[2] - here.x));
-        const int64_t buffer = first_row(t) * buffer_row + here.x * moved.pitch;
-        s.out[t + l] = moved.output ? moved.output + buffer : static_cast<T*>(job.output) + offset(here, job.os);
-        if (residual) s.residual[t + l] = moved.residual ? moved.residual + buffer : residual + offset(here, job.rs);
-      }
-      if (!moved.residual) continue;
-      const int64_t wide = std::min(count * m, job.out[2] - at.x);
-      for (int64_t i = 0; i < rows; ++i) {
-        const Place here{at.n, at.y + i, at.x};
-        for (int64_t x = 0; x < wide; ++x) moved.residual_row[x] = offset(here, job.rs) + x * job.rs.s[2];
-        move_in(ctx.kernels, const_cast<T*>(residual),
-                moved.residual + (first_row(t) + i) * buffer_row + at.x * moved.pitch, moved.pitch, moved.residual_row,
-                moved.residual_column, wide, channels);
-      }
-    }
     WinogradOutputArgs<T> w{};
-    w.points = s.sums, w.point_pitch = s.sums_pitch, w.tile_pitch = columns;
-    w.tiles = tiles, w.channels = channels;
+    w.point_pitch = s.sums_pitch, w.tile_pitch = columns;
+    w.channels = channels;
     w.rows = s.tile_rows, w.columns = s.tile_columns;
     w.out = s.out;
-    w.row_pitch = moved.output ? buffer_row : job.os.s[1];
     w.column_pitch = moved.output ? moved.pitch : job.os.s[2];
-    if (residual) {
-      w.residual = s.residual;
-      w.residual_row_pitch = moved.residual ? buffer_row : job.rs.s[1];
-      w.residual_column_pitch = moved.residual ? moved.pitch : job.rs.s[2];
-    }
+    w.residual = residual ? s.residual : nullptr;
+    w.residual_column_pitch = moved.residual ? moved.pitch : job.rs.s[2];
     const Finish<T>& finish = ctx.finish;
     w.scale = finish.scale ? finish.scale + g * job.K + k : nullptr;
     w.shift = finish.shift ? finish.shift + g * job.K + k : nullptr;
@@ -309,59 +281,79 @@ struct Task {
     w.accumulate = ctx.accumulate && !moved.output;
     w.bad = s.bad;
     w.outputs = static_cast<int32_t>(m);
-    ctx.kernels.winograd_output(w);
-    if (moved.output) move_pixels(k, channels);
-    for (int64_t t = 0; t < tiles; ++t)
-      for (int64_t v = 0; s.bad[t] >> v; ++v)
-        if (s.bad[t] >> v & 1) recompute(t0 + t, k + v * W, std::min(k + (v + 1) * W, job.K), spare);
-  }
-
-  // How many tiles from t on are neighbours in a row of tiles.
-  int64_t tiles_beside(int64_t t) const { return std::min(t1 - t, form.across - t % form.across); }
-  // Where tile t of the task has its first row in a buffer of rows of the whole width.
-  int64_t first_row(int64_t t) const { return ((t0 + t) / form.across - t0 / form.across) * form.m; }
-
-  void move_pixels(int64_t k, int64_t channels) const {
-    const DenseJob& job = run.job;
-    const Moved<T>& moved = s.moved;
-    const int64_t buffer_row = form.across * form.m * moved.pitch;
-    const bool planar = job.os.s[2] == 1 && !ctx.accumulate;
-    if (!planar)
-      for (int64_t i = 0; i < channels; ++i) moved.column_offset[i] = i * job.os.c;
-    for (int64_t t = 0, count; t < t1 - t0; t += count) {
-      count = tiles_beside(t0 + t);
+    // Neighbours in a row of tiles together: where pixels are moved, those of a row are one run.
+    for (int64_t t = 0; t < tiles; t += w.tiles) {
+      w.tiles = std::min(tiles - t, tiles_beside(t0 + t));
       const Place at = place(t0 + t);
-      const int64_t rows = s.tile_rows[t], wide = std::min(count * form.m, job.out[2] - at.x);
-      T* out = static_cast<T*>(job.output) + at.n * job.os.n + (g * job.K + k) * job.os.c + at.y * job.os.s[1] +
-               at.x * job.os.s[2];
-      for (int64_t i = 0; i < rows; ++i, out += job.os.s[1]) {
-        T* from = moved.output + (first_row(t) + i) * buffer_row + at.x * moved.pitch;
-        if (planar) {
-          ctx.kernels.turn_block({from, out, wide, channels, moved.pitch, job.os.c});
-          continue;
-        }
-        for (int64_t x = 0; x < wide; ++x) moved.row_offset[x] = x * job.os.s[2];
-        move_out(ctx.kernels, out, from, moved.pitch, moved.row_offset, moved.column_offset, wide, channels,
-                 ctx.accumulate);
+      const int64_t rows = std::min(m, job.out[1] - at.y), wide = std::min(w.tiles * m, job.out[2] - at.x);
+      const int64_t buffer_row = w.tiles * m * moved.pitch, step = moved.output ? m * moved.pitch : m * job.os.s[2];
+      T* const out = static_cast<T*>(job.output) + at.n * job.os.n + (g * job.K + k) * job.os.c + at.y * job.os.s[1] +
+                     at.x * job.os.s[2];
+      w.points = s.sums + t * columns;
+      w.row_pitch = moved.output ? buffer_row : job.os.s[1];
+      for (int64_t l = 0; l < w.tiles; ++l) {
+        s.tile_rows[l] = static_cast<int32_t>(rows);
+        s.tile_columns[l] = static_cast<int32_t>(std::min(m, wide - l * m));
+        s.out[l] = (moved.output ? moved.output : out) + l * step;
       }
+      if (residual) {
+        const T* from =
+            residual + at.n * job.rs.n + (g * job.K + k) * job.rs.c + at.y * job.rs.s[1] + at.x * job.rs.s[2];
+        w.residual_row_pitch = moved.residual ? buffer_row : job.rs.s[1];
+        for (int64_t l = 0; l < w.tiles; ++l)
+          s.residual[l] = (moved.residual ? moved.residual : from) + l * m * w.residual_column_pitch;
+        if (moved.residual) {
+          for (int64_t x = 0; x < wide; ++x) moved.residual_row[x] = x * job.rs.s[2];
+          for (int64_t i = 0; i < rows; ++i)
+            move_in(ctx.kernels, const_cast<T*>(from) + i * job.rs.s[1], moved.residual + i * buffer_row, moved.pitch,
+                    moved.residual_row, moved.residual_column, wide, channels);
+        }
+      }
+      ctx.kernels.winograd_output(w);
+      if (moved.output) move_pixels(out, buffer_row, rows, wide, channels);
+      for (int64_t l = 0; l < w.tiles; ++l)
+        for (int64_t v = 0; s.bad[l] >> v; ++v)
+          if (s.bad[l] >> v & 1) recompute(t0 + t + l, k + v * W, std::min(k + (v + 1) * W, job.K));
     }
   }
 
-  void recompute(int64_t t, int64_t k0, int64_t k1, void* spare) const {
+  // How many tiles from t on are neighbours in a row of tiles.
+  int64_t tiles_beside(int64_t t) const { return form.across - t % form.across; }
+
+  void move_pixels(T* out, int64_t buffer_row, int64_t rows, int64_t wide, int64_t channels) const {
+    const DenseJob& job = run.job;
+    const Moved<T>& moved = s.moved;
+    const bool turned = job.os.s[2] == 1 && !ctx.accumulate;
+    for (int64_t x = 0; x < wide && !turned; ++x) moved.row_offset[x] = x * job.os.s[2];
+    for (int64_t i = 0; i < rows; ++i, out += job.os.s[1]) {
+      T* const from = moved.output + i * buffer_row;
+      if (turned)
+        ctx.kernels.turn_block({from, out, wide, channels, moved.pitch, job.os.c});
+      else
+        move_out(ctx.kernels, out, from, moved.pitch, moved.row_offset, moved.column_offset, wide, channels,
+                 ctx.accumulate);
+    }
+  }
+
+  void recompute(int64_t t, int64_t k0, int64_t k1) const {
     const Place at = place(t);
     const int64_t from[3] = {0, at.y, at.x};
     const int64_t size[3] = {1, std::min(form.m, run.job.out[1] - at.y), std::min(form.m, run.job.out[2] - at.x)};
-    run_direct_box(direct_run(run), ctx, at.n, g, k0, k1, from, size, spare);
+    run_direct_box(direct_run(run), ctx, at.n, g, k0, k1, from, size, s.spare);
   }
 };
 
 template <class T>
-int64_t scratch_bytes(const Run<T>& run, const Machine& machine, const Form& form, int64_t* spare) {
-  Arena count(nullptr);
-  Memory<T>(run.job, run.choice, machine, form, count);
-  *spare = count.size();
+int64_t direct_bytes(const Run<T>& run, const Machine& machine, const Form& form) {
   const int64_t size[3] = {1, form.m, form.m};
-  return count.size() + direct_box_workspace(direct_run(run), machine, size);
+  return direct_box_workspace(direct_run(run), machine, size);
+}
+
+template <class T>
+int64_t scratch_bytes(const Run<T>& run, const Machine& machine, const Form& form) {
+  Arena count(nullptr);
+  Memory<T>(run.job, run.choice, machine, form, direct_bytes(run, machine, form), count);
+  return count.size();
 }
 
 }  // namespace
@@ -412,8 +404,7 @@ Status run_winograd(const Run<T>& run, const Machine& machine, const KernelTable
   const bool late = !run.packed;
   const double work = winograd_nanoseconds(job, Form(job, run.choice, machine, sizeof(T), 1, late));
   const Form form(job, run.choice, machine, sizeof(T), wanted_tasks(work), late);
-  int64_t spare;
-  const int64_t bytes = scratch_bytes(run, machine, form, &spare);
+  const int64_t bytes = scratch_bytes(run, machine, form), direct = direct_bytes(run, machine, form);
   std::atomic<bool> failed{false};
   const Status status = parallel_for(form.tasks, work, [&](int64_t i, int) {
     Workspace scratch(static_cast<size_t>(bytes));
@@ -422,7 +413,7 @@ Status run_winograd(const Run<T>& run, const Machine& machine, const KernelTable
       return;
     }
     Arena arena(scratch.data(), bytes);
-    const Memory<T> memory(job, run.choice, machine, form, arena);
+    const Memory<T> memory(job, run.choice, machine, form, direct, arena);
     const int64_t part = i % form.k_parts, block = i / form.k_parts % form.blocks;
     const Task<T> task{run,
                        ctx,
@@ -436,7 +427,7 @@ Status run_winograd(const Run<T>& run, const Machine& machine, const KernelTable
     task.load_all();
     for (int64_t p = task.p0; p < task.p1; ++p) {
       task.multiply(p);
-      task.store(p, static_cast<char*>(scratch.data()) + spare);
+      task.store(p);
     }
   });
   return failed ? Status::out_of_memory : status;
@@ -444,8 +435,7 @@ Status run_winograd(const Run<T>& run, const Machine& machine, const KernelTable
 
 template <class T>
 int64_t winograd_workspace(const Run<T>& run, const Machine& machine) {
-  int64_t spare;
-  return scratch_bytes(run, machine, Form(run.job, run.choice, machine, sizeof(T), 1, !run.packed), &spare);
+  return scratch_bytes(run, machine, Form(run.job, run.choice, machine, sizeof(T), 1, !run.packed));
 }
 
 #define FASTCONV_INSTANTIATE(T)                                                                                \
