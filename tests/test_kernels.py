@@ -2400,7 +2400,7 @@ def winograd_matrices(outputs):
 
 
 def both(matrix, array):
-    """matrix @ array @ matrix.T over the first two axes."""
+    """A matrix times the array times its transpose, over the first two axes."""
     return np.einsum("ai,bj,ij...->ab...", matrix, matrix, array)
 
 

@@ -67,12 +67,14 @@ double winograd_nanoseconds(const DenseJob& job, const Form& form) {
   return static_cast<double>(job.G * form.all * form.points) * static_cast<double>(job.C * job.K) * 0.04;
 }
 
-// The direct product of the same job.
+// The direct product of the same job, of one image, into a buffer of one tile with all channels.
 template <class T>
 Run<T> direct_run(const Run<T>& run) {
   Run<T> r = run;
-  r.choice.winograd = 0;
-  r.job.N = 1;  // a box of pixels of one image: its weights are packed late where they are not packed already
+  r.choice.winograd = 0, r.choice.move_output = false;
+  r.choice.pixel_block = run.choice.winograd * run.choice.winograd;
+  r.job.N = 1;  // its weights are packed late where they are not packed already
+  r.job.os = {0, 1, {0, run.choice.winograd * run.job.G * run.job.K, run.job.G * run.job.K}};
   if (run.direct_size == 0) r.packed = nullptr;
   return r;
 }
@@ -312,8 +314,12 @@ struct Task {
       ctx.kernels.winograd_output(w);
       if (moved.output) move_pixels(out, buffer_row, rows, wide, channels);
       for (int64_t l = 0; l < w.tiles; ++l)
-        for (int64_t v = 0; s.bad[l] >> v; ++v)
-          if (s.bad[l] >> v & 1) recompute(t0 + t + l, k + v * W, std::min(k + (v + 1) * W, job.K));
+        for (int64_t v = 0, end; s.bad[l] >> v; v = end) {
+          // A run of vectors that are, or are not.
+          const uint64_t is = s.bad[l] >> v & 1;
+          for (end = v + 1; end * W < channels && (s.bad[l] >> end & 1) == is;) ++end;
+          if (is) recompute(t0 + t + l, k + v * W, std::min(k + end * W, job.K));
+        }
     }
   }
 
@@ -335,18 +341,43 @@ struct Task {
     }
   }
 
+  // Channels [k0, k1) of a tile, by whole panels of the direct product.
   void recompute(int64_t t, int64_t k0, int64_t k1) const {
+    const DenseJob& job = run.job;
     const Place at = place(t);
+    const int64_t W = ctx.machine.lanes, channels = job.G * job.K;
     const int64_t from[3] = {0, at.y, at.x};
-    const int64_t size[3] = {1, std::min(form.m, run.job.out[1] - at.y), std::min(form.m, run.job.out[2] - at.x)};
-    run_direct_box(direct_run(run), ctx, at.n, g, k0, k1, from, size, s.spare);
+    const int64_t size[3] = {1, std::min(form.m, job.out[1] - at.y), std::min(form.m, job.out[2] - at.x)};
+    const Panels all(ceil_div(job.K, W), ctx.machine);
+    int64_t first = 0, end = all.count;
+    while (first + 1 < all.count && all.start(first + 1) * W <= k0) ++first;
+    while (end - 1 > first && all.start(end - 1) * W >= k1) --end;
+    Arena arena(s.spare);
+    T* const pixels = arena.take<T>(form.m * form.m * channels);
+    Run<T> direct = direct_run(run);
+    direct.job.output = pixels - at.y * direct.job.os.s[1] - at.x * direct.job.os.s[2];
+    Context<T> alone = ctx;
+    alone.accumulate = false;
+    run_direct_box(direct, alone, at.n, g, all.start(first) * W, std::min(job.K, all.start(end) * W), from, size,
+                   arena.take<char>(0));
+    T* const out =
+        static_cast<T*>(job.output) + at.n * job.os.n + g * job.K * job.os.c + at.y * job.os.s[1] + at.x * job.os.s[2];
+    for (int64_t i = 0; i < size[1]; ++i)
+      for (int64_t j = 0; j < size[2]; ++j)
+        for (int64_t k = k0; k < k1; ++k) {
+          const T v = pixels[i * direct.job.os.s[1] + j * direct.job.os.s[2] + g * job.K + k];
+          T& to = out[i * job.os.s[1] + j * job.os.s[2] + k * job.os.c];
+          to = ctx.accumulate ? to + v : v;
+        }
   }
 };
 
 template <class T>
 int64_t direct_bytes(const Run<T>& run, const Machine& machine, const Form& form) {
   const int64_t size[3] = {1, form.m, form.m};
-  return direct_box_workspace(direct_run(run), machine, size);
+  Arena count(nullptr);
+  count.take<T>(form.m * form.m * run.job.G * run.job.K);
+  return count.size() + direct_box_workspace(direct_run(run), machine, size);
 }
 
 template <class T>

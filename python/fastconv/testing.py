@@ -7,8 +7,8 @@ A direct algorithm must satisfy, element by element,
 with y64 from `fastconv.reference` in float64, eps the spacing of the dtype at 1 and tiny its smallest normal number.
 One element in a million may go beyond c = 4, as far as `largest_constant` of the array's size. In float64 the oracle
 rounds too, see `oracle_factor`. What the prologue and the epilogue round on top of that is accounted for term by term
-in `reference_with_bound`. Where the decision is an FFT, the scale is that of `fft_error_bound` in place of conv, where it
-is Winograd's filtering that of `winograd_error_bound`.
+in `reference_with_bound`. Where the decision is an FFT, the scale is that of `fft_error_bound` in place of conv; where
+it is Winograd's filtering, that of `winograd_error_bound`.
 """
 
 from __future__ import annotations
@@ -244,7 +244,7 @@ def winograd_error_bound(
 
 
 def _algorithm_of(op: Op, name: str, arrays: Sequence[Any], options: Mapping[str, Any]) -> str:
-    """"fft", "winograd2" or "winograd4" where the call's decision says so, else "direct"."""
+    """ "fft", "winograd2" or "winograd4" where the call's decision says so, else "direct"."""
     groups = options.get("groups", 1)
     if op.rank == 0 or op.gradient not in ("", "input") or options.get("algorithm") == "direct":
         return "direct"
