@@ -537,7 +537,9 @@ class Explanation:
             pixels), channel_block and pixel_block are what a task of a single thread goes through. Where algorithm is
             "fft", lanes are channels or tiles, the tile is what one transform covers, pixel_block the outputs of it,
             packed_weight_bytes are the spectra, and error_bound is that of |y - y64| <= c * eps * |x| * |weight|,
-            2-norms over two tiles and the filter.
+            2-norms over two tiles and the filter. Where it is "winograd2" or "winograd4", reduction_block and
+            channel_block are the channels of a piece of the sum, pixel_block the outputs of a task's tiles, and
+            error_bound belongs to the largest conv(|x|, |weight|) of a tile's pixels and of two around it.
     """
 
     op: str
@@ -576,7 +578,11 @@ class Explanation:
     def __str__(self) -> str:
         d = self.decision
         operands = ", ".join(f"{name} {shape}" for name, shape in self.shapes.items())
-        scale = "|tile of x| * |weight| (2-norms)" if d["algorithm"] == "fft" else "conv(|x|, |weight|)"
+        scale = "conv(|x|, |weight|)"
+        if d["algorithm"] == "fft":
+            scale = "|tile of x| * |weight| (2-norms)"
+        elif d["algorithm"].startswith("winograd"):
+            scale = f"max {scale} about a tile"
         lines = [
             f"{self.op}: {operands}, {self.dtype}",
             f"  algorithm   {d['algorithm']} on {d['isa']}, {d['role']}, tile {d['tile_rows']} x {d['tile_columns']}",

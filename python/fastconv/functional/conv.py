@@ -37,8 +37,11 @@ Where the padding copies elements (reflect, replicate, circular) their gradients
   axes do not depend on it. An array without the batch axis N is taken and gives a result without it.
 - `activation`: "relu", "relu6", "leaky_relu" (slope 0.01) or ("leaky_relu", slope), "silu", "hardswish", "sigmoid",
   "hardsigmoid" (clip(x / 6 + 0.5, 0, 1)), "tanh", "gelu" (x * Phi(x), by erf), "gelu_tanh", ("clip", lower, upper).
-- `algorithm` (forward calls, input gradients): "auto", "direct" or "fft". Direct sums have an error bound element by
-  element and are exact on small integers. "fft" serves layers with one channel in and out a group, of stride 1 (a
+- `algorithm` (forward calls, input gradients): "auto", "direct", "winograd2", "winograd4" or "fft". Direct sums have an
+  error bound element by element and are exact on small integers. "winograd2" and "winograd4" (tiles of 2 x 2 and 4 x 4
+  outputs; Lavin and Gray, arXiv:1509.09308) serve two-dimensional layers of kernel size 3 x 3, stride 1 and dilation 1;
+  their error is relative to the largest sum of absolute terms about a tile, and tiles that come out with a NaN or an
+  infinity are computed directly. "auto" takes them where they are clearly faster. "fft" serves layers with one channel in and out a group, of stride 1 (a
   transposed convolution, and the input gradient of a plain one, of any stride), in one or two dimensions (in three, of
   kernel depth 1); its error is relative to the norm of the tile of x and of the filter, and tiles that hold a NaN or an
   infinity are computed directly. "auto" takes it for large filters, where it is clearly faster.
@@ -380,7 +383,7 @@ def conv2d(
         input_activation: applied to that; zero padding comes after it.
         input_gate: (N, C) ((C,) without the batch), multiplies that: squeeze and excitation.
         out: (N, K, P, Q) in the axes of layout, any strides: where the result is written.
-        algorithm: "auto", "direct" or "fft"; see the module's text.
+        algorithm: "auto", "direct", "winograd2", "winograd4" or "fft"; see the module's text.
 
     Returns:
         (N, K, P, Q) in the axes of layout, or (K, P, Q) for an x without the batch.
@@ -429,7 +432,7 @@ def conv2d_backward_input(
         layout: the axes of dy and of x.
         accumulate: add to what out holds; out is needed then.
         out: an array of input_shape, any strides: where the result is written.
-        algorithm: "auto", "direct" or "fft".
+        algorithm: "auto", "direct", "winograd2", "winograd4" or "fft".
 
     Returns:
         dx, of input_shape.
@@ -525,7 +528,7 @@ def conv2d_backward(
         groups: see the module's text.
         padding_mode: what the padding held.
         layout: the axes of dy and of x.
-        algorithm: of the gradient of the input: "auto", "direct" or "fft".
+        algorithm: of the gradient of the input: "auto", "direct", "winograd2", "winograd4" or "fft".
 
     Returns:
         ConvGradients(input, weight, bias), None where one is not needed.
@@ -812,7 +815,7 @@ def conv_transpose2d(
         input_activation: applied to that; zero padding comes after it.
         input_gate: (N, C) ((C,) without the batch), multiplies that: squeeze and excitation.
         out: (N, K, P, Q) in the axes of layout, any strides: where the result is written.
-        algorithm: "auto", "direct" or "fft"; see the module's text.
+        algorithm: "auto", "direct", "winograd2", "winograd4" or "fft"; see the module's text.
 
     Returns:
         (N, K, P, Q) in the axes of layout, or (K, P, Q) for an x without the batch.
@@ -872,7 +875,7 @@ def conv_transpose2d_backward_input(
         layout: the axes of dy and of x.
         accumulate: add to what out holds; out is needed then.
         out: an array of input_shape, any strides: where the result is written.
-        algorithm: "auto", "direct" or "fft".
+        algorithm: "auto", "direct", "winograd2", "winograd4" or "fft".
 
     Returns:
         dx, of input_shape.
@@ -968,7 +971,7 @@ def conv_transpose2d_backward(
         dilation: see the module's text.
         groups: see the module's text.
         layout: the axes of dy and of x.
-        algorithm: of the gradient of the input: "auto", "direct" or "fft".
+        algorithm: of the gradient of the input: "auto", "direct", "winograd2", "winograd4" or "fft".
 
     Returns:
         ConvGradients(input, weight, bias), None where one is not needed.
