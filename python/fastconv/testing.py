@@ -244,7 +244,7 @@ def winograd_error_bound(
 
 
 def _algorithm_of(op: Op, name: str, arrays: Sequence[Any], options: Mapping[str, Any]) -> str:
-    """ "fft", "winograd2" or "winograd4" where the call's decision says so, else "direct"."""
+    """The algorithm of the call's decision: "fft", "winograd2" or "winograd4"; "direct" stands for the others."""
     groups = options.get("groups", 1)
     if op.rank == 0 or op.gradient not in ("", "input") or options.get("algorithm") == "direct":
         return "direct"

@@ -37,14 +37,15 @@ Where the padding copies elements (reflect, replicate, circular) their gradients
   axes do not depend on it. An array without the batch axis N is taken and gives a result without it.
 - `activation`: "relu", "relu6", "leaky_relu" (slope 0.01) or ("leaky_relu", slope), "silu", "hardswish", "sigmoid",
   "hardsigmoid" (clip(x / 6 + 0.5, 0, 1)), "tanh", "gelu" (x * Phi(x), by erf), "gelu_tanh", ("clip", lower, upper).
-- `algorithm` (forward calls, input gradients): "auto", "direct", "winograd2", "winograd4" or "fft". Direct sums have an
-  error bound element by element and are exact on small integers. "winograd2" and "winograd4" (tiles of 2 x 2 and 4 x 4
-  outputs; Lavin and Gray, arXiv:1509.09308) serve two-dimensional layers of kernel size 3 x 3, stride 1 and dilation 1;
-  their error is relative to the largest sum of absolute terms about a tile, and tiles that come out with a NaN or an
-  infinity are computed directly. "auto" takes them where they are clearly faster. "fft" serves layers with one channel in and out a group, of stride 1 (a
-  transposed convolution, and the input gradient of a plain one, of any stride), in one or two dimensions (in three, of
-  kernel depth 1); its error is relative to the norm of the tile of x and of the filter, and tiles that hold a NaN or an
-  infinity are computed directly. "auto" takes it for large filters, where it is clearly faster.
+- `algorithm` (forward calls, input gradients): "auto", "direct", "winograd2", "winograd4" or "fft". Direct sums have
+  an error bound element by element and are exact on small integers. "winograd2" and "winograd4" (tiles of 2 x 2 and 4
+  x 4 outputs; Lavin and Gray, arXiv:1509.09308) serve two-dimensional layers of kernel size 3 x 3, stride 1 and
+  dilation 1; their error is relative to the largest sum of absolute terms about a tile, and tiles that come out with
+  a NaN or an infinity are computed directly. "auto" takes them where they are clearly faster. "fft" serves layers
+  with one channel in and out a group, of stride 1 (a transposed convolution, and the input gradient of a plain one,
+  of any stride), in one or two dimensions (in three, of kernel depth 1); its error is relative to the norm of the
+  tile of x and of the filter, and tiles that hold a NaN or an infinity are computed directly. "auto" takes it for
+  large filters, where it is clearly faster.
 - `accumulate` (gradients): add to what `out` holds.
 """
 
