@@ -299,3 +299,11 @@ def test_what_it_does_not_serve_is_refused():
     np.testing.assert_array_equal(
         fastconv.conv2d(x[:0], w, algorithm="winograd4"), fastconv.conv2d(x[:0], w, algorithm="direct")
     )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_small_integers_are_exact_in_tiles_of_two(isa, dtype):
+    x = testing.integer_data((2, 37, 9, 11), dtype, seed=1)
+    w = testing.integer_data((21, 37, 3, 3), dtype, seed=2)
+    y = fastconv.conv2d(x, w, padding=1, algorithm="winograd2")
+    np.testing.assert_array_equal(y, reference.conv2d(x, w, padding=1))

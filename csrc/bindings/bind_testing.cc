@@ -1051,12 +1051,12 @@ std::vector<uint64_t> winograd_output(const std::string& isa, const Array<T>& po
                                       const std::vector<int32_t>& columns, Array<T> out, const Indices& out_starts,
                                       int64_t row_pitch, int64_t column_pitch, const Optional<T>& residual,
                                       const Indices& residual_starts, int64_t residual_row_pitch,
-                                      int64_t residual_column_pitch, const Optional<T>& scale,
-                                      const Optional<T>& shift, int32_t activation, T a, T b, bool accumulate,
-                                      int32_t outputs) {
+                                      int64_t residual_column_pitch, const Optional<T>& scale, const Optional<T>& shift,
+                                      int32_t activation, T a, T b, bool accumulate, int32_t outputs) {
   const KernelTable<T>& kernels = table<T>(isa);
   const int64_t n = patch_size(outputs), W = kernels.lanes, tiles = static_cast<int64_t>(rows.size());
-  require(columns.size() == rows.size() && out_starts.size() == rows.size(), "every tile has rows, columns and a place");
+  require(columns.size() == rows.size() && out_starts.size() == rows.size(),
+          "every tile has rows, columns and a place");
   require(!residual || residual_starts.size() == rows.size(), "every tile has a residual");
   require(natural(channels) <= 64 * W, "there are at most 64 vectors of channels");
   Reach()
@@ -1346,9 +1346,9 @@ void bind_kernels(py::module_& m) {
   m.def("winograd_output", &winograd_output<T>, isa, options, array("points"), py::arg("point_pitch"),
         py::arg("tile_pitch"), py::arg("channels"), py::arg("rows"), py::arg("columns"), array("out"),
         py::arg("out_starts"), py::arg("row_pitch"), py::arg("column_pitch"), absent("residual"),
-        py::arg("residual_starts") = Indices(), py::arg("residual_row_pitch") = 0,
-        py::arg("residual_column_pitch") = 0, absent("scale"), absent("shift"), py::arg("activation") = 0,
-        py::arg("a") = T{0}, py::arg("b") = T{0}, py::arg("accumulate") = false, py::arg("outputs"));
+        py::arg("residual_starts") = Indices(), py::arg("residual_row_pitch") = 0, py::arg("residual_column_pitch") = 0,
+        absent("scale"), absent("shift"), py::arg("activation") = 0, py::arg("a") = T{0}, py::arg("b") = T{0},
+        py::arg("accumulate") = false, py::arg("outputs"));
   m.def("fft_convolve", &fft_convolve<T>, isa, options, array("re"), array("im"), py::arg("row_radices"),
         array("row_twiddles"), py::arg("column_radices"), array("column_twiddles"), absent("twist"), array("spectrum"),
         py::arg("shared"), py::arg("first_column"), py::arg("end_column"), py::arg("out_columns"), array("finite"));

@@ -55,7 +55,9 @@ struct Form {
     blocks = ceil_div(all, block);
     const int64_t channels = std::min(job.C, kStripChannels);
     strip = std::clamp<int64_t>((machine.l2 / 4 / (n * channels * item_size) - 2) / m, 1, std::min(across, block));
-    k_parts = job.G * blocks >= want ? 1 : std::min(panels.count, ceil_div(want, std::max<int64_t>(1, job.G * blocks)));
+    // Every range of panels makes the points of its tiles again: no more of them than threads need (`want` is four
+    // times their number).
+    k_parts = std::clamp<int64_t>(ceil_div(ceil_div(want, 4), job.G * blocks), 1, panels.count);
     tasks = job.G * blocks * k_parts;
   }
 
@@ -131,9 +133,8 @@ struct Memory {
   int64_t* row_offset;
   int64_t* column_map;
   Moved<T> moved;
+  void* spare;         // for a direct product, while no filters' points are there
   int64_t sums_pitch;  // between points
-
-  void* spare;   // for a direct product, while no filters' points are there
 
   Memory(const DenseJob& job, const Choice& choice, const Machine& m, const Form& f, int64_t direct_bytes, Arena& arena)
       : points(arena.take<T>(f.points * f.point_pitch(m.lanes))),
