@@ -9,6 +9,7 @@
 
 #include "ops/dense.h"
 #include "ops/depthwise.h"
+#include "ops/device.h"
 #include "ops/layer.h"
 #include "ops/memory.h"
 #include "ops/parallel.h"
@@ -437,7 +438,20 @@ Decision summarise_weight_gradient(const DenseJob& job, const Machine& m, const 
 
 using namespace ops;
 
+namespace {
+
+Status on_host(const ConvOperands& o) {
+  const Epilogue& e = o.epilogue;
+  const Prologue& p = o.prologue;
+  return check_device(Device::cpu,
+                      {&o.x, &o.w, &o.y, &e.bias, &e.scale, &e.shift, &e.residual, &p.scale, &p.shift, &p.gate});
+}
+
+}  // namespace
+
 Status conv_run(const ConvDesc& desc, Pass pass, const ConvOperands& o) {
+  const Status s = on_host(o);
+  if (s != Status::ok) return s;
   if (o.x.dtype != DType::f32 && o.x.dtype != DType::f64) return Status::bad_dtype;
   const bool single = o.x.dtype == DType::f32;
   switch (pass) {
@@ -450,7 +464,9 @@ Status conv_run(const ConvDesc& desc, Pass pass, const ConvOperands& o) {
 
 Status conv_backward_bias(const ConvDesc& desc, const TensorView& dy, const TensorView& db, bool accumulate) {
   if (dy.ndim != desc.spatial + 2 || db.ndim != 1) return Status::bad_rank;
-  if (dy.dtype != db.dtype) return Status::bad_dtype;
+  const Status s = check_device(Device::cpu, {&dy, &db});
+  if (s != Status::ok) return s;
+  if (dy.dtype != db.dtype || (dy.dtype != DType::f32 && dy.dtype != DType::f64)) return Status::bad_dtype;
   if (db.shape[0] != dy.shape[desc.channels_last ? desc.spatial + 1 : 1]) return Status::bad_output;
   return dy.dtype == DType::f32 ? backward_bias<float>(desc, dy, db, accumulate)
                                 : backward_bias<double>(desc, dy, db, accumulate);
@@ -650,16 +666,20 @@ Status decide(const ConvDesc& desc, Pass pass, const ConvOperands& o, Decision* 
 }  // namespace
 
 Status conv_decide(const ConvDesc& desc, Pass pass, const ConvOperands& o, Decision* out) {
+  const Status s = on_host(o);
+  if (s != Status::ok) return s;
   return o.x.dtype == DType::f32 ? decide<float>(desc, pass, o, out) : decide<double>(desc, pass, o, out);
 }
 
 std::shared_ptr<const ConvPlan> conv_plan(const ConvDesc& desc, const ConvOperands& o, Status* status) {
+  if ((*status = on_host(o)) != Status::ok) return nullptr;
   return o.x.dtype == DType::f32 ? make_plan<float>(desc, o, status) : make_plan<double>(desc, o, status);
 }
 
 Status conv_plan_run(const ConvPlan& plan, const TensorView& x, const TensorView& y, const TensorView& residual,
                      const TensorView& gate) {
-  return plan.run(x, y, residual, gate);
+  const Status s = check_device(Device::cpu, {&x, &y, &residual, &gate});
+  return s == Status::ok ? plan.run(x, y, residual, gate) : s;
 }
 
 const Decision& conv_plan_decision(const ConvPlan& plan) { return plan.decision; }

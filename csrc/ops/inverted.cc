@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "ops/depthwise.h"
+#include "ops/device.h"
 #include "ops/layer.h"
 #include "ops/slab.h"
 
@@ -415,7 +416,18 @@ Status inverted_output_shape(const ConvDesc& desc, const TensorView& x, const Te
   return conv_output_shape(point, stand_in(desc, x.dtype, shape), project_weight, shape);
 }
 
+namespace {
+
+Status on_host(const InvertedOperands& o) {
+  return check_device(Device::cpu, {&o.x, &o.expand_weight, &o.depthwise_weight, &o.project_weight, &o.y, &o.mean,
+                                    &o.epilogue.residual});
+}
+
+}  // namespace
+
 Status inverted_run(const ConvDesc& desc, const InvertedOperands& o) {
+  const Status s = on_host(o);
+  if (s != Status::ok) return s;
   if (o.x.dtype != DType::f32 && o.x.dtype != DType::f64) return Status::bad_dtype;
   return o.x.dtype == DType::f32 ? run_inverted<float>(desc, o) : run_inverted<double>(desc, o);
 }
@@ -471,11 +483,13 @@ std::shared_ptr<const InvertedPlan> make_plan(const ConvDesc& desc, const Invert
 }  // namespace
 
 std::shared_ptr<const InvertedPlan> inverted_plan(const ConvDesc& desc, const InvertedOperands& o, Status* status) {
+  if ((*status = on_host(o)) != Status::ok) return nullptr;
   return o.x.dtype == DType::f32 ? make_plan<float>(desc, o, status) : make_plan<double>(desc, o, status);
 }
 Status inverted_plan_run(const InvertedPlan& plan, const TensorView& x, const TensorView& y, const TensorView& residual,
                          const TensorView& mean) {
-  return plan.run(x, y, residual, mean);
+  const Status s = check_device(Device::cpu, {&x, &y, &residual, &mean});
+  return s == Status::ok ? plan.run(x, y, residual, mean) : s;
 }
 InvertedDecision inverted_plan_decision(const InvertedPlan& plan) { return plan.decision; }
 

@@ -468,6 +468,8 @@ Status for_dtype(DType dtype, F f) {
     case DType::i16: return f(static_cast<int16_t*>(nullptr));
     case DType::i32: return f(static_cast<int32_t*>(nullptr));
     case DType::i64: return f(static_cast<int64_t*>(nullptr));
+    case DType::f16:
+    case DType::bf16: break;
   }
   return Status::bad_dtype;
 }

@@ -71,7 +71,8 @@ bool padding_fits(PaddingMode mode, int64_t pad, int64_t n) {
 Status make_geometry(const ConvDesc& desc, const TensorView& x, const TensorView& w, Geometry* out) {
   const int d = desc.spatial;
   if (d < 1 || d > 3 || x.ndim != d + 2 || w.ndim != d + 2) return Status::bad_rank;
-  if (x.dtype != w.dtype || (x.dtype != DType::f32 && x.dtype != DType::f64)) return Status::bad_dtype;
+  if (x.device != w.device) return Status::bad_device;
+  if (x.dtype != w.dtype || !computes(x)) return Status::bad_dtype;
   Geometry& g = *out;
   g = Geometry{};
   g.dtype = x.dtype;

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from .. import _core
+from .. import _core, _device
 
 Array = npt.NDArray[Any]
 Activation = str | tuple[str, float] | tuple[str, float, float] | None
@@ -292,6 +292,14 @@ def _check_array(name: str, value: object) -> Array:
         raise TypeError(f"{name} is a masked array, whose mask would be ignored: pass {name}.filled(value)")
     if isinstance(value, np.ndarray):
         return value
+    try:
+        if (shadow := _device.shadow(value)) is not None:
+            return shadow
+    except _core.Refused:
+        raise TypeError(
+            f"{name} (on a CUDA device) must be a dense array of float32, float64, float16, bfloat16 or an integer, "
+            "without a mask, its elements aligned to the item size"
+        ) from None
     what = _type_name(value)
     if isinstance(value, (list, tuple, int, float)):
         remedy = f"numpy.asarray({name}, dtype=numpy.float32)"
@@ -311,11 +319,26 @@ def check_types(arrays: Mapping[str, object]) -> None:
         _check_array(name, value)
 
 
+def _check_device_dtype(name: str, a: Array) -> None:
+    """TypeError unless the array's device computes with its dtype, which is not float32 or float64."""
+    known, dtypes = _device.dtype_name(a), "float32 or float64"
+    if isinstance(a, _device.Shadow):
+        if known in ("float16", "bfloat16"):
+            return
+        dtypes = "float32, float64, float16 or bfloat16"
+    raise TypeError(f"{name} (dtype {known}) must have dtype {dtypes}; nothing is converted silently")
+
+
 def _check_arrays(arrays: Mapping[str, object]) -> dict[str, Array]:
     """Types, dtypes and alignment of those that are present; the first one sets the dtype."""
     present = {
         name: _check_array(name, value) for name, value in arrays.items() if value is not None or name in _REQUIRED
     }
+    first, *others = present
+    place = _device.device_name(present[first])
+    for name in others:
+        if (other := _device.device_name(present[name])) != place:
+            raise TypeError(f"{name} (on {other}) must be on the device of {first}, {place}; nothing is moved silently")
     for name, a in present.items():
         if a.dtype.kind == "f" and not a.dtype.isnative:
             raise TypeError(
@@ -323,14 +346,12 @@ def _check_arrays(arrays: Mapping[str, object]) -> dict[str, Array]:
                 f"pass {name}.astype({name}.dtype.newbyteorder('='))"
             )
         if a.dtype not in (np.float32, np.float64):
-            raise TypeError(
-                f"{name} (dtype {a.dtype}) must have dtype float32 or float64; nothing is converted silently"
-            )
-    first, *others = present
+            _check_device_dtype(name, a)
     for name in others:
         if present[name].dtype != present[first].dtype:
             raise TypeError(
-                f"{name} (dtype {present[name].dtype}) must have the dtype of {first}, {present[first].dtype}"
+                f"{name} (dtype {_device.dtype_name(present[name])}) must have the dtype of {first}, "
+                f"{_device.dtype_name(present[first])}"
             )
     for name, a in present.items():
         steps = (s for s, n in zip(a.strides, a.shape, strict=True) if n > 1)
@@ -534,6 +555,8 @@ def _first_error(
     status = str(refusal.args[0])
     if status == "bad_algorithm" and spec is not None:
         return _algorithm_error(spec)
+    if status in ("unsupported", "bad_device") and _device.is_device_array(dtype_of):
+        return RuntimeError(f"{what} does not serve arrays on a CUDA device")
     if status == "out_of_memory":
         dtype = dtype_of.dtype if isinstance(dtype_of, np.ndarray) else np.dtype(np.float32)
         size = math.prod(shape) * dtype.itemsize
@@ -541,6 +564,13 @@ def _first_error(
             f"no memory for the result of {what}: shape {shape} of {dtype} takes {size} bytes, besides scratch memory"
         )
     return RuntimeError(f"{what} was refused: {status}")
+
+
+def _order_alone(refusal: _core.Refused, found: Exception, operand: object) -> bool:
+    """Whether only the order in memory is what was refused: a device's kernels read any."""
+    if not isinstance(found, RuntimeError) or refusal.args[0] != "unsupported":
+        return False
+    return not _device.is_device_array(operand)
 
 
 def _op(spec: _core.ConvSpec, suffix: str = "") -> str:
@@ -574,6 +604,8 @@ def forward_error(refusal: _core.Refused, spec: _core.ConvSpec, arrays: Mapping[
 
 def decision_error(refusal: _core.Refused, op: str, spec: _core.ConvSpec) -> Exception:
     """What is left to say of a decision that `_core` refused after all checks."""
+    if refusal.args[0] == "bad_device":
+        return RuntimeError(f"{op} does not serve arrays on a CUDA device here: decisions are the CPU's")
     if refusal.args[0] == "bad_algorithm":
         return _algorithm_error(spec)
     return RuntimeError(f"{op} was refused: {refusal.args[0]}")

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from .. import _core
+from .. import _core, _device
 from . import (
     Activation,
     Array,
@@ -20,6 +20,7 @@ from . import (
     _check_written,
     _choice,
     _first_error,
+    _order_alone,
     _type_name,
     integer,
 )
@@ -75,8 +76,11 @@ def activation(value: Activation) -> Parts:
 
 def check_axis(x: object, axis: int) -> None:
     """ValueError unless x has that axis; what is no array is left to `_core`."""
-    if isinstance(x, np.ndarray) and not -x.ndim <= axis < x.ndim:
-        raise ValueError(f"axis (={axis}) must be from {-x.ndim} to {x.ndim - 1} for an array of shape {x.shape}")
+    if isinstance(x, np.ndarray) or _device.is_device_array(x):
+        ndim = len(x.shape)  # type: ignore[attr-defined]
+        if not -ndim <= axis < ndim:
+            shape = tuple(x.shape)  # type: ignore[attr-defined]
+            raise ValueError(f"axis (={axis}) must be from {-ndim} to {ndim - 1} for an array of shape {shape}")
 
 
 def dense(a: Array) -> Array:
@@ -110,5 +114,6 @@ def _check(operands: Mapping[str, object], out: object) -> Shape:
 
 def error(refusal: _core.Refused, op: str, operands: Mapping[str, object], out: object) -> Exception | None:
     """Why `_core` refused a call; None where it is only the order in memory."""
-    found = _first_error(refusal, lambda: _check(operands, out), next(iter(operands.values())), op)
-    return None if isinstance(found, RuntimeError) and refusal.args[0] == "unsupported" else found
+    first = next(iter(operands.values()))
+    found = _first_error(refusal, lambda: _check(operands, out), first, op)
+    return None if _order_alone(refusal, found, first) else found

@@ -24,6 +24,7 @@ from . import (
     _choice,
     _first_error,
     _is_plain,
+    _order_alone,
     _type_name,
     check_types,
     integer,
@@ -262,7 +263,7 @@ def _check_forward(arrays: Mapping[str, object], options: Options) -> Shape:
 def forward_error(refusal: _core.Refused, op: str, arrays: Mapping[str, object], options: Options) -> Exception | None:
     """Why `_core` refused a forward pass; None where it is only the order in memory."""
     error = _first_error(refusal, lambda: _check_forward(arrays, options), arrays["x"], op)
-    return None if isinstance(error, RuntimeError) and refusal.args[0] == "unsupported" else error
+    return None if _order_alone(refusal, error, arrays["x"]) else error
 
 
 def _check_backward(arrays: Mapping[str, object], options: Options, needs: tuple[bool, bool, bool]) -> Shape:
@@ -294,7 +295,7 @@ def backward_error(
 ) -> Exception | None:
     """Why `_core` refused a gradient; None where it is only the order in memory."""
     error = _first_error(refusal, lambda: _check_backward(arrays, options, needs), arrays["dy"], op)
-    return None if isinstance(error, RuntimeError) and refusal.args[0] == "unsupported" else error
+    return None if _order_alone(refusal, error, arrays["dy"]) else error
 
 
 # --------------------------------------------------------------------------------------- local response normalisation
@@ -326,4 +327,4 @@ def response_error(refusal: _core.Refused, op: str, arrays: Mapping[str, object]
         return x.shape
 
     error = _first_error(refusal, checks, arrays["x"], op)
-    return None if isinstance(error, RuntimeError) and refusal.args[0] == "unsupported" else error
+    return None if _order_alone(refusal, error, arrays["x"]) else error
