@@ -123,6 +123,7 @@ py::object pool_backward_entry(PyObject* const* args) {
   if (reads_x && is_shape(args[2])) throw Refusal{"bad_type"};
   Result dx = make_image(args[4], desc, dy, dy.dtype, x.shape, batched,
                          {{args[1], dy}, {args[2], reads_x ? x : TensorView{}}, {args[3], indices}});
+  const Scratch scratch(dy.device, &Backend::pool_backward_workspace, desc, x, indices.data != nullptr);
   check(run_operation(dy.device, &Backend::pool_backward, desc, dy, x, indices, dx.view));
   return std::move(dx.array);
 }
@@ -137,6 +138,7 @@ py::object unpool_forward_entry(PyObject* const* args) {
   TensorView shape = shape_view(args[3], x.dtype, x.device);
   complete_image(shape, desc, batched);
   Result y = make_image(args[4], desc, x, x.dtype, shape.shape, batched, {{args[1], x}, {args[2], indices}});
+  const Scratch scratch(x.device, &Backend::unpool_forward_workspace, y.view);
   check(run_operation(x.device, &Backend::unpool_forward, desc.spatial, desc.channels_last, x, indices, y.view));
   return std::move(y.array);
 }

@@ -12,6 +12,20 @@ Status map_add(const Activation& act, const TensorView& x, const TensorView& z, 
 Status map_backward(const Activation& act, const TensorView& dy, const TensorView& x, const TensorView& dx,
                     const Queue& queue);
 
+// Indices that point outside their image, which the CPU refuses, cannot be refused here without waiting for the device:
+// a gradient passes them over and an unpooling's too; where they are read from the result is NaN. Indices of a gradient
+// count where they lie in their window, as those of the forward pass do.
+Status pool_forward(const PoolDesc& desc, const TensorView& x, const TensorView& y, const TensorView& indices,
+                    const Queue& queue);
+int64_t pool_backward_workspace(const PoolDesc& desc, const TensorView& x, bool indices);
+Status pool_backward(const PoolDesc& desc, const TensorView& dy, const TensorView& x, const TensorView& indices,
+                     const TensorView& dx, const Queue& queue);
+int64_t unpool_forward_workspace(const TensorView& y);
+Status unpool_forward(int32_t spatial, bool channels_last, const TensorView& x, const TensorView& indices,
+                      const TensorView& y, const Queue& queue);
+Status unpool_backward(int32_t spatial, bool channels_last, const TensorView& dy, const TensorView& indices,
+                       const TensorView& dx, const Queue& queue);
+
 // The row of the table of devices.
 extern const Backend backend;
 

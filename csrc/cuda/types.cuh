@@ -10,6 +10,8 @@
 
 #include <cstdint>
 #include <cstring>
+#include <limits>
+#include <type_traits>
 
 #include "cuda/runtime.h"
 #include "fastconv/backend.h"
@@ -21,24 +23,22 @@ using bfloat16 = __nv_bfloat16;
 
 template <class T>
 struct Accumulator {
-  using type = float;
+  using type = std::conditional_t<std::is_integral_v<T> || sizeof(T) == 8, T, float>;
 };
-template <>
-struct Accumulator<double> {
-  using type = double;
-};
-// float for the types up to 32 bits, double for double.
+// float for the floating-point types up to 32 bits, double for double; integers are compared as they are.
 template <class T>
 using Acc = typename Accumulator<T>::type;
 
-__device__ __forceinline__ float widen(float x) { return x; }
-__device__ __forceinline__ double widen(double x) { return x; }
+template <class T>
+__device__ __forceinline__ T widen(T x) {
+  return x;
+}
 __device__ __forceinline__ float widen(half x) { return __half2float(x); }
 __device__ __forceinline__ float widen(bfloat16 x) { return __bfloat162float(x); }
 
 template <class T>
 __device__ __forceinline__ T narrow(Acc<T> x) {
-  if constexpr (sizeof(T) >= 4)
+  if constexpr (std::is_integral_v<T> || sizeof(T) >= 4)
     return x;
   else if constexpr (std::is_same_v<T, half>)
     return __float2half_rn(x);
@@ -108,6 +108,18 @@ Status for_dtype(DType dtype, F f) {
     case DType::f16: return f(static_cast<half*>(nullptr));
     case DType::bf16: return f(static_cast<bfloat16*>(nullptr));
     default: return Status::bad_dtype;
+  }
+}
+// As for_dtype, with the integers.
+template <class F>
+Status for_any_dtype(DType dtype, F f) {
+  switch (dtype) {
+    case DType::i8: return f(static_cast<int8_t*>(nullptr));
+    case DType::u8: return f(static_cast<uint8_t*>(nullptr));
+    case DType::i16: return f(static_cast<int16_t*>(nullptr));
+    case DType::i32: return f(static_cast<int32_t*>(nullptr));
+    case DType::i64: return f(static_cast<int64_t*>(nullptr));
+    default: return for_dtype(dtype, f);
   }
 }
 template <class Pointer>

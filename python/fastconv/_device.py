@@ -145,6 +145,18 @@ def is_device_array(value: object) -> bool:
     return hasattr(value, "__cuda_array_interface__")
 
 
+def shape_of(value: Any) -> tuple[int, ...] | None:
+    """The shape of an array of the host or of a device; None where the value is none."""
+    if isinstance(value, np.ndarray):
+        return value.shape
+    if not is_device_array(value):
+        return None
+    if hasattr(value, "shape"):
+        return tuple(value.shape)
+    found = find(value)
+    return None if found is None else found.view.shape
+
+
 def find(value: object) -> Found | None:
     """The value as a device array; None where it is none."""
     if not is_device_array(value):

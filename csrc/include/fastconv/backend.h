@@ -40,14 +40,16 @@ struct Backend {
 
   Status (*pool_forward)(const PoolDesc& desc, const TensorView& x, const TensorView& y, const TensorView& indices,
                          const Queue& queue);
+  // The bytes of workspace that a call with these operands takes; their data is not read. A null query: none.
+  int64_t (*pool_backward_workspace)(const PoolDesc& desc, const TensorView& x, bool indices);
   Status (*pool_backward)(const PoolDesc& desc, const TensorView& dy, const TensorView& x, const TensorView& indices,
                           const TensorView& dx, const Queue& queue);
+  int64_t (*unpool_forward_workspace)(const TensorView& y);
   Status (*unpool_forward)(int32_t spatial, bool channels_last, const TensorView& x, const TensorView& indices,
                            const TensorView& y, const Queue& queue);
   Status (*unpool_backward)(int32_t spatial, bool channels_last, const TensorView& dy, const TensorView& indices,
                             const TensorView& dx, const Queue& queue);
 
-  // The bytes of workspace that a call with these operands takes; their data is not read. Null: none.
   int64_t (*norm_workspace)(const NormDesc& desc, const NormOperands& operands);
   Status (*norm_run)(const NormDesc& desc, const NormOperands& operands, const Queue& queue);
   int64_t (*norm_backward_workspace)(const NormDesc& desc, const NormGradients& operands);

@@ -76,11 +76,10 @@ def activation(value: Activation) -> Parts:
 
 def check_axis(x: object, axis: int) -> None:
     """ValueError unless x has that axis; what is no array is left to `_core`."""
-    if isinstance(x, np.ndarray) or _device.is_device_array(x):
-        ndim = len(x.shape)  # type: ignore[attr-defined]
-        if not -ndim <= axis < ndim:
-            shape = tuple(x.shape)  # type: ignore[attr-defined]
-            raise ValueError(f"axis (={axis}) must be from {-ndim} to {ndim - 1} for an array of shape {shape}")
+    shape = _device.shape_of(x)
+    if shape is not None and not -len(shape) <= axis < len(shape):
+        ndim = len(shape)
+        raise ValueError(f"axis (={axis}) must be from {-ndim} to {ndim - 1} for an array of shape {shape}")
 
 
 def dense(a: Array) -> Array:

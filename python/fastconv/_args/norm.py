@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .. import _core
+from .. import _core, _device
 from . import (
     _GRADIENTS,
     Activation,
@@ -86,7 +86,10 @@ def _layout(layout: str, ndim: int) -> bool:
 
 
 def _ndim(x: object) -> int:
-    return x.ndim if isinstance(x, np.ndarray) else 4
+    if isinstance(x, np.ndarray):
+        return x.ndim
+    shape = _device.shape_of(x)
+    return 4 if shape is None else len(shape)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -154,8 +157,9 @@ def trailing_shape(normalized_shape: object) -> Shape:
 
 def check_trailing(x: object, shape: Shape) -> None:
     """ValueError unless x ends in this shape; what is no array is left to `_core`."""
-    if isinstance(x, np.ndarray) and x.shape[-len(shape) :] != shape:
-        raise ValueError(f"x (shape {x.shape}) must end in normalized_shape (={shape})")
+    own = _device.shape_of(x)
+    if own is not None and own[-len(shape) :] != shape:
+        raise ValueError(f"x (shape {own}) must end in normalized_shape (={shape})")
 
 
 def layer_spec(shape: Shape, eps: float, activation: Activation) -> _core.NormSpec:
@@ -308,8 +312,9 @@ def response_layout(x: object, size: int, alpha: float, beta: float, k: float, l
     for name, value in (("alpha", alpha), ("beta", beta), ("k", k)):
         if not math.isfinite(_number(name, value)):
             raise ValueError(f"{name} (={value!r}) must be finite")
-    if isinstance(x, np.ndarray) and not 3 <= x.ndim <= 5:
-        raise ValueError(f"x (shape {x.shape}) must have 3 to 5 dimensions")
+    shape = _device.shape_of(x)
+    if shape is not None and not 3 <= len(shape) <= 5:
+        raise ValueError(f"x (shape {shape}) must have 3 to 5 dimensions")
     return _layout(layout, _ndim(x))
 
 

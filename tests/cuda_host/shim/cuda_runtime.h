@@ -109,3 +109,10 @@ inline unsigned __ballot_sync(unsigned mask, int predicate,
 }
 
 inline unsigned __umulhi(unsigned a, unsigned b) { return static_cast<unsigned>(uint64_t{a} * b >> 32); }
+
+// Threads take turns, so that these are atomic as they stand.
+inline int atomicMax(int* at, int value) {
+  const int before = *at;
+  if (value > before) *at = value;
+  return before;
+}
