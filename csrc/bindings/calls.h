@@ -63,7 +63,7 @@ inline const Backend& backend_of(Device device) {
 template <class... P, class... A>
 Status run_operation(Device device, Status (*Backend::*operation)(P...), const A&... args) {
   const auto function = backend_of(device).*operation;
-  if (!function) return Status::unsupported;
+  if (!function) throw Refusal{"unserved"};
   const Queue queue = device == Device::cpu ? Queue{} : device_call->queue;
   ReleaseGil gil;
   return function(args..., queue);

@@ -19,6 +19,14 @@ Backend make_row() {
   row.unpool_forward_workspace = &unpool_forward_workspace;
   row.unpool_forward = &unpool_forward;
   row.unpool_backward = &unpool_backward;
+  row.softmax_run = &softmax_run;
+  row.softmax_backward = &softmax_backward;
+  row.norm_workspace = &norm_workspace;
+  row.norm_run = &norm_run;
+  row.norm_backward_workspace = &norm_backward_workspace;
+  row.norm_backward = &norm_backward;
+  row.response_run = &response_run;
+  row.response_backward = &response_backward;
   return row;
 }
 

@@ -26,6 +26,20 @@ Status unpool_forward(int32_t spatial, bool channels_last, const TensorView& x, 
 Status unpool_backward(int32_t spatial, bool channels_last, const TensorView& dy, const TensorView& indices,
                        const TensorView& dx, const Queue& queue);
 
+// Arrays that are one dense run, alike; `unsupported` is left to the caller, who copies.
+Status softmax_run(int32_t axis, bool logarithm, const TensorView& x, const TensorView& y, const Queue& queue);
+Status softmax_backward(int32_t axis, bool logarithm, const TensorView& dy, const TensorView& y, const TensorView& dx,
+                        const Queue& queue);
+
+// Arrays whose pixels are one axis in memory; `unsupported` likewise.
+int64_t norm_workspace(const NormDesc& desc, const NormOperands& operands);
+Status norm_run(const NormDesc& desc, const NormOperands& operands, const Queue& queue);
+int64_t norm_backward_workspace(const NormDesc& desc, const NormGradients& operands);
+Status norm_backward(const NormDesc& desc, const NormGradients& operands, const Queue& queue);
+Status response_run(const ResponseDesc& desc, const TensorView& x, const TensorView& y, const Queue& queue);
+Status response_backward(const ResponseDesc& desc, const TensorView& dy, const TensorView& x, const TensorView& dx,
+                         const Queue& queue);
+
 // The row of the table of devices.
 extern const Backend backend;
 

@@ -10,6 +10,7 @@ strides and dtype, of which no check looks at an element.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -148,13 +149,13 @@ def is_device_array(value: object) -> bool:
 def shape_of(value: Any) -> tuple[int, ...] | None:
     """The shape of an array of the host or of a device; None where the value is none."""
     if isinstance(value, np.ndarray):
-        return value.shape
+        return tuple(value.shape)
     if not is_device_array(value):
         return None
     if hasattr(value, "shape"):
         return tuple(value.shape)
     found = find(value)
-    return None if found is None else found.view.shape
+    return None if found is None else tuple(found.view.shape)
 
 
 def find(value: object) -> Found | None:
@@ -197,6 +198,26 @@ def serve(operands: tuple[Any, ...]) -> tuple[tuple[Any, ...], int, int, Allocat
 
 
 _core.set_device_hook(serve)
+
+
+_IDENTITY = (0, 0.0, 0.0)
+
+
+def dense(value: Any) -> Any:
+    """A copy of a device array in C order, made by its library's allocator on its stream."""
+    found = find(value)
+    if found is None:
+        raise TypeError(f"{type(value).__qualname__} is no array of a device")
+    view = found.view
+    size = cuda._ITEM_SIZES[cuda._NAMES[view.dtype]]
+    strides = tuple(s // size for s in cuda._packed(view.shape, size))
+    made, _ = found.allocate(view.dtype, view.shape, strides, size * math.prod(view.shape))
+    return _core.activation(_IDENTITY, value, made)
+
+
+def copy_into(out: Any, result: Any) -> None:
+    """Copy between device arrays of one shape."""
+    _core.activation(_IDENTITY, result, out)
 
 
 # --------------------------------------------------------------------------------------------------------- the errors

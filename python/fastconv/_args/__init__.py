@@ -555,7 +555,7 @@ def _first_error(
     status = str(refusal.args[0])
     if status == "bad_algorithm" and spec is not None:
         return _algorithm_error(spec)
-    if status in ("unsupported", "bad_device") and _device.is_device_array(dtype_of):
+    if status in ("unserved", "bad_device") and _device.is_device_array(dtype_of):
         return RuntimeError(f"{what} does not serve arrays on a CUDA device")
     if status == "out_of_memory":
         dtype = dtype_of.dtype if isinstance(dtype_of, np.ndarray) else np.dtype(np.float32)
@@ -566,11 +566,26 @@ def _first_error(
     return RuntimeError(f"{what} was refused: {status}")
 
 
-def _order_alone(refusal: _core.Refused, found: Exception, operand: object) -> bool:
-    """Whether only the order in memory is what was refused: a device's kernels read any."""
-    if not isinstance(found, RuntimeError) or refusal.args[0] != "unsupported":
-        return False
-    return not _device.is_device_array(operand)
+def _order_alone(refusal: _core.Refused, found: Exception) -> bool:
+    """Whether only the order in memory is what was refused."""
+    return isinstance(found, RuntimeError) and refusal.args[0] == "unsupported"
+
+
+def dense(a: Array) -> Array:
+    """A C-contiguous copy, or the array itself where it is one."""
+    if isinstance(a, np.ndarray):
+        return np.ascontiguousarray(a)
+    dense_copy: Array = _device.dense(a)
+    return dense_copy
+
+
+def copy_into(out: Array, result: Array) -> Array:
+    """The result's elements in `out`."""
+    if isinstance(out, np.ndarray):
+        out[...] = result
+    else:
+        _device.copy_into(out, result)
+    return out
 
 
 def _op(spec: _core.ConvSpec, suffix: str = "") -> str:

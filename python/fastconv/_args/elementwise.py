@@ -22,10 +22,12 @@ from . import (
     _first_error,
     _order_alone,
     _type_name,
+    copy_into,
+    dense,
     integer,
 )
 
-__all__ = ["activation", "check_axis", "clip", "dense", "error", "gelu", "integer", "leaky"]
+__all__ = ["activation", "check_axis", "clip", "copy_into", "dense", "error", "gelu", "integer", "leaky"]
 
 Parts = tuple[int, float, float]
 
@@ -82,11 +84,6 @@ def check_axis(x: object, axis: int) -> None:
         raise ValueError(f"axis (={axis}) must be from {-ndim} to {ndim - 1} for an array of shape {shape}")
 
 
-def dense(a: Array) -> Array:
-    """A C-contiguous copy, or the array itself where it is one."""
-    return np.ascontiguousarray(a)
-
-
 def _same_place(a: Array, b: Array) -> bool:
     if a.__array_interface__["data"][0] != b.__array_interface__["data"][0] or a.shape != b.shape:
         return False
@@ -115,4 +112,4 @@ def error(refusal: _core.Refused, op: str, operands: Mapping[str, object], out: 
     """Why `_core` refused a call; None where it is only the order in memory."""
     first = next(iter(operands.values()))
     found = _first_error(refusal, lambda: _check(operands, out), first, op)
-    return None if _order_alone(refusal, found, first) else found
+    return None if _order_alone(refusal, found) else found

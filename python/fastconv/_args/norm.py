@@ -27,6 +27,7 @@ from . import (
     _order_alone,
     _type_name,
     check_types,
+    dense,
     integer,
 )
 
@@ -201,14 +202,9 @@ def clamp_bounds(activation: Activation, y: object) -> tuple[float, float]:
 # ------------------------------------------------------------------------------------------------ refused calls
 
 
-def dense(a: Array) -> Array:
-    """A C-contiguous copy, or the array itself where it is one."""
-    return np.ascontiguousarray(a)
-
-
 def dense_or_none(a: Array | None) -> Array | None:
     """The same of what may be absent."""
-    return None if a is None else np.ascontiguousarray(a)
+    return None if a is None else dense(a)
 
 
 def _present(arrays: Mapping[str, object], optional: Collection[str]) -> dict[str, object]:
@@ -267,7 +263,7 @@ def _check_forward(arrays: Mapping[str, object], options: Options) -> Shape:
 def forward_error(refusal: _core.Refused, op: str, arrays: Mapping[str, object], options: Options) -> Exception | None:
     """Why `_core` refused a forward pass; None where it is only the order in memory."""
     error = _first_error(refusal, lambda: _check_forward(arrays, options), arrays["x"], op)
-    return None if _order_alone(refusal, error, arrays["x"]) else error
+    return None if _order_alone(refusal, error) else error
 
 
 def _check_backward(arrays: Mapping[str, object], options: Options, needs: tuple[bool, bool, bool]) -> Shape:
@@ -299,7 +295,7 @@ def backward_error(
 ) -> Exception | None:
     """Why `_core` refused a gradient; None where it is only the order in memory."""
     error = _first_error(refusal, lambda: _check_backward(arrays, options, needs), arrays["dy"], op)
-    return None if _order_alone(refusal, error, arrays["dy"]) else error
+    return None if _order_alone(refusal, error) else error
 
 
 # --------------------------------------------------------------------------------------- local response normalisation
@@ -332,4 +328,4 @@ def response_error(refusal: _core.Refused, op: str, arrays: Mapping[str, object]
         return x.shape
 
     error = _first_error(refusal, checks, arrays["x"], op)
-    return None if _order_alone(refusal, error, arrays["x"]) else error
+    return None if _order_alone(refusal, error) else error
