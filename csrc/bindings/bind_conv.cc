@@ -140,7 +140,6 @@ py::object conv_backward_bias_entry(PyObject* const* args) {
   expected.ndim = 1;
   expected.shape[0] = dy.shape[desc.channels_last ? dy.ndim - 1 : 1];
   Result db = make_output(args[3], expected, nullptr, {{args[1], dy}});
-  const Scratch scratch(dy.device, &Backend::conv_backward_bias_workspace, desc, dy);
   check(run_operation(dy.device, &Backend::conv_backward_bias, desc, dy, db.view, accumulate));
   return std::move(db.array);
 }

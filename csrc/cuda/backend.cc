@@ -27,6 +27,13 @@ Backend make_row() {
   row.norm_backward = &norm_backward;
   row.response_run = &response_run;
   row.response_backward = &response_backward;
+  row.conv_workspace = &conv_workspace;
+  row.conv_run = &conv_run;
+  row.conv_backward_bias = &conv_backward_bias;
+  row.separable_workspace = &separable_workspace;
+  row.separable_run = &separable_run;
+  row.inverted_workspace = &inverted_workspace;
+  row.inverted_run = &inverted_run;
   return row;
 }
 

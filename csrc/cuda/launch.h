@@ -40,6 +40,20 @@ Status response_run(const ResponseDesc& desc, const TensorView& x, const TensorV
 Status response_backward(const ResponseDesc& desc, const TensorView& dy, const TensorView& x, const TensorView& dx,
                          const Queue& queue);
 
+// Layers of less than 2^31 pixels on either side (`overflow`); Algorithm::fft is refused.
+// All checks of a call, without one.
+Status conv_check(const ConvDesc& desc, Pass pass, const ConvOperands& operands);
+int64_t conv_workspace(const ConvDesc& desc, Pass pass, const ConvOperands& operands);
+Status conv_run(const ConvDesc& desc, Pass pass, const ConvOperands& operands, const Queue& queue);
+Status conv_backward_bias(const ConvDesc& desc, const TensorView& dy, const TensorView& db, bool accumulate,
+                          const Queue& queue);
+
+// Stage by stage.
+int64_t separable_workspace(const ConvDesc& desc, const SeparableOperands& operands);
+Status separable_run(const ConvDesc& desc, const SeparableOperands& operands, const Queue& queue);
+int64_t inverted_workspace(const ConvDesc& desc, const InvertedOperands& operands);
+Status inverted_run(const ConvDesc& desc, const InvertedOperands& operands, const Queue& queue);
+
 // The row of the table of devices.
 extern const Backend backend;
 

@@ -213,31 +213,6 @@ Status fold_frame(const Layer& l, Algorithm algorithm, const Machine& m, const K
   });
 }
 
-// The layer's operands for a gradient: x and y are both given, as data or as the output.
-Status check_backward(const ConvDesc& desc, const ConvOperands& o, Pass pass, Layer* l) {
-  Geometry& g = l->geometry;
-  l->algorithm = desc.algorithm;
-  Status s = make_geometry(desc, o.x, o.w, &g);
-  if (s != Status::ok) return s;
-  l->channels_last = output_is_channels_last(desc, o.y);
-  // x is the side with C channels of a plain convolution and the side with K of a transposed one.
-  const bool x_in = !desc.transposed;
-  const Status sx = lift(desc, g, x_in, o.x, &l->x), sy = lift(desc, g, !x_in, o.y, &l->y),
-               sw = lift_weight(desc, g, o.w, &l->w);
-  if (sy != Status::ok) return sy;
-  if (sx != Status::ok) return pass == Pass::backward_input ? Status::bad_output : sx;
-  if (sw != Status::ok) return pass == Pass::backward_weight ? Status::bad_output : sw;
-  if (pass == Pass::backward_weight) {
-    // The gradient is written as one run of memory.
-    int64_t expect = 1;
-    for (int i = o.w.ndim - 1; i >= 0; --i) {
-      if (o.w.shape[i] != 1 && o.w.strides[i] != expect) return Status::bad_output;
-      expect *= o.w.shape[i];
-    }
-  }
-  return Status::ok;
-}
-
 template <class T>
 Status backward_input(const ConvDesc& desc, const ConvOperands& o) {
   Layer l;
@@ -440,12 +415,7 @@ using namespace ops;
 
 namespace {
 
-Status on_host(const ConvOperands& o) {
-  const Epilogue& e = o.epilogue;
-  const Prologue& p = o.prologue;
-  return check_device(Device::cpu,
-                      {&o.x, &o.w, &o.y, &e.bias, &e.scale, &e.shift, &e.residual, &p.scale, &p.shift, &p.gate});
-}
+Status on_host(const ConvOperands& o) { return check_operands_device(Device::cpu, o); }
 
 }  // namespace
 
@@ -463,11 +433,8 @@ Status conv_run(const ConvDesc& desc, Pass pass, const ConvOperands& o) {
 }
 
 Status conv_backward_bias(const ConvDesc& desc, const TensorView& dy, const TensorView& db, bool accumulate) {
-  if (dy.ndim != desc.spatial + 2 || db.ndim != 1) return Status::bad_rank;
-  const Status s = check_device(Device::cpu, {&dy, &db});
+  const Status s = check_backward_bias(Device::cpu, desc, dy, db);
   if (s != Status::ok) return s;
-  if (dy.dtype != db.dtype || (dy.dtype != DType::f32 && dy.dtype != DType::f64)) return Status::bad_dtype;
-  if (db.shape[0] != dy.shape[desc.channels_last ? desc.spatial + 1 : 1]) return Status::bad_output;
   return dy.dtype == DType::f32 ? backward_bias<float>(desc, dy, db, accumulate)
                                 : backward_bias<double>(desc, dy, db, accumulate);
 }

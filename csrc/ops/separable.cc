@@ -13,7 +13,7 @@ TensorView intermediate(const ConvDesc& desc, const TensorView& x, const int64_t
   static char nowhere;
   TensorView u;
   u.data = &nowhere;
-  u.dtype = x.dtype;
+  u.dtype = x.dtype, u.device = x.device;
   u.ndim = desc.spatial + 2;
   std::copy_n(shape, u.ndim, u.shape);
   // Dense, in the memory order of x.

@@ -164,17 +164,6 @@ Status lift_weight(const ConvDesc& desc, const Geometry& g, const TensorView& w,
   return Status::ok;
 }
 
-int64_t map_index(PaddingMode mode, int64_t i, int64_t n) {
-  if (i >= 0 && i < n) return i;
-  switch (mode) {
-    case PaddingMode::zeros: return -1;
-    case PaddingMode::reflect: return i < 0 ? -i : 2 * (n - 1) - i;
-    case PaddingMode::replicate: return i < 0 ? 0 : n - 1;
-    case PaddingMode::circular: return i < 0 ? i + n : i - n;
-  }
-  return -1;
-}
-
 DenseJob fprop_job(const Geometry& g, const Strides& x, const Strides& y, const Strides* residual,
                    const WeightStrides& w) {
   DenseJob job{};

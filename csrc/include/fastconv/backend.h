@@ -7,8 +7,10 @@
 
 #include "fastconv/conv.h"
 #include "fastconv/elementwise.h"
+#include "fastconv/inverted.h"
 #include "fastconv/norm.h"
 #include "fastconv/pool.h"
+#include "fastconv/separable.h"
 
 namespace fastconv {
 
@@ -60,9 +62,13 @@ struct Backend {
 
   int64_t (*conv_workspace)(const ConvDesc& desc, Pass pass, const ConvOperands& operands);
   Status (*conv_run)(const ConvDesc& desc, Pass pass, const ConvOperands& operands, const Queue& queue);
-  int64_t (*conv_backward_bias_workspace)(const ConvDesc& desc, const TensorView& dy);
   Status (*conv_backward_bias)(const ConvDesc& desc, const TensorView& dy, const TensorView& db, bool accumulate,
                                const Queue& queue);
+
+  int64_t (*separable_workspace)(const ConvDesc& desc, const SeparableOperands& operands);
+  Status (*separable_run)(const ConvDesc& desc, const SeparableOperands& operands, const Queue& queue);
+  int64_t (*inverted_workspace)(const ConvDesc& desc, const InvertedOperands& operands);
+  Status (*inverted_run)(const ConvDesc& desc, const InvertedOperands& operands, const Queue& queue);
 };
 
 extern const Backend cpu_backend;

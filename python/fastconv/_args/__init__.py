@@ -553,6 +553,8 @@ def _first_error(
     except (TypeError, ValueError) as error:
         return error.with_traceback(None)
     status = str(refusal.args[0])
+    if status == "bad_algorithm" and _device.is_device_array(dtype_of):
+        return ValueError("algorithm (='fft') is not served on a CUDA device: it must be 'auto' or 'direct'")
     if status == "bad_algorithm" and spec is not None:
         return _algorithm_error(spec)
     if status in ("unserved", "bad_device") and _device.is_device_array(dtype_of):
@@ -571,21 +573,26 @@ def _order_alone(refusal: _core.Refused, found: Exception) -> bool:
     return isinstance(found, RuntimeError) and refusal.args[0] == "unsupported"
 
 
-def dense(a: Array) -> Array:
+def dense(a: Any) -> Any:
     """A C-contiguous copy, or the array itself where it is one."""
-    if isinstance(a, np.ndarray):
-        return np.ascontiguousarray(a)
-    dense_copy: Array = _device.dense(a)
-    return dense_copy
+    return np.ascontiguousarray(a) if isinstance(a, np.ndarray) else _device.dense(a)
 
 
-def copy_into(out: Array, result: Array) -> Array:
+def copy_into(out: Any, result: Any) -> Any:
     """The result's elements in `out`."""
     if isinstance(out, np.ndarray):
         out[...] = result
     else:
         _device.copy_into(out, result)
     return out
+
+
+def add_into(out: Any, x: Any) -> Any:
+    """Out + x, in `out`."""
+    if isinstance(out, np.ndarray):
+        out += x
+        return out
+    return _core.add((0, 0.0, 0.0), out, x, out)
 
 
 def _op(spec: _core.ConvSpec, suffix: str = "") -> str:
@@ -768,48 +775,56 @@ def _check_linear_rows(name: str, shape: Shape) -> None:
         raise ValueError(f"{name} (shape {shape}) must have at least 1 dimension, and features in the last one")
 
 
+def _is_array(value: object) -> bool:
+    return isinstance(value, np.ndarray) or _device.is_device_array(value)
+
+
 def linear_viewable(x: Array, weight: Array, axis: int, residual: Array | None, out: Array | None) -> bool:
     """Whether the operands have the shapes that `functional` turns into views of rows; `_core` checks the rest."""
-    if not isinstance(x, np.ndarray) or not isinstance(weight, np.ndarray) or x.ndim < 1 or weight.ndim != 2:
+    if not _is_array(x) or not _is_array(weight) or x.ndim < 1 or weight.ndim != 2:
         return False
     shape = x.shape
     if shape[-1] != weight.shape[axis] or 0 in weight.shape:
         return False
     expected = (*shape[:-1], weight.shape[1 - axis])
-    return (residual is None or (isinstance(residual, np.ndarray) and residual.shape == expected)) and (
-        out is None or (isinstance(out, np.ndarray) and out.shape == expected)
+    return (residual is None or (_is_array(residual) and residual.shape == expected)) and (
+        out is None or (_is_array(out) and out.shape == expected)
     )
 
 
 def plain_rows(x: object, residual: object, out: object) -> bool:
     """Whether the operands are rows of features already: `_core` takes them, and refuses them, as they are."""
     return (
-        isinstance(x, np.ndarray)
+        _is_array(x)
         and x.ndim == 2
         and len(x) > 0
-        and (residual is None or (isinstance(residual, np.ndarray) and residual.ndim == 2))
-        and (out is None or (isinstance(out, np.ndarray) and out.ndim == 2))
+        and (residual is None or (_is_array(residual) and residual.ndim == 2))
+        and (out is None or (_is_array(out) and out.ndim == 2))
     )
 
 
 def linear_rows_match(dy: Array, x: Array, out: Array | None) -> bool:
     """As `linear_viewable`, for the gradients that sum over rows."""
-    if not isinstance(dy, np.ndarray) or not isinstance(x, np.ndarray) or dy.ndim < 1 or dy.shape[:-1] != x.shape[:-1]:
+    if not _is_array(dy) or not _is_array(x) or dy.ndim < 1 or dy.shape[:-1] != x.shape[:-1]:
         return False
     if x.ndim != dy.ndim or dy.shape[-1] < 1 or x.shape[-1] < 1:
         return False
-    return out is None or (isinstance(out, np.ndarray) and out.ndim == 2)
+    return out is None or (_is_array(out) and out.ndim == 2)
 
 
 def rows_of(a: Array, rows: int) -> Array:
     """The rows of features as an unbatched image in layout NLC, (L, C); without rows, as an empty batch of (1, C)."""
     if a.ndim == 2 and rows:
         return a
+    if not isinstance(a, np.ndarray):
+        a = dense(a)
     return a.reshape(rows, a.shape[-1]) if rows else a.reshape(0, 1, a.shape[-1])
 
 
 def target_rows(out: Array, rows: int) -> Array | None:
     """The rows of `out` as a view; None where its strides do not allow one."""
+    if not isinstance(out, np.ndarray):
+        return out if out.ndim == 2 and rows else None
     view = rows_of(out, rows)
     return view if rows == 0 or np.may_share_memory(view, out) else None
 

@@ -27,6 +27,7 @@ from . import (
     _order_alone,
     _type_name,
     check_types,
+    copy_into,
     dense,
     integer,
 )
@@ -34,7 +35,7 @@ from . import (
 _BATCH, _GROUP, _LAYER, _CHANNELS = range(4)
 _INF = math.inf
 
-__all__ = ["check_types"]
+__all__ = ["check_types", "copy_into", "dense"]
 
 
 @dataclass(frozen=True)

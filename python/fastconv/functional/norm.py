@@ -493,4 +493,5 @@ def _response(
     y = _calls.local_response_norm(last, size, alpha, beta, k, _args.dense(x), _args.dense_or_none(dy), None)
     if out is None:
         return y
-    return _args.copy_into(out, y)
+    result: Array = _args.copy_into(out, y)
+    return result
