@@ -36,7 +36,7 @@ if(FASTCONV_CUDA)
     CUDA_ARCHITECTURES "${FASTCONV_CUDA_ARCHITECTURES}" CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON
     CUDA_RUNTIME_LIBRARY Static CUDA_VISIBILITY_PRESET hidden)
   target_compile_options(_cuda PRIVATE
-    $<$<COMPILE_LANGUAGE:CUDA>:-O3 --expt-relaxed-constexpr -Xptxas=-v,-warn-spills --resource-usage>)
+    $<$<COMPILE_LANGUAGE:CUDA>:-O3 --expt-relaxed-constexpr>)
   target_link_libraries(_cuda PRIVATE CUDA::cudart_static)
 endif()
 

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 import fastconv
-from fastconv import _core, cuda, functional
+from fastconv import _core, _testing, cuda, functional
+
+OK, BAD_DTYPE, BAD_DEVICE = 0, 2, 11  # of Status
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -237,6 +239,16 @@ def test_configuration_names_the_devices(device):
     file = io.StringIO()
     fastconv.show_config(file)
     assert re.search(rf"^cuda +.*{re.escape(device.device_info(0)['name'])}", file.getvalue(), re.M)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "place", "expected"),
+    [(0, 0, OK), (1, 0, OK), (7, 0, BAD_DTYPE), (8, 0, BAD_DTYPE), (0, 1, BAD_DEVICE), (7, 1, BAD_DEVICE)],
+)
+def test_the_cpu_refuses_other_devices_and_short_floats(dtype, place, expected):
+    # 7 and 8 are float16 and bfloat16, place 1 is a GPU.
+    for name, status in _testing.cpu_statuses(dtype, place):
+        assert status == expected, name
 
 
 def test_without_a_module():

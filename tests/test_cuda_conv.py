@@ -1,6 +1,7 @@
 """Convolution on devices, in all its products, against the reference in float64."""
 
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -193,12 +194,15 @@ def test_any_layer(
     wide_x = cuda.to_host(x).astype(np.float64)
     shape = (inputs * groups, outputs) if transposed else (outputs * groups, inputs)
     w, wide_w = on_device(rng.standard_normal((*shape, *kernel)), "float32")
+    # What the CPU refuses is refused here, in the same words.
+    words = None
     try:
         expected = getattr(functional, name)(wide_x, wide_w, **options)
     except ValueError as error:
-        with pytest.raises(ValueError, match=r".") as refused:
+        words = re.escape(str(error))
+    if words is not None:
+        with pytest.raises(ValueError, match=words):
             getattr(functional, name)(x, w, **options)
-        assert str(refused.value) == str(error)
         return
     assert_close(getattr(functional, name)(x, w, **options), expected, "float32", 200)
     dy, wide_dy = on_device(rng.standard_normal(expected.shape), "float32")

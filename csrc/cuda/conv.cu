@@ -36,7 +36,7 @@ struct Terms {
 };
 
 // The operands as matrices: rows x terms and terms x columns.
-template <Product kProduct, class T>
+template <Product kProduct, bool kPrepared, class T>
 struct Matrices {
   const ConvShape& s;
   const Before<T>& before;
@@ -50,9 +50,9 @@ struct Matrices {
     int channel = 0, tap = 0;
     if constexpr (kProduct != Product::wgrad) terms.split(static_cast<int>(term), &channel, &tap);
     if constexpr (kProduct == Product::fprop)
-      return in_value(s, before, in, pixel, tap_of(s, tap), g * s.C + channel);
+      return in_value<kPrepared>(s, before, in, pixel, tap_of(s, tap), g * s.C + channel);
     else if constexpr (kProduct == Product::dgrad)
-      return out_value(s, before, out, pixel, tap_of(s, tap), g * s.K + channel);
+      return out_value<kPrepared>(s, before, out, pixel, tap_of(s, tap), g * s.K + channel);
     else
       return widen(out[pixel.n * s.os.n + (g * s.K + row) * s.os.c + pixel.at[0] * s.os.s[0] + pixel.at[1] * s.os.s[1] +
                        pixel.at[2] * s.os.s[2]]);
@@ -65,11 +65,11 @@ struct Matrices {
     else if constexpr (kProduct == Product::dgrad)
       return widen(w[weight_offset(s, g, channel, static_cast<int>(column), tap_of(s, tap))]);
     else
-      return in_value(s, before, in, pixel, tap_of(s, tap), g * s.C + channel);
+      return in_value<kPrepared>(s, before, in, pixel, tap_of(s, tap), g * s.C + channel);
   }
 };
 
-template <Product kProduct, class T>
+template <Product kProduct, bool kPrepared, class T>
 __global__ void __launch_bounds__(kConvThreads)
     product_tiles(ConvShape s, Before<T> before, After<T> after, Terms terms, int64_t piece, int64_t pieces,
                   const T* in, const T* out, const T* w, T* to, Acc<T>* sums) {
@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(kConvThreads)
   constexpr bool kWeight = kProduct == Product::wgrad;
   const auto z = static_cast<int64_t>(blockIdx.z);
   const int g = static_cast<int>(kWeight ? z / pieces : z);
-  Matrices<kProduct, T> m{s, before, in, out, w, g, terms, 0, 0, 0};
+  Matrices<kProduct, kPrepared, T> m{s, before, in, out, w, g, terms, 0, 0, 0};
   const Pixels& of_rows = kProduct == Product::dgrad ? s.in_pixels : s.out_pixels;
   m.rows = kWeight ? s.K : of_rows.count;
   m.columns = kProduct == Product::fprop ? s.K : kWeight ? static_cast<int64_t>(s.C) * s.tap_count : s.C;
@@ -133,23 +133,42 @@ __global__ void __launch_bounds__(kConvThreads)
     }
     __syncthreads();
   }
+  if constexpr (kWeight) {
 #pragma unroll
-  for (int i = 0; i < kSide; ++i)
+    for (int i = 0; i < kSide; ++i)
 #pragma unroll
-    for (int j = 0; j < kSide; ++j) {
-      const int64_t row = row0 + my_row + i, column = column0 + my_column + j;
-      if (row >= m.rows || column >= m.columns) continue;
-      if constexpr (kWeight) {
+      for (int j = 0; j < kSide; ++j) {
+        const int64_t row = row0 + my_row + i, column = column0 + my_column + j;
+        if (row >= m.rows || column >= m.columns) continue;
         int channel = 0, tap = 0;
         terms.split(static_cast<int>(column), &channel, &tap);
         const int64_t all = static_cast<int64_t>(s.G) * s.K * s.C * s.tap_count;
         sums[z % pieces * all + ((g * s.K + row) * s.C + channel) * s.tap_count + tap] = sum[i][j];
-      } else {
-        const int channels = kProduct == Product::fprop ? s.K : s.C;
-        store_result(after, to, kProduct == Product::fprop ? s.os : s.is, pixels[my_row + i],
-                     static_cast<int>(g * channels + column), sum[i][j]);
       }
-    }
+  } else {
+    const int channels = kProduct == Product::fprop ? s.K : s.C;
+    const Strides& strides = kProduct == Product::fprop ? s.os : s.is;
+    A result[kSide * kSide];
+#pragma unroll
+    for (int i = 0; i < kSide; ++i)
+#pragma unroll
+      for (int j = 0; j < kSide; ++j) {
+        const int64_t column = column0 + my_column + j;
+        const bool there = row0 + my_row + i < m.rows && column < m.columns;
+        const int channel = static_cast<int>(g * channels + column);
+        result[i * kSide + j] = there ? finished(after, pixels[my_row + i], channel, sum[i][j]) : A(0);
+      }
+    activate(after.act, result);
+#pragma unroll
+    for (int i = 0; i < kSide; ++i)
+#pragma unroll
+      for (int j = 0; j < kSide; ++j) {
+        const int64_t column = column0 + my_column + j;
+        if (row0 + my_row + i >= m.rows || column >= m.columns) continue;
+        store_result(after, to, strides, pixels[my_row + i], static_cast<int>(g * channels + column),
+                     result[i * kSide + j]);
+      }
+  }
 }
 
 template <class T>
@@ -282,9 +301,11 @@ Status run_tiles(const ConvShape& s, const Before<T>& before, const After<T>& af
   const size_t shared = 2 * kDepth * kPitch * sizeof(A) + kTile * sizeof(Pixel);
   const dim3 grid(static_cast<unsigned>(ceil_div(rows, kTile)), static_cast<unsigned>(across),
                   static_cast<unsigned>(depth));
-  const Status done =
-      launch(&product_tiles<kProduct, T>, grid, kConvThreads, shared, queue, s, before, after, terms, cut.length,
-             cut.pieces, in, out, w, kProduct == Product::fprop ? out : in, static_cast<A*>(queue.workspace));
+  auto* kernel = &product_tiles<kProduct, false, T>;
+  if constexpr (!kWeight)
+    if (before.active) kernel = &product_tiles<kProduct, true, T>;
+  const Status done = launch(kernel, grid, kConvThreads, shared, queue, s, before, after, terms, cut.length, cut.pieces,
+                             in, out, w, kProduct == Product::fprop ? out : in, static_cast<A*>(queue.workspace));
   if (!kWeight || done != Status::ok) return done;
   return join_pieces<T>(static_cast<const A*>(queue.workspace), static_cast<int64_t>(s.G) * s.K * s.C * s.tap_count,
                         cut.pieces, after.accumulate, w, queue);

@@ -69,9 +69,10 @@ struct ConvShape {
   int tap_count;
 };
 
-template <class T>
+// kPrepared: the layer has a prologue; kernels without one hold none of its code.
+template <bool kPrepared, class T>
 __device__ __forceinline__ Acc<T> prepared(const Before<T>& b, Acc<T> x, int n, int channel) {
-  if (!b.active) return x;
+  if constexpr (!kPrepared) return x;
   if (b.scale) x *= widen(b.scale[channel * b.scale_stride]);
   if (b.shift) x += widen(b.shift[channel * b.shift_stride]);
   Acc<T> v[1] = {x};
@@ -95,7 +96,7 @@ __device__ __forceinline__ Tap tap_of(const ConvShape& s, int number) {
 }
 
 // in at an output pixel and a tap: 0 in zero padding.
-template <class T>
+template <bool kPrepared, class T>
 __device__ __forceinline__ Acc<T> in_value(const ConvShape& s, const Before<T>& before, const T* in, const Pixel& out,
                                            const Tap& tap, int channel) {
   int64_t offset = out.n * s.is.n + channel * s.is.c;
@@ -107,7 +108,7 @@ __device__ __forceinline__ Acc<T> in_value(const ConvShape& s, const Before<T>& 
     if (mapped < 0) return Acc<T>(0);
     offset += mapped * s.is.s[a];
   }
-  return prepared(before, widen(in[offset]), out.n, channel);
+  return prepared<kPrepared>(before, widen(in[offset]), out.n, channel);
 }
 
 // The padded coordinates of an axis that are read from element i of n: i itself, and those of its border.
@@ -126,7 +127,7 @@ struct Preimages {
 };
 
 // The sum of out over the pixels that read input pixel `in` by a tap: one at most where the padding is zeros.
-template <class T>
+template <bool kPrepared, class T>
 __device__ __forceinline__ Acc<T> out_value(const ConvShape& s, const Before<T>& before, const T* out, const Pixel& in,
                                             const Tap& tap, int channel) {
   const int64_t base = in.n * s.os.n + channel * s.os.c;
@@ -146,7 +147,7 @@ __device__ __forceinline__ Acc<T> out_value(const ConvShape& s, const Before<T>&
       if (!offset_along(a, in.at[a], &step)) return Acc<T>(0);
       offset += step;
     }
-    return prepared(before, widen(out[offset]), in.n, channel);
+    return prepared<kPrepared>(before, widen(out[offset]), in.n, channel);
   }
   Preimages p[3];
 #pragma unroll
@@ -168,22 +169,26 @@ __device__ __forceinline__ int64_t weight_offset(const ConvShape& s, int g, int 
   return g * s.ws.g + k * s.ws.k + c * s.ws.c + tap.at[0] * s.ws.f[0] + tap.at[1] * s.ws.f[1] + tap.at[2] * s.ws.f[2];
 }
 
-// Writes one element of a result, of the side with these strides.
+__device__ __forceinline__ int64_t offset_in(const Strides& s, const Pixel& at, int channel) {
+  return at.n * s.n + channel * s.c + at.at[0] * s.s[0] + at.at[1] * s.s[1] + at.at[2] * s.s[2];
+}
+
+// A result as its activation takes it.
 template <class T>
-__device__ __forceinline__ void store_result(const After<T>& after, T* to, const Strides& strides, const Pixel& at,
-                                             int channel, Acc<T> sum) {
-  auto offset = [&](const Strides& s) {
-    return at.n * s.n + channel * s.c + at.at[0] * s.s[0] + at.at[1] * s.s[1] + at.at[2] * s.s[2];
-  };
-  T* place = to + offset(strides);
+__device__ __forceinline__ Acc<T> finished(const After<T>& after, const Pixel& at, int channel, Acc<T> sum) {
   if (after.bias) sum += widen(after.bias[channel * after.bias_stride]);
   if (after.scale) sum *= widen(after.scale[channel * after.scale_stride]);
   if (after.shift) sum += widen(after.shift[channel * after.shift_stride]);
-  if (after.residual) sum += widen(after.residual[offset(after.residual_strides)]);
-  Acc<T> v[1] = {sum};
-  activate(after.act, v);
-  if (after.accumulate) v[0] += widen(*place);
-  *place = narrow<T>(v[0]);
+  if (after.residual) sum += widen(after.residual[offset_in(after.residual_strides, at, channel)]);
+  return sum;
+}
+
+// Writes one element of a result, of the side with these strides.
+template <class T>
+__device__ __forceinline__ void store_result(const After<T>& after, T* to, const Strides& strides, const Pixel& at,
+                                             int channel, Acc<T> value) {
+  T* place = to + offset_in(strides, at, channel);
+  *place = narrow<T>(after.accumulate ? value + widen(*place) : value);
 }
 
 // --- for the host's side -----------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@
 namespace fastconv::cuda {
 namespace {
 
-template <bool kForward, bool kInner, class T>
+template <bool kForward, bool kInner, bool kPrepared, class T>
 __global__ void __launch_bounds__(kConvThreads)
     thin_products(ConvShape s, Before<T> before, After<T> after, Divider by_channels, Divider by_plane,
                   Divider by_group, const T* read, const T* w, T* to) {
@@ -44,13 +44,16 @@ __global__ void __launch_bounds__(kConvThreads)
       for (tap.at[1] = 0; tap.at[1] < s.filter[1]; ++tap.at[1])
         for (tap.at[2] = 0; tap.at[2] < s.filter[2]; ++tap.at[2]) {
           if constexpr (kForward)
-            sum += in_value(s, before, read, at, tap, g * s.C + other) * widen(w[weight_offset(s, g, own, other, tap)]);
+            sum += in_value<kPrepared>(s, before, read, at, tap, g * s.C + other) *
+                   widen(w[weight_offset(s, g, own, other, tap)]);
           else
-            sum +=
-                out_value(s, before, read, at, tap, g * s.K + other) * widen(w[weight_offset(s, g, other, own, tap)]);
+            sum += out_value<kPrepared>(s, before, read, at, tap, g * s.K + other) *
+                   widen(w[weight_offset(s, g, other, own, tap)]);
         }
   }
-  store_result(after, to, kForward ? s.os : s.is, at, channel, sum);
+  Acc<T> result[1] = {finished(after, at, channel, sum)};
+  activate(after.act, result);
+  store_result(after, to, kForward ? s.os : s.is, at, channel, result[0]);
 }
 
 template <class T>
@@ -72,7 +75,7 @@ __global__ void __launch_bounds__(kConvThreads)
     const Pixel p = pixel_of(s.out_pixels, i);
     const A dy =
         widen(out[p.n * s.os.n + k * s.os.c + p.at[0] * s.os.s[0] + p.at[1] * s.os.s[1] + p.at[2] * s.os.s[2]]);
-    sum += dy * in_value(s, before, in, p, tap, g * s.C + c);
+    sum += dy * in_value<false>(s, before, in, p, tap, g * s.C + c);
   }
   for (int half = kConvThreads / 2; half > 0; half /= 2) {
     shared[threadIdx.x] = sum;
@@ -116,9 +119,15 @@ Status run_thin(Product product, const ConvShape& s, const Before<T>& before, co
     return launch(kernel, static_cast<unsigned>(blocks), kConvThreads, 0, queue, s, before, after, by_channels,
                   by_plane, by_group, read, w, to);
   };
-  if (forward)
-    return inner ? run(&thin_products<true, true, T>, in, out) : run(&thin_products<true, false, T>, in, out);
-  return inner ? run(&thin_products<false, true, T>, out, in) : run(&thin_products<false, false, T>, out, in);
+  auto choose = [&](auto prepared) {
+    constexpr bool kPrepared = decltype(prepared)::value;
+    if (forward)
+      return inner ? run(&thin_products<true, true, kPrepared, T>, in, out)
+                   : run(&thin_products<true, false, kPrepared, T>, in, out);
+    return inner ? run(&thin_products<false, true, kPrepared, T>, out, in)
+                 : run(&thin_products<false, false, kPrepared, T>, out, in);
+  };
+  return before.active ? choose(std::true_type{}) : choose(std::false_type{});
 }
 
 template Status run_thin<float>(Product, const ConvShape&, const Before<float>&, const After<float>&, float*, float*,

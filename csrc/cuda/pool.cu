@@ -412,7 +412,7 @@ bool small(const Pool& p, const Strides& in, const Strides& out, const Strides& 
   const Sizes size(p);
   for (const auto& axis : p.axis)
     if (axis.in + axis.pad + axis.pad_after + axis.kernel * axis.dilation + axis.stride > kMost32 / 2 ||
-        axis.out * axis.stride > kMost32)
+        axis.out * axis.stride > kMost32 || (axis.adaptive && std::max(axis.in, axis.out) > 65534))
       return false;
   return p.N * p.C * p.in_pixels() <= kMost32 && p.N * p.C * p.out_pixels() <= kMost32 && p.taps() <= kMost32 &&
          p.divisor <= kMost32 && reach_of(p.N, p.C, size.in, in) <= kMost32 &&

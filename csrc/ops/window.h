@@ -5,7 +5,6 @@
 #pragma once
 #include <algorithm>
 #include <cstdint>
-#include <type_traits>
 
 namespace fastconv::ops {
 
@@ -24,13 +23,21 @@ struct AxisOf {
   I in = 1, out = 1, kernel = 1, stride = 1, dilation = 1, pad = 0, pad_after = 0;
   bool adaptive = false;  // kernel: an upper bound
 
-  using Wide = std::conditional_t<sizeof(I) == 8, __int128, int64_t>;
+  // a * n / d, rounded down or up, of 0 <= a <= d: in 64 bits by a wider product; in 32, where d stays below 2^16, by
+  // unsigned ones, since a device divides 64 bits by a call.
+  static constexpr I share(I a, I n, I d, bool up) {
+    if constexpr (sizeof(I) == 8) {
+      return static_cast<I>((static_cast<__int128>(a) * n + (up ? d - 1 : 0)) / d);
+    } else {
+      const auto ua = static_cast<uint32_t>(a), un = static_cast<uint32_t>(n), ud = static_cast<uint32_t>(d);
+      return static_cast<I>(ua * (un / ud) + (ua * (un % ud) + (up ? ud - 1 : 0)) / ud);
+    }
+  }
 
   constexpr WindowOf<I> window(I o) const {
     if (adaptive) {
-      const auto from = static_cast<I>(static_cast<Wide>(o) * in / out);
-      const auto end = static_cast<I>((static_cast<Wide>(o + 1) * in + out - 1) / out);
-      return {from, end - from, 0};
+      const I from = share(o, in, out, false);
+      return {from, share(o + 1, in, out, true) - from, 0};
     }
     const I begin = o * stride - pad;
     const I tap = begin < 0 ? (-begin + dilation - 1) / dilation : 0;
@@ -43,9 +50,7 @@ struct AxisOf {
   // The windows that reach into [i0, i1), and maybe some between them that do not.
   constexpr RangeOf<I> touching(I i0, I i1) const {
     if (i0 >= i1) return {0, 0};
-    if (adaptive)
-      return {static_cast<I>(static_cast<Wide>(i0) * out / in),
-              static_cast<I>((static_cast<Wide>(i1) * out + in - 1) / in)};
+    if (adaptive) return {share(i0, out, in, false), share(i1, out, in, true)};
     const I below = i0 + pad - (kernel - 1) * dilation;  // the least beginning (padded) of a window that reaches i0
     const I from = below <= 0 ? 0 : (below + stride - 1) / stride;
     const I end = (i1 - 1 + pad) / stride + 1;

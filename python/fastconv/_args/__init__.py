@@ -792,7 +792,7 @@ def linear_viewable(x: Array, weight: Array, axis: int, residual: Array | None, 
     )
 
 
-def plain_rows(x: object, residual: object, out: object) -> bool:
+def plain_rows(x: Any, residual: Any, out: Any) -> bool:
     """Whether the operands are rows of features already: `_core` takes them, and refuses them, as they are."""
     return (
         _is_array(x)
@@ -812,7 +812,7 @@ def linear_rows_match(dy: Array, x: Array, out: Array | None) -> bool:
     return out is None or (_is_array(out) and out.ndim == 2)
 
 
-def rows_of(a: Array, rows: int) -> Array:
+def rows_of(a: Any, rows: int) -> Any:
     """The rows of features as an unbatched image in layout NLC, (L, C); without rows, as an empty batch of (1, C)."""
     if a.ndim == 2 and rows:
         return a
@@ -821,7 +821,7 @@ def rows_of(a: Array, rows: int) -> Array:
     return a.reshape(rows, a.shape[-1]) if rows else a.reshape(0, 1, a.shape[-1])
 
 
-def target_rows(out: Array, rows: int) -> Array | None:
+def target_rows(out: Any, rows: int) -> Any:
     """The rows of `out` as a view; None where its strides do not allow one."""
     if not isinstance(out, np.ndarray):
         return out if out.ndim == 2 and rows else None
