@@ -16,6 +16,7 @@ namespace fastconv::bindings {
 namespace {
 
 PyObject* device_hook = nullptr;
+thread_local DeviceCall* device_call = nullptr;
 const Backend* cuda_backend = nullptr;
 
 constexpr char kBackendCapsule[] = "fastconv.backend";
@@ -174,6 +175,11 @@ py::object dlpack_capsule(const DeviceView& view) {
 
 // --- calls -----------------------------------------------------------------------------------------------------
 
+DeviceCall& current_device_call() {
+  if (!device_call) throw Refusal{"bad_device"};
+  return *device_call;
+}
+
 bool run_on_device(Binding binding, PyObject* const* args, Py_ssize_t count, py::object* result) {
   if (!device_hook) return false;
   py::tuple operands(static_cast<size_t>(count));
@@ -202,10 +208,10 @@ bool run_on_device(Binding binding, PyObject* const* args, Py_ssize_t count, py:
 }
 
 py::object new_device_array(TensorView& view, int64_t bytes) {
-  if (!device_call) throw Refusal{"bad_device"};
+  const DeviceCall& call = current_device_call();
   // allocate(dtype, shape, strides in elements, bytes) -> (array, address)
-  const py::tuple made = py::handle(device_call->allocate)(
-      static_cast<int>(view.dtype), shape_tuple(view.shape, view.ndim), shape_tuple(view.strides, view.ndim), bytes);
+  const py::tuple made = py::handle(call.allocate)(static_cast<int>(view.dtype), shape_tuple(view.shape, view.ndim),
+                                                   shape_tuple(view.strides, view.ndim), bytes);
   view.data = reinterpret_cast<void*>(made[1].cast<uintptr_t>());
   return made[0];
 }

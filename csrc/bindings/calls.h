@@ -43,7 +43,8 @@ struct DeviceCall {
   Queue queue;
   PyObject* allocate;  // see new_device_array
 };
-inline thread_local DeviceCall* device_call = nullptr;
+// The call under way; refuses where there is none. Out of line, so that the CPU's calls look up no thread's variables.
+DeviceCall& current_device_call();
 
 using Binding = py::object (*)(PyObject* const*);
 
@@ -52,21 +53,18 @@ using Binding = py::object (*)(PyObject* const*);
 // devices.
 bool run_on_device(Binding binding, PyObject* const* args, Py_ssize_t count, py::object* result);
 
-inline const Backend& backend_of(Device device) {
-  if (device == Device::cpu) [[likely]]
-    return cpu_backend;
-  if (!device_call) throw Refusal{"bad_device"};
-  return *device_call->backend;
-}
-
 // Runs an operation in the row of its operands' device, with the GIL released.
 template <class... P, class... A>
 Status run_operation(Device device, Status (*Backend::*operation)(P...), const A&... args) {
-  const auto function = backend_of(device).*operation;
+  if (device == Device::cpu) [[likely]] {
+    ReleaseGil gil;
+    return (cpu_backend.*operation)(args..., Queue{});
+  }
+  const DeviceCall& call = current_device_call();
+  const auto function = call.backend->*operation;
   if (!function) throw Refusal{"unserved"};
-  const Queue queue = device == Device::cpu ? Queue{} : device_call->queue;
   ReleaseGil gil;
-  return function(args..., queue);
+  return function(args..., call.queue);
 }
 
 // Scratch memory for one operation on a device, from the caller's framework; none where the row has no query.
@@ -76,7 +74,7 @@ class Scratch {
   Scratch(Device device, int64_t (*Backend::*query)(P...), const A&... args) {
     if (device == Device::cpu) [[likely]]
       return;
-    const auto function = backend_of(device).*query;
+    const auto function = current_device_call().backend->*query;
     if (function) lend(function(args...));
   }
 

@@ -169,17 +169,18 @@ inline const DeviceView* device_view(PyObject* object) {
 
 // `any`: integers are taken too. Every other entry refuses them here.
 inline TensorView array_view(PyObject* object, bool any = false) {
+  TensorView view;  // the one result of every path, so that none is copied
   if (Py_TYPE(object) != numpy_types.array) [[unlikely]] {
     if (const DeviceView* device = device_view(object)) {
       if (!any && !computes(device->view)) throw Refusal{"bad_dtype"};
-      return device->view;
+      view = device->view;
+      return view;
     }
     check_array_type(object);
   }
   const auto* array = py::detail::array_proxy(object);
   if (array->nd > kMaxDims) throw Refusal{"bad_rank"};
   if (!(array->flags & py::detail::npy_api::NPY_ARRAY_ALIGNED_)) throw Refusal{"bad_alignment"};
-  TensorView view;
   view.dtype = any ? any_dtype_of(array->descr) : dtype_of(array->descr);
   view.data = array->data ? array->data : reinterpret_cast<char*>(no_data);
   view.ndim = array->nd;

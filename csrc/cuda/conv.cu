@@ -14,6 +14,11 @@
 //
 // Registers: 16 accumulators, 8 operands, 8 loaded terms, coordinates: at most 128 (255 for double), so that 2 blocks
 // share a multiprocessor. Shared memory: 2 x 16 x 68 accumulators, and 64 pixels.
+//
+// Spills are of dgrad with a prologue and of its 16-bit forms, around the calls of functions of single elements.
+// gate: product_tiles registers 128 spills 16
+// gate: add_pieces registers 40 spills 0
+// gate: bias_sums registers 40 spills 0
 #include "cuda/conv.cuh"
 
 #include "cuda/launch.h"

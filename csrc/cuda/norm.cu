@@ -16,6 +16,17 @@
 // and once more for dw and db where those are sums over other sets than the mean is. Flops: some ten an element.
 // Registers: reduce holds a shift, two or three sums and offsets, apply 16 bytes of each operand and their wide
 // elements: at most 64, so that 4 blocks of 256 share a multiprocessor. Shared memory: 256 partial sums of 24 bytes.
+//
+// gate: reduce registers 64 spills 0
+// gate: finish_moments registers 64 spills 0
+// gate: given_moments registers 32 spills 0
+// gate: finish_slopes registers 64 spills 0
+// gate: apply registers 64 spills 0
+// gate: apply_gradient registers 64 spills 0
+// gate: clear registers 16 spills 0
+// gate: response registers 64 spills 0
+// gate: apply vectors
+// gate: apply_gradient vectors
 #include "cuda/activation.cuh"
 #include "cuda/index.h"
 #include "cuda/launch.h"

@@ -10,7 +10,18 @@
 // of the tap in its window, of one byte where that fits. So no sum depends on another, and no atomic is needed.
 //
 // Registers: kLength wide values and, for a maximum, as many taps (8 + 8 of the 16-bit types), three windows of three
-// words, offsets: at most 64 in the 32-bit forms, so that 4 blocks of 256 share a multiprocessor.
+// words, offsets: at most 64 in the 32-bit forms (80 in the others), so that 4 blocks of 256 share a multiprocessor.
+//
+// Spills are of the forms with 64-bit numbers and of double: around the calls that divide 64 bits.
+// gate: pool_windows registers 80 spills 40
+// gate: pool_large registers 64 spills 0
+// gate: pool_gather registers 64 spills 8
+// gate: unpool_claim registers 40 spills 0
+// gate: fill_owner registers 16 spills 0
+// gate: unpool_gather registers 40 spills 0
+// gate: take_indices registers 40 spills 0
+// gate: pool_windows vectors
+// gate: pool_gather vectors
 #include "cuda/index.h"
 #include "cuda/launch.h"
 #include "cuda/types.cuh"

@@ -70,13 +70,12 @@ int enter_device(int ordinal) {
   return before;
 }
 
-void* allocate(int64_t bytes, int ordinal, void* stream) {
+Status allocate(int64_t bytes, int ordinal, void* stream, void** memory) {
   const Current current(ordinal);
-  void* memory = nullptr;
-  if (!current) return nullptr;
+  *memory = nullptr;
+  if (!current) return Status::device_error;
   const auto size = static_cast<size_t>(bytes > 0 ? bytes : 1);  // an empty array needs an address too
-  if (status_of(cudaMallocAsync(&memory, size, static_cast<cudaStream_t>(stream))) != Status::ok) return nullptr;
-  return memory;
+  return status_of(cudaMallocAsync(memory, size, static_cast<cudaStream_t>(stream)));
 }
 
 Status release(void* memory, int ordinal, void* stream) {

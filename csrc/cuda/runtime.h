@@ -26,8 +26,8 @@ Status device_info(int ordinal, DeviceInfo* info);
 // Makes a device current and returns the one that was; -1 where there is no such device.
 int enter_device(int ordinal);
 
-// From the device's pool, in the order of the stream; null where there is no memory.
-void* allocate(int64_t bytes, int ordinal, void* stream);
+// From the device's pool, in the order of the stream.
+Status allocate(int64_t bytes, int ordinal, void* stream, void** memory);
 Status release(void* memory, int ordinal, void* stream);
 // Copies, and waits for the stream.
 Status copy_to_device(void* to, const void* from, int64_t bytes, int ordinal, void* stream);

@@ -63,8 +63,8 @@ PYBIND11_MODULE(FASTCONV_CUDA_MODULE, m, py::mod_gil_not_used()) {
   m.def(
       "allocate",
       [](int64_t bytes, int ordinal, uintptr_t stream) {
-        void* memory = cuda::allocate(bytes, ordinal, pointer(stream));
-        if (!memory) check(fastconv::Status::out_of_memory);
+        void* memory = nullptr;
+        check(cuda::allocate(bytes, ordinal, pointer(stream), &memory));
         return reinterpret_cast<uintptr_t>(memory);
       },
       py::arg("bytes"), py::arg("ordinal"), py::arg("stream"));

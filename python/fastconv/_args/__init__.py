@@ -776,40 +776,51 @@ def _check_linear_rows(name: str, shape: Shape) -> None:
 
 
 def _is_array(value: object) -> bool:
+    """Asked after the type: a call's price for each operand of a tiny layer."""
     return isinstance(value, np.ndarray) or _device.is_device_array(value)
 
 
 def linear_viewable(x: Array, weight: Array, axis: int, residual: Array | None, out: Array | None) -> bool:
     """Whether the operands have the shapes that `functional` turns into views of rows; `_core` checks the rest."""
-    if not _is_array(x) or not _is_array(weight) or x.ndim < 1 or weight.ndim != 2:
+    if (
+        (type(x) is not np.ndarray and not _is_array(x))
+        or (type(weight) is not np.ndarray and not _is_array(weight))
+        or x.ndim < 1
+        or weight.ndim != 2
+    ):
         return False
     shape = x.shape
     if shape[-1] != weight.shape[axis] or 0 in weight.shape:
         return False
     expected = (*shape[:-1], weight.shape[1 - axis])
-    return (residual is None or (_is_array(residual) and residual.shape == expected)) and (
-        out is None or (_is_array(out) and out.shape == expected)
-    )
+    return (
+        residual is None or ((type(residual) is np.ndarray or _is_array(residual)) and residual.shape == expected)
+    ) and (out is None or ((type(out) is np.ndarray or _is_array(out)) and out.shape == expected))
 
 
 def plain_rows(x: Any, residual: Any, out: Any) -> bool:
     """Whether the operands are rows of features already: `_core` takes them, and refuses them, as they are."""
     return (
-        _is_array(x)
+        (type(x) is np.ndarray or _is_array(x))
         and x.ndim == 2
         and len(x) > 0
-        and (residual is None or (_is_array(residual) and residual.ndim == 2))
-        and (out is None or (_is_array(out) and out.ndim == 2))
+        and (residual is None or ((type(residual) is np.ndarray or _is_array(residual)) and residual.ndim == 2))
+        and (out is None or ((type(out) is np.ndarray or _is_array(out)) and out.ndim == 2))
     )
 
 
 def linear_rows_match(dy: Array, x: Array, out: Array | None) -> bool:
     """As `linear_viewable`, for the gradients that sum over rows."""
-    if not _is_array(dy) or not _is_array(x) or dy.ndim < 1 or dy.shape[:-1] != x.shape[:-1]:
+    if (
+        (type(dy) is not np.ndarray and not _is_array(dy))
+        or (type(x) is not np.ndarray and not _is_array(x))
+        or dy.ndim < 1
+        or dy.shape[:-1] != x.shape[:-1]
+    ):
         return False
     if x.ndim != dy.ndim or dy.shape[-1] < 1 or x.shape[-1] < 1:
         return False
-    return out is None or (_is_array(out) and out.ndim == 2)
+    return out is None or ((type(out) is np.ndarray or _is_array(out)) and out.ndim == 2)
 
 
 def rows_of(a: Any, rows: int) -> Any:
