@@ -1,12 +1,17 @@
 """Fixtures that every test file shares."""
 
+import importlib.util
+import os
+import zlib
 from collections.abc import Iterator
+from types import ModuleType
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
 import fastconv
+from fastconv import cuda
 
 # The same examples in every run, so that a failure is a change of the code; `slow` tests draw fresh ones.
 settings.register_profile(
@@ -33,3 +38,30 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 def rng(request: pytest.FixtureRequest) -> np.random.Generator:
     """A generator seeded by the test's name: the same data in every run and in any order of the tests."""
     return np.random.default_rng(list(request.node.name.encode()))
+
+
+# The kernels on fibers of the host, and, where it was built, the module for GPUs.
+_MODULES = ["_cuda_host"]
+if importlib.util.find_spec("fastconv._cuda"):
+    _MODULES.append(pytest.param("_cuda", marks=pytest.mark.gpu))
+
+
+@pytest.fixture(params=_MODULES)
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """Runs the test on the kernels' host build, and on a GPU where there is one (pytest -m gpu runs that alone)."""
+    name = request.param
+    if name == "_cuda_host":
+        # The sanitized twin, where a process was started for it.
+        name = os.environ.get("FASTCONV_CUDA_HOST_MODULE", name)
+    monkeypatch.setenv("FASTCONV_CUDA_MODULE", name)
+    cuda._load.cache_clear()
+    cuda._check_capability.cache_clear()
+    module = cuda._load()
+    if isinstance(module, str) or not cuda.is_available():
+        pytest.skip("needs the module _cuda_host (FASTCONV_CUDA_HOST=ON)" if "host" in name else cuda._unavailable())
+    if "host" in name:
+        # Another order of blocks and threads in every test, the same in every run.
+        module.set_seed(zlib.crc32(request.node.name.encode()))
+    yield module
+    cuda._load.cache_clear()
+    cuda._check_capability.cache_clear()

@@ -86,12 +86,8 @@ py::object conv_forward(PyObject* const* args) {
                          {args[8], op.prologue.shift},
                          {args[9], op.prologue.gate}});
   op.y = y.view;
-  Status status;
-  {
-    ReleaseGil gil;
-    status = conv_run(desc, Pass::forward, op);
-  }
-  check(status);
+  const Scratch scratch(op.x.device, &Backend::conv_workspace, desc, Pass::forward, op);
+  check(run_operation(op.x.device, &Backend::conv_run, desc, Pass::forward, op));
   return std::move(y.array);
 }
 
@@ -102,18 +98,14 @@ py::object conv_backward_input(PyObject* const* args) {
   bool batched = false;
   op.y = leading_image(array_view(args[1]), desc, batched);
   op.w = array_view(args[2]);
-  TensorView shape = shape_view(args[3], op.y.dtype);
+  TensorView shape = shape_view(args[3], op.y.dtype, op.y.device);
   complete_image(shape, desc, batched);
   op.accumulate = read_flag(args[4]);
   if (op.accumulate && args[5] == Py_None) throw Refusal{"bad_output"};
   Result dx = make_image(args[5], desc, op.y, shape.shape, batched, {{args[1], op.y}, {args[2], op.w}});
   op.x = dx.view;
-  Status status;
-  {
-    ReleaseGil gil;
-    status = conv_run(desc, Pass::backward_input, op);
-  }
-  check(status);
+  const Scratch scratch(op.y.device, &Backend::conv_workspace, desc, Pass::backward_input, op);
+  check(run_operation(op.y.device, &Backend::conv_run, desc, Pass::backward_input, op));
   return std::move(dx.array);
 }
 
@@ -125,17 +117,13 @@ py::object conv_backward_weight(PyObject* const* args) {
   op.y = leading_image(array_view(args[1]), desc, batched);
   op.x = array_view(args[2]);
   complete_image(op.x, desc, batched);
-  const TensorView shape = shape_view(args[3], op.y.dtype);
+  const TensorView shape = shape_view(args[3], op.y.dtype, op.y.device);
   op.accumulate = read_flag(args[4]);
   if (op.accumulate && args[5] == Py_None) throw Refusal{"bad_output"};
   Result dw = make_output(args[5], shape, nullptr, {{args[1], op.y}, {args[2], op.x}});
   op.w = dw.view;
-  Status status;
-  {
-    ReleaseGil gil;
-    status = conv_run(desc, Pass::backward_weight, op);
-  }
-  check(status);
+  const Scratch scratch(op.y.device, &Backend::conv_workspace, desc, Pass::backward_weight, op);
+  check(run_operation(op.y.device, &Backend::conv_run, desc, Pass::backward_weight, op));
   return std::move(dw.array);
 }
 
@@ -148,15 +136,11 @@ py::object conv_backward_bias_entry(PyObject* const* args) {
   if (accumulate && args[3] == Py_None) throw Refusal{"bad_output"};
   TensorView expected;
   expected.dtype = dy.dtype;
+  expected.device = dy.device;
   expected.ndim = 1;
   expected.shape[0] = dy.shape[desc.channels_last ? dy.ndim - 1 : 1];
   Result db = make_output(args[3], expected, nullptr, {{args[1], dy}});
-  Status status;
-  {
-    ReleaseGil gil;
-    status = conv_backward_bias(desc, dy, db.view, accumulate);
-  }
-  check(status);
+  check(run_operation(dy.device, &Backend::conv_backward_bias, desc, dy, db.view, accumulate));
   return std::move(db.array);
 }
 

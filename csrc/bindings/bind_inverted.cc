@@ -31,6 +31,7 @@ InvertedOperands operands(PyObject* const* args, const ConvSpec& spec, bool& bat
 Result make_mean(const TensorView& like, int64_t channels, bool batched) {
   TensorView expected;
   expected.dtype = like.dtype;
+  expected.device = like.device;
   expected.ndim = batched ? 2 : 1;
   expected.shape[0] = batched ? like.shape[0] : channels;
   expected.shape[1] = channels;
@@ -69,12 +70,8 @@ py::object inverted_forward(PyObject* const* args) {
   Result mean;
   if (!op.project_weight.data) mean = make_mean(op.x, op.expand_weight.shape[0], batched);
   op.mean = mean.view;
-  Status status;
-  {
-    ReleaseGil gil;
-    status = inverted_run(spec.desc, op);
-  }
-  check(status);
+  const Scratch scratch(op.x.device, &Backend::inverted_workspace, spec.desc, op);
+  check(run_operation(op.x.device, &Backend::inverted_run, spec.desc, op));
   if (mean.array) return py::make_tuple(y.array, mean.array);
   return std::move(y.array);
 }

@@ -35,6 +35,7 @@ NormSpec make_spec(int32_t kind, bool channels_last, int64_t groups, int32_t tra
 TensorView like(const TensorView& x) {
   TensorView expected;
   expected.dtype = x.dtype;
+  expected.device = x.device;
   expected.ndim = x.ndim;
   for (int i = 0; i < x.ndim; ++i) expected.shape[i] = x.shape[i];
   return expected;
@@ -63,6 +64,7 @@ Result make_like(PyObject* out, const NormDesc& desc, const TensorView& x, std::
 TensorView channel_shape(const NormDesc& desc, const TensorView& x) {
   TensorView v;
   v.dtype = x.dtype;
+  v.device = x.device;
   if (desc.kind == NormKind::layer) {
     v.ndim = desc.trailing;
     if (v.ndim > x.ndim) throw Refusal{"bad_rank"};
@@ -100,21 +102,15 @@ py::object norm(PyObject* const* args) {
     for (int i : {5, 6}) {
       const TensorView& running = i == 5 ? op.running_mean : op.running_var;
       if (!running.data) continue;
-      if (!(py::detail::array_proxy(args[i])->flags & py::detail::npy_api::NPY_ARRAY_WRITEABLE_) ||
-          overlaps_itself(running))
-        throw Refusal{"bad_output"};
+      if (!is_writable(args[i]) || overlaps_itself(running)) throw Refusal{"bad_output"};
       for (const Read& read :
            {Read{args[1], op.x}, Read{args[2], op.weight}, Read{args[3], op.bias}, Read{args[4], op.residual},
             Read{args[11 - i], i == 5 ? op.running_var : op.running_mean}})
         check_no_overlap(args[i], running, read.array, read.view);
     }
   }
-  Status status;
-  {
-    ReleaseGil gil;
-    status = norm_run(desc, op);
-  }
-  check(status);
+  const Scratch scratch(op.x.device, &Backend::norm_workspace, desc, op);
+  check(run_operation(op.x.device, &Backend::norm_run, desc, op));
   if (!desc.training) return std::move(y.array);
   return py::make_tuple(std::move(y.array), std::move(mean.array), std::move(inv_std.array));
 }
@@ -138,12 +134,8 @@ py::object norm_backward_entry(PyObject* const* args) {
   const TensorView vector = channel_shape(desc, op.x);
   if (needs_weight) dw = make_output(Py_None, vector, nullptr, {}), op.dw = dw.view;
   if (needs_bias) db = make_output(Py_None, vector, nullptr, {}), op.db = db.view;
-  Status status;
-  {
-    ReleaseGil gil;
-    status = norm_backward(desc, op);
-  }
-  check(status);
+  const Scratch scratch(op.dy.device, &Backend::norm_backward_workspace, desc, op);
+  check(run_operation(op.dy.device, &Backend::norm_backward, desc, op));
   auto or_none = [](Result& r, bool there) { return there ? std::move(r.array) : py::object(py::none()); };
   return py::make_tuple(or_none(dx, needs_input), or_none(dw, needs_weight), or_none(db, needs_bias));
 }
@@ -160,12 +152,8 @@ py::object local_response_norm(PyObject* const* args) {
   axes.kind = NormKind::channels;
   axes.channels_last = desc.channels_last;
   Result result = make_like(args[7], axes, x, {{args[5], x}, {args[6], dy}});
-  Status status;
-  {
-    ReleaseGil gil;
-    status = dy.data ? response_backward(desc, dy, x, result.view) : response_run(desc, x, result.view);
-  }
-  check(status);
+  check(dy.data ? run_operation(x.device, &Backend::response_backward, desc, dy, x, result.view)
+                : run_operation(x.device, &Backend::response_run, desc, x, result.view));
   return std::move(result.array);
 }
 
@@ -208,12 +196,7 @@ py::object activation_forward(PyObject* const* args) {
   const Activation act = read_activation(py::reinterpret_borrow<py::tuple>(args[0]));
   const TensorView x = array_view(args[1]);
   Result y = make_alike(args[2], x, {{args[1], x}});
-  Status status;
-  {
-    ReleaseGil gil;
-    status = map_forward(act, x, y.view);
-  }
-  check(status);
+  check(run_operation(x.device, &Backend::map_forward, act, x, y.view));
   return std::move(y.array);
 }
 
@@ -222,12 +205,7 @@ py::object activation_backward(PyObject* const* args) {
   const Activation act = read_activation(py::reinterpret_borrow<py::tuple>(args[0]));
   const TensorView dy = array_view(args[1]), x = array_view(args[2]);
   Result dx = make_alike(args[3], dy, {{args[1], dy}, {args[2], x}});
-  Status status;
-  {
-    ReleaseGil gil;
-    status = map_backward(act, dy, x, dx.view);
-  }
-  check(status);
+  check(run_operation(dy.device, &Backend::map_backward, act, dy, x, dx.view));
   return std::move(dx.array);
 }
 
@@ -236,12 +214,7 @@ py::object add(PyObject* const* args) {
   const Activation act = read_activation(py::reinterpret_borrow<py::tuple>(args[0]));
   const TensorView x = array_view(args[1]), y = array_view(args[2]);
   Result sum = make_alike(args[3], x, {{args[1], x}, {args[2], y}});
-  Status status;
-  {
-    ReleaseGil gil;
-    status = map_add(act, x, y, sum.view);
-  }
-  check(status);
+  check(run_operation(x.device, &Backend::map_add, act, x, y, sum.view));
   return std::move(sum.array);
 }
 
@@ -258,12 +231,7 @@ py::object softmax(PyObject* const* args) {
   const int32_t axis = read_axis(args[1]);
   const bool logarithm = read_flag(args[2]);
   Result y = make_alike(args[3], x, {{args[0], x}});
-  Status status;
-  {
-    ReleaseGil gil;
-    status = softmax_run(axis, logarithm, x, y.view);
-  }
-  check(status);
+  check(run_operation(x.device, &Backend::softmax_run, axis, logarithm, x, y.view));
   return std::move(y.array);
 }
 
@@ -273,12 +241,7 @@ py::object softmax_backward_entry(PyObject* const* args) {
   const int32_t axis = read_axis(args[2]);
   const bool logarithm = read_flag(args[3]);
   Result dx = make_alike(args[4], dy, {{args[0], dy}, {args[1], y}});
-  Status status;
-  {
-    ReleaseGil gil;
-    status = softmax_backward(axis, logarithm, dy, y, dx.view);
-  }
-  check(status);
+  check(run_operation(dy.device, &Backend::softmax_backward, axis, logarithm, dy, y, dx.view));
   return std::move(dx.array);
 }
 

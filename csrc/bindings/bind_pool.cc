@@ -74,6 +74,7 @@ Result make_image(PyObject* out, const PoolDesc& desc, const TensorView& like, D
   const int ndim = desc.spatial + (batched ? 2 : 1);
   TensorView expected;
   expected.dtype = dtype;
+  expected.device = like.device;
   expected.ndim = ndim;
   for (int i = 0; i < ndim; ++i) expected.shape[i] = shape[batched ? i : i + 1];
   const int first = batched ? 1 : 0;  // the axes before the channels and the pixels
@@ -105,12 +106,7 @@ py::object pool_forward_entry(PyObject* const* args) {
   Result y = make_image(args[3], desc, x, x.dtype, shape, batched, {{args[1], x}});
   Result indices;
   if (with_indices) indices = make_image(Py_None, desc, x, DType::i64, shape, batched, {});
-  Status status;
-  {
-    ReleaseGil gil;
-    status = pool_forward(desc, x, y.view, indices.view);
-  }
-  check(status);
+  check(run_operation(x.device, &Backend::pool_forward, desc, x, y.view, indices.view));
   if (!with_indices) return std::move(y.array);
   return py::make_tuple(std::move(y.array), std::move(indices.array));
 }
@@ -120,19 +116,15 @@ py::object pool_backward_entry(PyObject* const* args) {
   const PoolDesc& desc = value_of<PoolSpec>(args[0], spec_type).desc;
   bool batched = false;
   const TensorView dy = leading_image(array_view(args[1]), desc, batched);
-  TensorView x = is_shape(args[2]) ? shape_view(args[2], dy.dtype) : array_view(args[2]);
+  TensorView x = is_shape(args[2]) ? shape_view(args[2], dy.dtype, dy.device) : array_view(args[2]);
   complete_image(x, desc, batched);
   const TensorView indices = index_view(args[3], desc, batched);
   const bool reads_x = desc.kind == PoolKind::lp || (desc.kind == PoolKind::max && !indices.data);
   if (reads_x && is_shape(args[2])) throw Refusal{"bad_type"};
   Result dx = make_image(args[4], desc, dy, dy.dtype, x.shape, batched,
                          {{args[1], dy}, {args[2], reads_x ? x : TensorView{}}, {args[3], indices}});
-  Status status;
-  {
-    ReleaseGil gil;
-    status = pool_backward(desc, dy, x, indices, dx.view);
-  }
-  check(status);
+  const Scratch scratch(dy.device, &Backend::pool_backward_workspace, desc, x, indices.data != nullptr);
+  check(run_operation(dy.device, &Backend::pool_backward, desc, dy, x, indices, dx.view));
   return std::move(dx.array);
 }
 
@@ -143,15 +135,11 @@ py::object unpool_forward_entry(PyObject* const* args) {
   const TensorView x = leading_image(array_view(args[1]), desc, batched);
   const TensorView indices = index_view(args[2], desc, batched);
   if (!indices.data) throw Refusal{"bad_type"};
-  TensorView shape = shape_view(args[3], x.dtype);
+  TensorView shape = shape_view(args[3], x.dtype, x.device);
   complete_image(shape, desc, batched);
   Result y = make_image(args[4], desc, x, x.dtype, shape.shape, batched, {{args[1], x}, {args[2], indices}});
-  Status status;
-  {
-    ReleaseGil gil;
-    status = unpool_forward(desc.spatial, desc.channels_last, x, indices, y.view);
-  }
-  check(status);
+  const Scratch scratch(x.device, &Backend::unpool_forward_workspace, y.view);
+  check(run_operation(x.device, &Backend::unpool_forward, desc.spatial, desc.channels_last, x, indices, y.view));
   return std::move(y.array);
 }
 
@@ -163,12 +151,7 @@ py::object unpool_backward_entry(PyObject* const* args) {
   const TensorView indices = index_view(args[2], desc, batched);
   if (!indices.data) throw Refusal{"bad_type"};
   Result dx = make_image(args[3], desc, dy, dy.dtype, indices.shape, batched, {{args[1], dy}, {args[2], indices}});
-  Status status;
-  {
-    ReleaseGil gil;
-    status = unpool_backward(desc.spatial, desc.channels_last, dy, indices, dx.view);
-  }
-  check(status);
+  check(run_operation(dy.device, &Backend::unpool_backward, desc.spatial, desc.channels_last, dy, indices, dx.view));
   return std::move(dx.array);
 }
 

@@ -46,12 +46,8 @@ py::object separable_forward(PyObject* const* args) {
                          {args[9], op.epilogue.shift},
                          {args[10], op.epilogue.residual}});
   op.y = y.view;
-  Status status;
-  {
-    ReleaseGil gil;
-    status = separable_run(spec.desc, op);
-  }
-  check(status);
+  const Scratch scratch(op.x.device, &Backend::separable_workspace, spec.desc, op);
+  check(run_operation(op.x.device, &Backend::separable_run, spec.desc, op));
   return std::move(y.array);
 }
 

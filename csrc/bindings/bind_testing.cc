@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "dispatch/kernel_table.h"
+#include "fastconv/backend.h"
 #include "fastconv/runtime.h"
 
 namespace fastconv::bindings {
@@ -1416,7 +1417,82 @@ void bind_integers(py::module_& m, DType dtype) {
 
 }  // namespace
 
+namespace fastconv::bindings {
+namespace {
+
+// What each of the CPU's operations answers to operands of this dtype and device, over one zeroed block of memory.
+std::vector<std::tuple<std::string, int>> cpu_statuses(int dtype, int device) {
+  static double memory[4096];
+  auto view = [&](std::initializer_list<int64_t> shape) {
+    TensorView v;
+    v.data = memory;
+    v.dtype = static_cast<DType>(dtype), v.device = static_cast<Device>(device);
+    int64_t stride = 1;
+    v.ndim = static_cast<int32_t>(shape.size());
+    std::copy(shape.begin(), shape.end(), v.shape);
+    for (int i = v.ndim - 1; i >= 0; --i) v.strides[i] = stride, stride *= v.shape[i];
+    return v;
+  };
+  const TensorView x = view({1, 2, 4, 4}), y = view({1, 2, 4, 4}), w = view({2, 2, 1, 1}), c = view({2});
+  const TensorView depthwise = view({2, 1, 1, 1});
+  std::vector<std::tuple<std::string, int>> all;
+  auto put = [&](const char* name, Status s) { all.emplace_back(name, static_cast<int>(s)); };
+  put("map_forward", map_forward({}, x, y));
+  put("map_add", map_add({}, x, x, y));
+  put("map_backward", map_backward({}, x, x, y));
+  put("softmax_run", softmax_run(1, false, x, y));
+  put("softmax_backward", softmax_backward(1, false, x, x, y));
+  PoolDesc pool;
+  pool.kind = PoolKind::average;
+  put("pool_forward", pool_forward(pool, x, y, {}));
+  put("pool_forward of max", pool_forward(PoolDesc{}, x, y, {}));
+  put("pool_backward", pool_backward(pool, x, x, {}, y));
+  TensorView indices = view({1, 2, 4, 4});
+  indices.dtype = DType::i64;
+  put("unpool_forward", unpool_forward(2, false, x, indices, y));
+  put("unpool_backward", unpool_backward(2, false, x, indices, y));
+  NormDesc norm;
+  norm.kind = NormKind::group;
+  NormOperands forward;
+  forward.x = x, forward.y = y;
+  put("norm_run", norm_run(norm, forward));
+  NormGradients backward;
+  backward.dy = backward.x = x, backward.dx = y;
+  put("norm_backward", norm_backward(norm, backward));
+  put("response_run", response_run({}, x, y));
+  put("response_backward", response_backward({}, x, x, y));
+  ConvOperands conv;
+  conv.x = x, conv.w = w, conv.y = y;
+  for (const Pass pass : {Pass::forward, Pass::backward_input, Pass::backward_weight}) {
+    put("conv_run", conv_run({}, pass, conv));
+    Decision decision;
+    put("conv_decide", conv_decide({}, pass, conv, &decision));
+  }
+  Status s = Status::ok;
+  conv_plan({}, conv, &s);
+  put("conv_plan", s);
+  put("conv_backward_bias", conv_backward_bias({}, y, c, false));
+  ConvDesc by_channel;
+  by_channel.groups = 2;
+  SeparableOperands separable;
+  separable.x = x, separable.y = y, separable.depthwise_weight = depthwise, separable.pointwise_weight = w;
+  put("separable_run", separable_run(by_channel, separable));
+  separable_plan(by_channel, separable, &s);
+  put("separable_plan", s);
+  InvertedOperands inverted;
+  inverted.x = x, inverted.y = y, inverted.expand_weight = w, inverted.depthwise_weight = depthwise;
+  inverted.project_weight = w;
+  put("inverted_run", inverted_run(by_channel, inverted));
+  inverted_plan(by_channel, inverted, &s);
+  put("inverted_plan", s);
+  return all;
+}
+
+}  // namespace
+}  // namespace fastconv::bindings
+
 PYBIND11_MODULE(_testing, m, py::mod_gil_not_used()) {
+  m.def("cpu_statuses", &fastconv::bindings::cpu_statuses);
   m.attr("ZERO_ROW") = kZeroRow;
   m.attr("UNUSED_ROW") = kUnusedRow;
   m.def("kernel_names", [] {

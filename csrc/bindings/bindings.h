@@ -10,5 +10,6 @@ void bind_separable(pybind11::module_& m);
 void bind_inverted(pybind11::module_& m);
 void bind_pool(pybind11::module_& m);
 void bind_norm(pybind11::module_& m);
+void bind_device(pybind11::module_& m);
 
 }  // namespace fastconv::bindings

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "casters.h"
+#include "fastconv/backend.h"
 #include "fastconv/conv.h"
 
 namespace fastconv::bindings {
@@ -34,6 +35,56 @@ PyObject* guarded(Body body) {
   return nullptr;
 }
 
+// --- devices ---------------------------------------------------------------------------------------------------
+
+// The call on a device that is under way on this thread: set around a binding whose operands are DeviceViews.
+struct DeviceCall {
+  const Backend* backend;
+  Queue queue;
+  PyObject* allocate;  // see new_device_array
+};
+// The call under way; refuses where there is none. Out of line, so that the CPU's calls look up no thread's variables.
+DeviceCall& current_device_call();
+
+using Binding = py::object (*)(PyObject* const*);
+
+// Where a binding refuses an operand's type: runs it again on the DeviceViews of its operands if the hook of the
+// package _device finds device arrays among them; false if it does not. So arrays in host memory pay nothing for
+// devices.
+bool run_on_device(Binding binding, PyObject* const* args, Py_ssize_t count, py::object* result);
+
+// Runs an operation in the row of its operands' device, with the GIL released.
+template <class... P, class... A>
+Status run_operation(Device device, Status (*Backend::*operation)(P...), const A&... args) {
+  if (device == Device::cpu) [[likely]] {
+    ReleaseGil gil;
+    return (cpu_backend.*operation)(args..., Queue{});
+  }
+  const DeviceCall& call = current_device_call();
+  const auto function = call.backend->*operation;
+  if (!function) throw Refusal{"unserved"};
+  ReleaseGil gil;
+  return function(args..., call.queue);
+}
+
+// Scratch memory for one operation on a device, from the caller's framework; none where the row has no query.
+class Scratch {
+ public:
+  template <class... P, class... A>
+  Scratch(Device device, int64_t (*Backend::*query)(P...), const A&... args) {
+    if (device == Device::cpu) [[likely]]
+      return;
+    const auto function = current_device_call().backend->*query;
+    if (function) lend(function(args...));
+  }
+
+ private:
+  void lend(int64_t bytes);
+  py::object memory_;
+};
+
+// --- functions -------------------------------------------------------------------------------------------------
+
 // A module function of exactly kCount positional arguments.
 template <py::object (*kFunction)(PyObject* const*), Py_ssize_t kCount>
 PyObject* entry(PyObject*, PyObject* const* args, Py_ssize_t count) {
@@ -41,7 +92,15 @@ PyObject* entry(PyObject*, PyObject* const* args, Py_ssize_t count) {
     PyErr_Format(PyExc_TypeError, "expected %zd positional arguments, got %zd", kCount, count);
     return nullptr;
   }
-  return guarded([&] { return kFunction(args).release().ptr(); });
+  return guarded([&] {
+    try {
+      return kFunction(args).release().ptr();
+    } catch (const Refusal& refusal) {
+      py::object result;
+      if (refusal.status != kNoArray || !run_on_device(kFunction, args, count, &result)) throw;
+      return result.release().ptr();
+    }
+  });
 }
 
 template <py::object (*kFunction)(PyObject* const*), Py_ssize_t kCount>
@@ -119,12 +178,14 @@ struct Read {
 
 inline Result user_output(PyObject* out, const TensorView& expected, std::initializer_list<Read> reads) {
   Result result;
-  result.view = array_view(out, expected.dtype != DType::f32 && expected.dtype != DType::f64);
+  result.view = array_view(out, !computes(expected));
   if (result.view.dtype != expected.dtype) throw Refusal{"bad_dtype"};
-  if (!(py::detail::array_proxy(out)->flags & py::detail::npy_api::NPY_ARRAY_WRITEABLE_)) throw Refusal{"bad_output"};
+  if (result.view.device != expected.device) throw Refusal{"bad_device"};
+  if (!is_writable(out)) throw Refusal{"bad_output"};
   if (!same_shape(result.view, expected) || overlaps_itself(result.view)) throw Refusal{"bad_output"};
   for (const Read& read : reads) check_no_overlap(out, result.view, read.array, read.view);
-  result.array = py::reinterpret_borrow<py::object>(out);
+  const DeviceView* device = device_view(out);
+  result.array = device ? device->owner : py::reinterpret_borrow<py::object>(out);
   return result;
 }
 

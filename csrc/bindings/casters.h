@@ -33,10 +33,12 @@ inline const char* status_name(Status status) {
     case Status::empty_output: return "empty_output";
     case Status::overflow: return "overflow";
     case Status::bad_index: return "bad_index";
+    case Status::bad_device: return "bad_device";
     case Status::bad_algorithm: return "bad_algorithm";
     case Status::unsupported: return "unsupported";
     case Status::out_of_memory: return "out_of_memory";
     case Status::cancelled: return "cancelled";
+    case Status::device_error: return "device_error";
   }
   return "unknown";
 }
@@ -88,19 +90,6 @@ inline void load_numpy_types() {
   numpy_types.f64 = api.PyArray_DescrFromType_(py::detail::npy_api::NPY_DOUBLE_);
 }
 
-inline int64_t item_size(DType dtype) {
-  switch (dtype) {
-    case DType::i8:
-    case DType::u8: return 1;
-    case DType::i16: return 2;
-    case DType::f32:
-    case DType::i32: return 4;
-    case DType::f64:
-    case DType::i64: break;
-  }
-  return 8;
-}
-
 // Stands for the data of operands that have a shape only, and of empty arrays: a null pointer means "absent".
 alignas(64) inline unsigned char no_data[64];
 
@@ -145,26 +134,53 @@ inline int type_number(DType dtype) {
     case DType::u8: return npy::NPY_UBYTE_;
     case DType::i16: return npy::NPY_SHORT_;
     case DType::i32: return npy::NPY_INT_;
+    // NumPy has no bfloat16: both stand for two bytes, in views whose elements are never looked at.
+    case DType::f16:
+    case DType::bf16: return npy::NPY_USHORT_;
     case DType::i64: break;
   }
   return sizeof(long) == 8 ? npy::NPY_LONG_ : npy::NPY_LONGLONG_;
 }
 
+// The status of an operand that is no NumPy array: known by its address, since a device array may be behind it.
+inline constexpr char kNoArray[] = "bad_type";
+
 inline void check_array_type(PyObject* object) {
   if (Py_TYPE(object) == numpy_types.array) [[likely]]
     return;
-  if (!PyObject_TypeCheck(object, numpy_types.array)) throw Refusal{"bad_type"};
+  if (!PyObject_TypeCheck(object, numpy_types.array)) throw Refusal{kNoArray};
   // numpy.memmap and other subclasses are plain memory; a masked array is not, its mask would be lost.
   if (PyObject_HasAttrString(object, "mask")) throw Refusal{"bad_type"};
 }
 
+// An array in a device's memory, as the package _device describes it; `owner` keeps that memory.
+struct DeviceView {
+  TensorView view;
+  int ordinal = 0;
+  bool writable = false;
+  py::object owner;
+};
+inline PyTypeObject* device_view_type = nullptr;
+
+inline const DeviceView* device_view(PyObject* object) {
+  if (Py_TYPE(object) != device_view_type) return nullptr;
+  return static_cast<const DeviceView*>(reinterpret_cast<py::detail::instance*>(object)->simple_value_holder[0]);
+}
+
 // `any`: integers are taken too. Every other entry refuses them here.
 inline TensorView array_view(PyObject* object, bool any = false) {
-  check_array_type(object);
+  TensorView view;  // the one result of every path, so that none is copied
+  if (Py_TYPE(object) != numpy_types.array) [[unlikely]] {
+    if (const DeviceView* device = device_view(object)) {
+      if (!any && !computes(device->view)) throw Refusal{"bad_dtype"};
+      view = device->view;
+      return view;
+    }
+    check_array_type(object);
+  }
   const auto* array = py::detail::array_proxy(object);
   if (array->nd > kMaxDims) throw Refusal{"bad_rank"};
   if (!(array->flags & py::detail::npy_api::NPY_ARRAY_ALIGNED_)) throw Refusal{"bad_alignment"};
-  TensorView view;
   view.dtype = any ? any_dtype_of(array->descr) : dtype_of(array->descr);
   view.data = array->data ? array->data : reinterpret_cast<char*>(no_data);
   view.ndim = array->nd;
@@ -208,13 +224,14 @@ inline int64_t pack_strides(TensorView& view, const int* order) {
 }
 
 // An operand that is only a shape: a tuple or list of integers, packed in the order of its axes.
-inline TensorView shape_view(PyObject* object, DType dtype) {
+inline TensorView shape_view(PyObject* object, DType dtype, Device device = Device::cpu) {
   if (!PyTuple_Check(object) && !PyList_Check(object)) throw Refusal{"bad_shape"};
   const Py_ssize_t n = PySequence_Fast_GET_SIZE(object);
   if (n > kMaxDims) throw Refusal{"bad_rank"};
   TensorView view;
   view.data = no_data;
   view.dtype = dtype;
+  view.device = device;
   view.ndim = static_cast<int32_t>(n);
   for (Py_ssize_t i = 0; i < n; ++i) {
     PyObject* entry = PySequence_Fast_GET_ITEM(object, i);
@@ -237,9 +254,14 @@ inline py::tuple shape_tuple(const int64_t* shape, int ndim) {
   return result;
 }
 
+// As new_array, from the allocator of the device call that is under way (bind_device.cc).
+py::object new_device_array(TensorView& view, int64_t bytes);
+
 // An array for the user over a block of the output cache, which goes back when the last reference to it dies.
 // `view` holds dtype, shape and strides; its data is set here.
 inline py::object new_array(TensorView& view, int64_t bytes) {
+  if (view.device != Device::cpu) [[unlikely]]
+    return new_device_array(view, bytes);
   // An empty array needs an address too.
   const auto size = static_cast<size_t>(bytes > 0 ? bytes : 1);
   void* block = output_allocate(size);
@@ -296,6 +318,12 @@ inline Extent extent(const TensorView& view) {
   return {origin + static_cast<uintptr_t>(low * size), origin + static_cast<uintptr_t>((high + 1) * size)};
 }
 
+// Whether the array of a view may be written to.
+inline bool is_writable(PyObject* object) {
+  if (const DeviceView* device = device_view(object)) return device->writable;
+  return (py::detail::array_proxy(object)->flags & py::detail::npy_api::NPY_ARRAY_WRITEABLE_) != 0;
+}
+
 // Whether two elements of a view may share memory: exact for every layout that slicing and transposing produce.
 inline bool overlaps_itself(const TensorView& view) {
   int64_t shape[kMaxDims], strides[kMaxDims];
@@ -320,6 +348,21 @@ inline bool overlaps_itself(const TensorView& view) {
   return false;
 }
 
+// A NumPy array over the addresses of a view, to compare addresses by: nobody reads or writes its elements.
+inline py::object shadow_of(const TensorView& view) {
+  Py_intptr_t shape[kMaxDims], strides[kMaxDims];
+  for (int i = 0; i < view.ndim; ++i) {
+    shape[i] = view.shape[i];
+    strides[i] = view.strides[i] * item_size(view.dtype);
+  }
+  const auto& api = py::detail::npy_api::get();
+  auto array = py::reinterpret_steal<py::object>(
+      api.PyArray_NewFromDescr_(numpy_types.array, api.PyArray_DescrFromType_(type_number(view.dtype)), view.ndim,
+                                shape, strides, view.data, 0, nullptr));
+  if (!array) throw py::error_already_set();
+  return array;
+}
+
 // Refuses an `out` that shares memory with an operand that is read.
 inline void check_no_overlap(PyObject* out, const TensorView& out_view, PyObject* operand,
                              const TensorView& operand_view) {
@@ -329,11 +372,10 @@ inline void check_no_overlap(PyObject* out, const TensorView& out_view, PyObject
   // Interleaved arrays (two halves of the channels of one buffer) need the exact answer; where it takes NumPy too
   // long it counts as an overlap.
   try {
-    if (!py::module_::import("numpy")
-             .attr("shares_memory")(py::handle(out), py::handle(operand), 100000)
-             .cast<bool>()) {
-      return;
-    }
+    const bool host = out_view.device == Device::cpu;
+    const py::object target = host ? py::reinterpret_borrow<py::object>(out) : shadow_of(out_view);
+    const py::object read = host ? py::reinterpret_borrow<py::object>(operand) : shadow_of(operand_view);
+    if (!py::module_::import("numpy").attr("shares_memory")(target, read, 100000).cast<bool>()) { return; }
   } catch (py::error_already_set& error) {
     if (!error.matches(py::module_::import("numpy.exceptions").attr("TooHardError"))) throw;
   }

@@ -37,6 +37,7 @@ inline Result make_image(PyObject* out, const ConvDesc& desc, const TensorView& 
   const int ndim = desc.spatial + (batched ? 2 : 1);
   TensorView expected;
   expected.dtype = like.dtype;
+  expected.device = like.device;
   expected.ndim = ndim;
   for (int i = 0; i < ndim; ++i) expected.shape[i] = shape[batched ? i : i + 1];
   const int first = batched ? 1 : 0;  // the axes before the channels and the pixels

@@ -9,4 +9,5 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   fastconv::bindings::bind_inverted(m);
   fastconv::bindings::bind_pool(m);
   fastconv::bindings::bind_norm(m);
+  fastconv::bindings::bind_device(m);
 }

@@ -9,6 +9,7 @@
 
 #include "ops/dense.h"
 #include "ops/depthwise.h"
+#include "ops/device.h"
 #include "ops/layer.h"
 #include "ops/memory.h"
 #include "ops/parallel.h"
@@ -213,31 +214,6 @@ Status fold_frame(const Layer& l, Algorithm algorithm, const Machine& m, const K
     }
     return Status::ok;
   });
-}
-
-// The layer's operands for a gradient: x and y are both given, as data or as the output.
-Status check_backward(const ConvDesc& desc, const ConvOperands& o, Pass pass, Layer* l) {
-  Geometry& g = l->geometry;
-  l->algorithm = desc.algorithm;
-  Status s = make_geometry(desc, o.x, o.w, &g);
-  if (s != Status::ok) return s;
-  l->channels_last = output_is_channels_last(desc, o.y);
-  // x is the side with C channels of a plain convolution and the side with K of a transposed one.
-  const bool x_in = !desc.transposed;
-  const Status sx = lift(desc, g, x_in, o.x, &l->x), sy = lift(desc, g, !x_in, o.y, &l->y),
-               sw = lift_weight(desc, g, o.w, &l->w);
-  if (sy != Status::ok) return sy;
-  if (sx != Status::ok) return pass == Pass::backward_input ? Status::bad_output : sx;
-  if (sw != Status::ok) return pass == Pass::backward_weight ? Status::bad_output : sw;
-  if (pass == Pass::backward_weight) {
-    // The gradient is written as one run of memory.
-    int64_t expect = 1;
-    for (int i = o.w.ndim - 1; i >= 0; --i) {
-      if (o.w.shape[i] != 1 && o.w.strides[i] != expect) return Status::bad_output;
-      expect *= o.w.shape[i];
-    }
-  }
-  return Status::ok;
 }
 
 template <class T>
@@ -457,7 +433,15 @@ Decision summarise_weight_gradient(const DenseJob& job, const Machine& m, const 
 
 using namespace ops;
 
+namespace {
+
+Status on_host(const ConvOperands& o) { return check_operands_device(Device::cpu, o); }
+
+}  // namespace
+
 Status conv_run(const ConvDesc& desc, Pass pass, const ConvOperands& o) {
+  const Status s = on_host(o);
+  if (s != Status::ok) return s;
   if (o.x.dtype != DType::f32 && o.x.dtype != DType::f64) return Status::bad_dtype;
   const bool single = o.x.dtype == DType::f32;
   switch (pass) {
@@ -469,9 +453,8 @@ Status conv_run(const ConvDesc& desc, Pass pass, const ConvOperands& o) {
 }
 
 Status conv_backward_bias(const ConvDesc& desc, const TensorView& dy, const TensorView& db, bool accumulate) {
-  if (dy.ndim != desc.spatial + 2 || db.ndim != 1) return Status::bad_rank;
-  if (dy.dtype != db.dtype) return Status::bad_dtype;
-  if (db.shape[0] != dy.shape[desc.channels_last ? desc.spatial + 1 : 1]) return Status::bad_output;
+  const Status s = check_backward_bias(Device::cpu, desc, dy, db);
+  if (s != Status::ok) return s;
   return dy.dtype == DType::f32 ? backward_bias<float>(desc, dy, db, accumulate)
                                 : backward_bias<double>(desc, dy, db, accumulate);
 }
@@ -670,16 +653,20 @@ Status decide(const ConvDesc& desc, Pass pass, const ConvOperands& o, Decision* 
 }  // namespace
 
 Status conv_decide(const ConvDesc& desc, Pass pass, const ConvOperands& o, Decision* out) {
+  const Status s = on_host(o);
+  if (s != Status::ok) return s;
   return o.x.dtype == DType::f32 ? decide<float>(desc, pass, o, out) : decide<double>(desc, pass, o, out);
 }
 
 std::shared_ptr<const ConvPlan> conv_plan(const ConvDesc& desc, const ConvOperands& o, Status* status) {
+  if ((*status = on_host(o)) != Status::ok) return nullptr;
   return o.x.dtype == DType::f32 ? make_plan<float>(desc, o, status) : make_plan<double>(desc, o, status);
 }
 
 Status conv_plan_run(const ConvPlan& plan, const TensorView& x, const TensorView& y, const TensorView& residual,
                      const TensorView& gate) {
-  return plan.run(x, y, residual, gate);
+  const Status s = check_device(Device::cpu, {&x, &y, &residual, &gate});
+  return s == Status::ok ? plan.run(x, y, residual, gate) : s;
 }
 
 const Decision& conv_plan_decision(const ConvPlan& plan) { return plan.decision; }

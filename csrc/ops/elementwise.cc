@@ -1,5 +1,5 @@
 // Elementwise functions and softmax: canonicalise to runs of memory -> split over threads -> call the kernel table.
-#include "fastconv/elementwise.h"
+#include "ops/elementwise.h"
 
 #include <algorithm>
 #include <cmath>
@@ -16,26 +16,6 @@ namespace {
 // Elements of a task, and nanoseconds an element takes on one core, about.
 constexpr int64_t kRun = 1 << 16;
 constexpr double kElement = 0.4;
-
-Status check_operands(const TensorView& x, std::initializer_list<const TensorView*> others, const TensorView& y) {
-  if (x.dtype != DType::f32 && x.dtype != DType::f64) return Status::bad_dtype;
-  int64_t elements = 1;
-  for (int i = 0; i < x.ndim; ++i)
-    if (__builtin_mul_overflow(elements, std::max<int64_t>(1, x.shape[i]), &elements)) return Status::overflow;
-  auto alike = [&x](const TensorView& v) { return v.ndim == x.ndim && std::equal(x.shape, x.shape + x.ndim, v.shape); };
-  for (const TensorView* v : others) {
-    if (v->dtype != x.dtype) return Status::bad_dtype;
-    if (!alike(*v)) return Status::bad_shape;
-  }
-  if (y.dtype != x.dtype) return Status::bad_dtype;
-  return alike(y) ? Status::ok : Status::bad_output;
-}
-
-int64_t elements_of(const TensorView& x) {
-  int64_t n = 1;
-  for (int i = 0; i < x.ndim; ++i) n *= x.shape[i];
-  return n;
-}
 
 bool lie_alike(const TensorView& a, const TensorView& b) {
   for (int i = 0; i < a.ndim; ++i)
@@ -83,7 +63,7 @@ Status map(MapOp op, const Activation& act, const TensorView& x, const TensorVie
 }
 
 Status run_map(MapOp op, const Activation& act, const TensorView& x, const TensorView& z, const TensorView& y) {
-  const Status s = z.data ? check_operands(x, {&z}, y) : check_operands(x, {}, y);
+  const Status s = z.data ? check_operands(Device::cpu, x, {&z}, y) : check_operands(Device::cpu, x, {}, y);
   if (s != Status::ok || elements_of(x) == 0) return s;
   int axes[kMaxDims], count;
   if (!dense_axes(x, axes, &count) || !lie_alike(x, y) || (z.data && !lie_alike(x, z))) return Status::unsupported;
@@ -188,12 +168,6 @@ Status gradient(const Along& a, bool logarithm, const TensorView& dy, const Tens
   });
 }
 
-Status axis_of(const TensorView& x, int32_t* axis) {
-  if (*axis < -x.ndim || *axis >= x.ndim) return Status::bad_rank;
-  if (*axis < 0) *axis += x.ndim;
-  return Status::ok;
-}
-
 }  // namespace
 }  // namespace ops
 
@@ -212,7 +186,7 @@ Status map_backward(const Activation& act, const TensorView& dy, const TensorVie
 }
 
 Status softmax_run(int32_t axis, bool logarithm, const TensorView& x, const TensorView& y) {
-  Status s = check_operands(x, {}, y);
+  Status s = check_operands(Device::cpu, x, {}, y);
   if (s != Status::ok || (s = axis_of(x, &axis)) != Status::ok || elements_of(x) == 0) return s;
   Along a;
   if (!along(x, axis, &a) || !lie_alike(x, y)) return Status::unsupported;
@@ -220,7 +194,7 @@ Status softmax_run(int32_t axis, bool logarithm, const TensorView& x, const Tens
 }
 
 Status softmax_backward(int32_t axis, bool logarithm, const TensorView& dy, const TensorView& y, const TensorView& dx) {
-  Status s = check_operands(dy, {&y}, dx);
+  Status s = check_operands(Device::cpu, dy, {&y}, dx);
   if (s != Status::ok || (s = axis_of(dy, &axis)) != Status::ok || elements_of(dy) == 0) return s;
   Along a;
   if (!along(dy, axis, &a) || !lie_alike(dy, dx) || !lie_alike(dy, y)) return Status::unsupported;

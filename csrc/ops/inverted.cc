@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "ops/depthwise.h"
+#include "ops/device.h"
 #include "ops/layer.h"
 #include "ops/slab.h"
 
@@ -15,11 +16,11 @@ namespace {
 
 // A tensor between two stages. Its channels are innermost in memory, whatever the order of x: x and y have a few times
 // fewer elements, and every stage is fastest so.
-TensorView stand_in(const ConvDesc& desc, DType dtype, const int64_t* shape) {
+TensorView stand_in(const ConvDesc& desc, const TensorView& x, const int64_t* shape) {
   static char nowhere;
   TensorView t;
   t.data = &nowhere;
-  t.dtype = dtype;
+  t.dtype = x.dtype, t.device = x.device;
   t.ndim = desc.spatial + 2;
   std::copy_n(shape, t.ndim, t.shape);
   const int channels = desc.channels_last ? t.ndim - 1 : 1;
@@ -92,13 +93,13 @@ struct Inverted {
     Status s = check_forward(point, e, &expand);
     if (s != Status::ok) return s;
     if ((s = conv_output_shape(point, o.x, o.expand_weight, shape)) != Status::ok) return s;
-    f.x = stand_in(d, o.x.dtype, shape), f.w = o.depthwise_weight, f.epilogue = o.inner;
+    f.x = stand_in(d, o.x, shape), f.w = o.depthwise_weight, f.epilogue = o.inner;
     if ((s = check_forward(d, f, &filter)) != Status::ok) return s;
     const Geometry& g = filter.geometry;
     if (g.C != 1 || g.K != 1) return Status::bad_shape;
     if (!absent(o.expand.residual) || !absent(o.inner.residual)) return Status::unsupported;
     if ((s = conv_output_shape(d, f.x, f.w, shape)) != Status::ok) return s;
-    p.x = stand_in(d, o.x.dtype, shape), p.w = o.project_weight, p.y = o.y, p.epilogue = o.epilogue;
+    p.x = stand_in(d, o.x, shape), p.w = o.project_weight, p.y = o.y, p.epilogue = o.epilogue;
     if (projects && (s = check_forward(point, p, &product)) != Status::ok) return s;
     if (!projects && !absent(o.y) && lift(d, g, false, o.y, &filter.y) != Status::ok) return Status::bad_output;
     if (absent(o.y)) {
@@ -410,12 +411,23 @@ Status inverted_output_shape(const ConvDesc& desc, const TensorView& x, const Te
   const ConvDesc point = pointwise_desc(desc);
   Status s = conv_output_shape(point, x, expand_weight, shape);
   if (s != Status::ok) return s;
-  s = conv_output_shape(desc, stand_in(desc, x.dtype, shape), depthwise_weight, shape);
+  s = conv_output_shape(desc, stand_in(desc, x, shape), depthwise_weight, shape);
   if (s != Status::ok || absent(project_weight)) return s;
-  return conv_output_shape(point, stand_in(desc, x.dtype, shape), project_weight, shape);
+  return conv_output_shape(point, stand_in(desc, x, shape), project_weight, shape);
 }
 
+namespace {
+
+Status on_host(const InvertedOperands& o) {
+  return check_device(Device::cpu, {&o.x, &o.expand_weight, &o.depthwise_weight, &o.project_weight, &o.y, &o.mean,
+                                    &o.epilogue.residual});
+}
+
+}  // namespace
+
 Status inverted_run(const ConvDesc& desc, const InvertedOperands& o) {
+  const Status s = on_host(o);
+  if (s != Status::ok) return s;
   if (o.x.dtype != DType::f32 && o.x.dtype != DType::f64) return Status::bad_dtype;
   return o.x.dtype == DType::f32 ? run_inverted<float>(desc, o) : run_inverted<double>(desc, o);
 }
@@ -471,11 +483,13 @@ std::shared_ptr<const InvertedPlan> make_plan(const ConvDesc& desc, const Invert
 }  // namespace
 
 std::shared_ptr<const InvertedPlan> inverted_plan(const ConvDesc& desc, const InvertedOperands& o, Status* status) {
+  if ((*status = on_host(o)) != Status::ok) return nullptr;
   return o.x.dtype == DType::f32 ? make_plan<float>(desc, o, status) : make_plan<double>(desc, o, status);
 }
 Status inverted_plan_run(const InvertedPlan& plan, const TensorView& x, const TensorView& y, const TensorView& residual,
                          const TensorView& mean) {
-  return plan.run(x, y, residual, mean);
+  const Status s = check_device(Device::cpu, {&x, &y, &residual, &mean});
+  return s == Status::ok ? plan.run(x, y, residual, mean) : s;
 }
 InvertedDecision inverted_plan_decision(const InvertedPlan& plan) { return plan.decision; }
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "fastconv/conv.h"
+#include "ops/conv_checks.h"
 #include "ops/dense.h"
 #include "ops/memory.h"
 #include "ops/parallel.h"
@@ -42,14 +43,6 @@ inline ConvDesc pointwise_desc(const ConvDesc& desc) {
   d.spatial = desc.spatial;
   d.channels_last = desc.channels_last;
   return d;
-}
-
-inline bool absent(const TensorView& t) { return t.data == nullptr; }
-
-inline Status check_vector(const TensorView& v, DType dtype, int64_t n) {
-  if (absent(v)) return Status::ok;
-  if (v.dtype != dtype) return Status::bad_dtype;
-  return v.ndim == 1 && v.shape[0] == n ? Status::ok : Status::bad_shape;
 }
 
 template <class T>
@@ -102,42 +95,6 @@ InputMap<T> join_prologue(const Prologue& p, int64_t n, T* buffer) {
 
 inline bool has_prologue(const Prologue& p) {
   return !absent(p.scale) || !absent(p.shift) || !absent(p.gate) || p.act.kind != ActivationKind::none;
-}
-
-struct Layer {
-  bool channels_last;  // memory order: that of the tensor the pass reads
-  Geometry geometry;
-  Algorithm algorithm;
-  Strides x, y, r;
-  WeightStrides w;
-  int64_t in_channels, out_channels;
-};
-
-// Everything about a forward call that can be refused. y may be absent (for a decision or a plan).
-inline Status check_forward(const ConvDesc& desc, const ConvOperands& o, Layer* layer) {
-  Geometry& g = layer->geometry;
-  Status s = make_geometry(desc, o.x, o.w, &g);
-  layer->algorithm = desc.algorithm;
-  if (s != Status::ok) return s;
-  layer->channels_last = output_is_channels_last(desc, o.x);
-  layer->in_channels = g.G * (desc.transposed ? g.K : g.C);
-  layer->out_channels = g.G * (desc.transposed ? g.C : g.K);
-  if ((s = lift(desc, g, !desc.transposed, o.x, &layer->x)) != Status::ok) return s;
-  if ((s = lift_weight(desc, g, o.w, &layer->w)) != Status::ok) return s;
-  if (!absent(o.y) && lift(desc, g, desc.transposed, o.y, &layer->y) != Status::ok) return Status::bad_output;
-  if (!absent(o.epilogue.residual) &&
-      (s = lift(desc, g, desc.transposed, o.epilogue.residual, &layer->r)) != Status::ok)
-    return s;
-  for (const TensorView* v : {&o.epilogue.bias, &o.epilogue.scale, &o.epilogue.shift})
-    if ((s = check_vector(*v, g.dtype, layer->out_channels)) != Status::ok) return s;
-  for (const TensorView* v : {&o.prologue.scale, &o.prologue.shift})
-    if ((s = check_vector(*v, g.dtype, layer->in_channels)) != Status::ok) return s;
-  const TensorView& gate = o.prologue.gate;
-  if (!absent(gate)) {
-    if (gate.dtype != g.dtype) return Status::bad_dtype;
-    if (gate.ndim != 2 || gate.shape[0] != g.N || gate.shape[1] != layer->in_channels) return Status::bad_shape;
-  }
-  return Status::ok;
 }
 
 // Strides of an output that does not exist yet: contiguous in the order that the caller is going to allocate.

@@ -5,12 +5,9 @@
 
 #include "fastconv/pool.h"
 #include "ops/shape.h"
+#include "ops/window.h"
 
 namespace fastconv::ops {
-
-// The elements of an axis that a window covers: first, first + dilation, ...; the first of them is tap `tap`.
-struct Window { int64_t first, count, tap; };
-struct Range { int64_t begin, end; };
 
 // A sum that carries what its roundings lose (Neumaier), for windows of any size.
 struct Sum {
@@ -22,17 +19,6 @@ struct Sum {
   }
   // An infinity leaves a NaN among the losses.
   double value() const { return std::isfinite(lost) ? total + lost : total; }
-};
-
-struct Axis {
-  int64_t in = 1, out = 1, kernel = 1, stride = 1, dilation = 1, pad = 0, pad_after = 0;
-  bool adaptive = false;  // kernel: an upper bound
-
-  Window window(int64_t o) const;
-  // The windows that reach into [i0, i1), and maybe some between them that do not.
-  Range touching(int64_t i0, int64_t i1) const;
-  // The length of window o with its padding, as far as the padding goes.
-  int64_t pool_size(int64_t o) const;
 };
 
 struct Pool {
@@ -50,6 +36,38 @@ struct Pool {
   // What the sum of a window is divided by.
   int64_t divisor_of(int64_t od, int64_t oh, int64_t ow) const;
 };
+
+// Checks the layer and lifts it.
+Status make_pool(const PoolDesc& desc, const TensorView& x, Pool* pool);
+// Checks that `view` has the images of the `out` (else the `in`) side and lifts its strides.
+Status lift_side(const PoolDesc& desc, const Pool& p, bool out, const TensorView& view, Strides* strides);
+
+// All that can be refused of a call on a device's arrays, but for the values of indices.
+Status check_pool_forward(Device device, const PoolDesc& desc, const TensorView& x, const TensorView& y,
+                          const TensorView& indices, Pool* p, Strides* xs, Strides* ys, Strides* is);
+Status check_pool_backward(Device device, const PoolDesc& desc, const TensorView& dy, const TensorView& x,
+                           const TensorView& indices, const TensorView& dx, Pool* p, Strides* ys, Strides* xs,
+                           Strides* is, Strides* ds);
+
+// Where the channels are, and the first of the spatial axes, in a batched tensor.
+struct Axes { int channel, first; };
+inline Axes axes_of(int32_t spatial, bool channels_last) { return channels_last ? Axes{spatial + 1, 1} : Axes{1, 2}; }
+
+// A side of an operation that goes by flat positions: images of size[0] x size[1] x size[2].
+struct Side {
+  int64_t size[3];
+  Strides s;
+  int64_t pixels() const { return size[0] * size[1] * size[2]; }
+  int64_t offset(int64_t position) const {
+    const int64_t row = position / size[2];
+    return row / size[1] * s.s[0] + row % size[1] * s.s[1] + position % size[2] * s.s[2];
+  }
+};
+
+// The two sides of an unpooling: small (x, indices) and large.
+Status unpool_sides(Device device, int32_t spatial, bool channels_last, const TensorView& small,
+                    const TensorView& indices, const TensorView& large, int64_t* N, int64_t* C, Side* s, Side* indexed,
+                    Side* l);
 
 // The vector paths (pool_fast.cc); `served` says whether the call had one. What it refuses goes to the plain loops.
 template <class T>

@@ -2,6 +2,7 @@
 #include "fastconv/separable.h"
 
 #include "ops/depthwise.h"
+#include "ops/device.h"
 #include "ops/layer.h"
 
 namespace fastconv {
@@ -12,7 +13,7 @@ TensorView intermediate(const ConvDesc& desc, const TensorView& x, const int64_t
   static char nowhere;
   TensorView u;
   u.data = &nowhere;
-  u.dtype = x.dtype;
+  u.dtype = x.dtype, u.device = x.device;
   u.ndim = desc.spatial + 2;
   std::copy_n(shape, u.ndim, u.shape);
   // Dense, in the memory order of x.
@@ -158,7 +159,17 @@ Status separable_output_shape(const ConvDesc& desc, const TensorView& x, const T
   return conv_output_shape(pointwise_desc(desc), intermediate(desc, x, middle), pointwise_weight, shape);
 }
 
+namespace {
+
+Status on_host(const SeparableOperands& o) {
+  return check_device(Device::cpu, {&o.x, &o.depthwise_weight, &o.pointwise_weight, &o.y, &o.epilogue.residual});
+}
+
+}  // namespace
+
 Status separable_run(const ConvDesc& desc, const SeparableOperands& o) {
+  const Status s = on_host(o);
+  if (s != Status::ok) return s;
   if (o.x.dtype != DType::f32 && o.x.dtype != DType::f64) return Status::bad_dtype;
   return o.x.dtype == DType::f32 ? run_separable<float>(desc, o) : run_separable<double>(desc, o);
 }
@@ -252,11 +263,13 @@ std::shared_ptr<const SeparablePlan> make_plan(const ConvDesc& desc, const Separ
 }  // namespace
 
 std::shared_ptr<const SeparablePlan> separable_plan(const ConvDesc& desc, const SeparableOperands& o, Status* status) {
+  if ((*status = on_host(o)) != Status::ok) return nullptr;
   return o.x.dtype == DType::f32 ? make_plan<float>(desc, o, status) : make_plan<double>(desc, o, status);
 }
 Status separable_plan_run(const SeparablePlan& plan, const TensorView& x, const TensorView& y,
                           const TensorView& residual) {
-  return plan.run(x, y, residual);
+  const Status s = check_device(Device::cpu, {&x, &y, &residual});
+  return s == Status::ok ? plan.run(x, y, residual) : s;
 }
 int64_t separable_plan_bytes(const SeparablePlan& plan) { return plan.bytes; }
 int64_t separable_plan_workspace(const SeparablePlan& plan) { return plan.workspace; }

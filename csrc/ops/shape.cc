@@ -71,7 +71,8 @@ bool padding_fits(PaddingMode mode, int64_t pad, int64_t n) {
 Status make_geometry(const ConvDesc& desc, const TensorView& x, const TensorView& w, Geometry* out) {
   const int d = desc.spatial;
   if (d < 1 || d > 3 || x.ndim != d + 2 || w.ndim != d + 2) return Status::bad_rank;
-  if (x.dtype != w.dtype || (x.dtype != DType::f32 && x.dtype != DType::f64)) return Status::bad_dtype;
+  if (x.device != w.device) return Status::bad_device;
+  if (x.dtype != w.dtype || !computes(x)) return Status::bad_dtype;
   Geometry& g = *out;
   g = Geometry{};
   g.dtype = x.dtype;
@@ -161,17 +162,6 @@ Status lift_weight(const ConvDesc& desc, const Geometry& g, const TensorView& w,
   }
   if (g.C == 1) s->c = s->f[0] * g.filter[0];
   return Status::ok;
-}
-
-int64_t map_index(PaddingMode mode, int64_t i, int64_t n) {
-  if (i >= 0 && i < n) return i;
-  switch (mode) {
-    case PaddingMode::zeros: return -1;
-    case PaddingMode::reflect: return i < 0 ? -i : 2 * (n - 1) - i;
-    case PaddingMode::replicate: return i < 0 ? 0 : n - 1;
-    case PaddingMode::circular: return i < 0 ? i + n : i - n;
-  }
-  return -1;
 }
 
 DenseJob fprop_job(const Geometry& g, const Strides& x, const Strides& y, const Strides* residual,

@@ -52,7 +52,16 @@ struct WeightStrides { int64_t g, k, c, f[3]; };
 Status lift_weight(const ConvDesc& desc, const Geometry& geometry, const TensorView& w, WeightStrides* strides);
 
 // Where padded coordinate i of an axis of n elements is read; -1: a zero.
-int64_t map_index(PaddingMode mode, int64_t i, int64_t n);
+constexpr int64_t map_index(PaddingMode mode, int64_t i, int64_t n) {
+  if (i >= 0 && i < n) return i;
+  switch (mode) {
+    case PaddingMode::zeros: return -1;
+    case PaddingMode::reflect: return i < 0 ? -i : 2 * (n - 1) - i;
+    case PaddingMode::replicate: return i < 0 ? 0 : n - 1;
+    case PaddingMode::circular: return i < 0 ? i + n : i - n;
+  }
+  return -1;
+}
 
 // The product that computes y from x.
 DenseJob fprop_job(const Geometry& geometry, const Strides& x, const Strides& y, const Strides* residual,

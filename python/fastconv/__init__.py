@@ -9,7 +9,7 @@ from . import _core
 if (_reason := _core.isa_environment_error()) is not None:
     raise ImportError(f"fastconv cannot run: {_reason}")
 
-from . import functional
+from . import cuda, functional
 from .functional.conv import *  # noqa: F403
 from .functional.elementwise import *  # noqa: F403
 from .functional.inverted import *  # noqa: F403
@@ -43,6 +43,7 @@ __all__ = [
     "available_isas",
     "cache_info",
     "clear_cache",
+    "cuda",
     "explain",
     "flush_denormals",
     "functional",

@@ -78,7 +78,8 @@ def _like(operand: object, name: str, dtype: np.dtype[Any]) -> object:
 def _linear_view(operand: Array | Sequence[int], rows: int) -> Array | Shape:
     """Rows of features as an unbatched image, as `functional.linear` passes them on."""
     if isinstance(operand, np.ndarray):
-        return _args.rows_of(operand, rows)
+        view: Array = _args.rows_of(operand, rows)
+        return view
     return (rows, operand[-1]) if rows else (0, 1, operand[-1])
 
 

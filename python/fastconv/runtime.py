@@ -11,7 +11,7 @@ from typing import Any, Self, TextIO
 
 import numpy as np
 
-from . import _args, _core
+from . import _args, _core, cuda
 
 __all__ = [
     "available_isas",
@@ -193,7 +193,7 @@ def _configuration() -> dict[str, Any]:
         "threads": threads,
         "denormals": "flushed" if _core.flush_denormals() else "honoured",
         "output cache": f"at most {memory['cap_bytes'] / _MB:g} MB, now {memory['cached_bytes'] / _MB:.1f} MB",
-        "cuda": "not built",
+        "cuda": cuda._describe(),
     }
 
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from .. import _core
+from .. import _core, _device
 
 Array = npt.NDArray[Any]
 Activation = str | tuple[str, float] | tuple[str, float, float] | None
@@ -292,6 +292,14 @@ def _check_array(name: str, value: object) -> Array:
         raise TypeError(f"{name} is a masked array, whose mask would be ignored: pass {name}.filled(value)")
     if isinstance(value, np.ndarray):
         return value
+    try:
+        if (shadow := _device.shadow(value)) is not None:
+            return shadow
+    except _core.Refused:
+        raise TypeError(
+            f"{name} (on a CUDA device) must be a dense array of float32, float64, float16, bfloat16 or an integer, "
+            "without a mask, its elements aligned to the item size"
+        ) from None
     what = _type_name(value)
     if isinstance(value, (list, tuple, int, float)):
         remedy = f"numpy.asarray({name}, dtype=numpy.float32)"
@@ -311,11 +319,26 @@ def check_types(arrays: Mapping[str, object]) -> None:
         _check_array(name, value)
 
 
+def _check_device_dtype(name: str, a: Array) -> None:
+    """TypeError unless the array's device computes with its dtype, which is not float32 or float64."""
+    known, dtypes = _device.dtype_name(a), "float32 or float64"
+    if isinstance(a, _device.Shadow):
+        if known in ("float16", "bfloat16"):
+            return
+        dtypes = "float32, float64, float16 or bfloat16"
+    raise TypeError(f"{name} (dtype {known}) must have dtype {dtypes}; nothing is converted silently")
+
+
 def _check_arrays(arrays: Mapping[str, object]) -> dict[str, Array]:
     """Types, dtypes and alignment of those that are present; the first one sets the dtype."""
     present = {
         name: _check_array(name, value) for name, value in arrays.items() if value is not None or name in _REQUIRED
     }
+    first, *others = present
+    place = _device.device_name(present[first])
+    for name in others:
+        if (other := _device.device_name(present[name])) != place:
+            raise TypeError(f"{name} (on {other}) must be on the device of {first}, {place}; nothing is moved silently")
     for name, a in present.items():
         if a.dtype.kind == "f" and not a.dtype.isnative:
             raise TypeError(
@@ -323,14 +346,12 @@ def _check_arrays(arrays: Mapping[str, object]) -> dict[str, Array]:
                 f"pass {name}.astype({name}.dtype.newbyteorder('='))"
             )
         if a.dtype not in (np.float32, np.float64):
-            raise TypeError(
-                f"{name} (dtype {a.dtype}) must have dtype float32 or float64; nothing is converted silently"
-            )
-    first, *others = present
+            _check_device_dtype(name, a)
     for name in others:
         if present[name].dtype != present[first].dtype:
             raise TypeError(
-                f"{name} (dtype {present[name].dtype}) must have the dtype of {first}, {present[first].dtype}"
+                f"{name} (dtype {_device.dtype_name(present[name])}) must have the dtype of {first}, "
+                f"{_device.dtype_name(present[first])}"
             )
     for name, a in present.items():
         steps = (s for s, n in zip(a.strides, a.shape, strict=True) if n > 1)
@@ -510,8 +531,12 @@ def _check_geometry(spec: _core.ConvSpec, name: str, shape: Shape, weight: Shape
 # ------------------------------------------------------------------------------------------------ refused calls
 
 
+def _algorithm_name(spec: _core.ConvSpec) -> str:
+    return next(name for name, value in _ALGORITHMS.items() if value == spec.algorithm)
+
+
 def _algorithm_error(spec: _core.ConvSpec) -> ValueError:
-    name = next(name for name, value in _ALGORITHMS.items() if value == spec.algorithm)
+    name = _algorithm_name(spec)
     if name.startswith("winograd"):
         return ValueError(
             f"algorithm (={name!r}) takes two-dimensional layers of kernel size 3 x 3, stride 1 (it is {spec.stride}) "
@@ -537,8 +562,13 @@ def _first_error(
     except (TypeError, ValueError) as error:
         return error.with_traceback(None)
     status = str(refusal.args[0])
+    if status == "bad_algorithm" and _device.is_device_array(dtype_of):
+        name = "" if spec is None else f" (={_algorithm_name(spec)!r})"
+        return ValueError(f"algorithm{name} is not served on a CUDA device: it must be 'auto' or 'direct'")
     if status == "bad_algorithm" and spec is not None:
         return _algorithm_error(spec)
+    if status in ("unserved", "bad_device") and _device.is_device_array(dtype_of):
+        return RuntimeError(f"{what} does not serve arrays on a CUDA device")
     if status == "out_of_memory":
         dtype = dtype_of.dtype if isinstance(dtype_of, np.ndarray) else np.dtype(np.float32)
         size = math.prod(shape) * dtype.itemsize
@@ -546,6 +576,33 @@ def _first_error(
             f"no memory for the result of {what}: shape {shape} of {dtype} takes {size} bytes, besides scratch memory"
         )
     return RuntimeError(f"{what} was refused: {status}")
+
+
+def _order_alone(refusal: _core.Refused, found: Exception) -> bool:
+    """Whether only the order in memory is what was refused."""
+    return isinstance(found, RuntimeError) and refusal.args[0] == "unsupported"
+
+
+def dense(a: Any) -> Any:
+    """A C-contiguous copy, or the array itself where it is one."""
+    return np.ascontiguousarray(a) if isinstance(a, np.ndarray) else _device.dense(a)
+
+
+def copy_into(out: Any, result: Any) -> Any:
+    """The result's elements in `out`."""
+    if isinstance(out, np.ndarray):
+        out[...] = result
+    else:
+        _device.copy_into(out, result)
+    return out
+
+
+def add_into(out: Any, x: Any) -> Any:
+    """Out + x, in `out`."""
+    if isinstance(out, np.ndarray):
+        out += x
+        return out
+    return _core.add((0, 0.0, 0.0), out, x, out)
 
 
 def _op(spec: _core.ConvSpec, suffix: str = "") -> str:
@@ -579,6 +636,8 @@ def forward_error(refusal: _core.Refused, spec: _core.ConvSpec, arrays: Mapping[
 
 def decision_error(refusal: _core.Refused, op: str, spec: _core.ConvSpec) -> Exception:
     """What is left to say of a decision that `_core` refused after all checks."""
+    if refusal.args[0] == "bad_device":
+        return RuntimeError(f"{op} does not serve arrays on a CUDA device here: decisions are the CPU's")
     if refusal.args[0] == "bad_algorithm":
         return _algorithm_error(spec)
     return RuntimeError(f"{op} was refused: {refusal.args[0]}")
@@ -726,48 +785,67 @@ def _check_linear_rows(name: str, shape: Shape) -> None:
         raise ValueError(f"{name} (shape {shape}) must have at least 1 dimension, and features in the last one")
 
 
+def _is_array(value: object) -> bool:
+    """Asked after the type: a call's price for each operand of a tiny layer."""
+    return isinstance(value, np.ndarray) or _device.is_device_array(value)
+
+
 def linear_viewable(x: Array, weight: Array, axis: int, residual: Array | None, out: Array | None) -> bool:
     """Whether the operands have the shapes that `functional` turns into views of rows; `_core` checks the rest."""
-    if not isinstance(x, np.ndarray) or not isinstance(weight, np.ndarray) or x.ndim < 1 or weight.ndim != 2:
+    if (
+        (type(x) is not np.ndarray and not _is_array(x))
+        or (type(weight) is not np.ndarray and not _is_array(weight))
+        or x.ndim < 1
+        or weight.ndim != 2
+    ):
         return False
     shape = x.shape
     if shape[-1] != weight.shape[axis] or 0 in weight.shape:
         return False
     expected = (*shape[:-1], weight.shape[1 - axis])
-    return (residual is None or (isinstance(residual, np.ndarray) and residual.shape == expected)) and (
-        out is None or (isinstance(out, np.ndarray) and out.shape == expected)
-    )
+    return (
+        residual is None or ((type(residual) is np.ndarray or _is_array(residual)) and residual.shape == expected)
+    ) and (out is None or ((type(out) is np.ndarray or _is_array(out)) and out.shape == expected))
 
 
-def plain_rows(x: object, residual: object, out: object) -> bool:
+def plain_rows(x: Any, residual: Any, out: Any) -> bool:
     """Whether the operands are rows of features already: `_core` takes them, and refuses them, as they are."""
     return (
-        isinstance(x, np.ndarray)
+        (type(x) is np.ndarray or _is_array(x))
         and x.ndim == 2
         and len(x) > 0
-        and (residual is None or (isinstance(residual, np.ndarray) and residual.ndim == 2))
-        and (out is None or (isinstance(out, np.ndarray) and out.ndim == 2))
+        and (residual is None or ((type(residual) is np.ndarray or _is_array(residual)) and residual.ndim == 2))
+        and (out is None or ((type(out) is np.ndarray or _is_array(out)) and out.ndim == 2))
     )
 
 
 def linear_rows_match(dy: Array, x: Array, out: Array | None) -> bool:
     """As `linear_viewable`, for the gradients that sum over rows."""
-    if not isinstance(dy, np.ndarray) or not isinstance(x, np.ndarray) or dy.ndim < 1 or dy.shape[:-1] != x.shape[:-1]:
+    if (
+        (type(dy) is not np.ndarray and not _is_array(dy))
+        or (type(x) is not np.ndarray and not _is_array(x))
+        or dy.ndim < 1
+        or dy.shape[:-1] != x.shape[:-1]
+    ):
         return False
     if x.ndim != dy.ndim or dy.shape[-1] < 1 or x.shape[-1] < 1:
         return False
-    return out is None or (isinstance(out, np.ndarray) and out.ndim == 2)
+    return out is None or ((type(out) is np.ndarray or _is_array(out)) and out.ndim == 2)
 
 
-def rows_of(a: Array, rows: int) -> Array:
+def rows_of(a: Any, rows: int) -> Any:
     """The rows of features as an unbatched image in layout NLC, (L, C); without rows, as an empty batch of (1, C)."""
     if a.ndim == 2 and rows:
         return a
+    if not isinstance(a, np.ndarray):
+        a = dense(a)
     return a.reshape(rows, a.shape[-1]) if rows else a.reshape(0, 1, a.shape[-1])
 
 
-def target_rows(out: Array, rows: int) -> Array | None:
+def target_rows(out: Any, rows: int) -> Any:
     """The rows of `out` as a view; None where its strides do not allow one."""
+    if not isinstance(out, np.ndarray):
+        return out if out.ndim == 2 and rows else None
     view = rows_of(out, rows)
     return view if rows == 0 or np.may_share_memory(view, out) else None
 

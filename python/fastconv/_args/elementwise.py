@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from .. import _core
+from .. import _core, _device
 from . import (
     Activation,
     Array,
@@ -20,11 +20,14 @@ from . import (
     _check_written,
     _choice,
     _first_error,
+    _order_alone,
     _type_name,
+    copy_into,
+    dense,
     integer,
 )
 
-__all__ = ["activation", "check_axis", "clip", "dense", "error", "gelu", "integer", "leaky"]
+__all__ = ["activation", "check_axis", "clip", "copy_into", "dense", "error", "gelu", "integer", "leaky"]
 
 Parts = tuple[int, float, float]
 
@@ -75,13 +78,10 @@ def activation(value: Activation) -> Parts:
 
 def check_axis(x: object, axis: int) -> None:
     """ValueError unless x has that axis; what is no array is left to `_core`."""
-    if isinstance(x, np.ndarray) and not -x.ndim <= axis < x.ndim:
-        raise ValueError(f"axis (={axis}) must be from {-x.ndim} to {x.ndim - 1} for an array of shape {x.shape}")
-
-
-def dense(a: Array) -> Array:
-    """A C-contiguous copy, or the array itself where it is one."""
-    return np.ascontiguousarray(a)
+    shape = _device.shape_of(x)
+    if shape is not None and not -len(shape) <= axis < len(shape):
+        ndim = len(shape)
+        raise ValueError(f"axis (={axis}) must be from {-ndim} to {ndim - 1} for an array of shape {shape}")
 
 
 def _same_place(a: Array, b: Array) -> bool:
@@ -110,5 +110,6 @@ def _check(operands: Mapping[str, object], out: object) -> Shape:
 
 def error(refusal: _core.Refused, op: str, operands: Mapping[str, object], out: object) -> Exception | None:
     """Why `_core` refused a call; None where it is only the order in memory."""
-    found = _first_error(refusal, lambda: _check(operands, out), next(iter(operands.values())), op)
-    return None if isinstance(found, RuntimeError) and refusal.args[0] == "unsupported" else found
+    first = next(iter(operands.values()))
+    found = _first_error(refusal, lambda: _check(operands, out), first, op)
+    return None if _order_alone(refusal, found) else found

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import _core
+from .. import _core, _device
 from . import (
     Activation,
     Array,
@@ -45,10 +45,11 @@ SQUEEZE = ("se_reduce_weight", "se_reduce_bias", "se_expand_weight", "se_expand_
 
 def _channels(x: object, expand_weight: object, layout: object) -> int:
     """The channels of the depthwise layer; 1 where there are none to count: the call is going to be refused."""
-    if isinstance(expand_weight, np.ndarray):
-        shape, axis = expand_weight.shape, 0
-    elif isinstance(x, np.ndarray) and x.ndim in (3, 4):
-        shape, axis = x.shape, x.ndim - (1 if isinstance(layout, str) and layout.endswith("C") else 3)
+    image = _device.shape_of(x)
+    if (weight := _device.shape_of(expand_weight)) is not None:
+        shape, axis = weight, 0
+    elif image is not None and len(image) in (3, 4):
+        shape, axis = image, len(image) - (1 if isinstance(layout, str) and layout.endswith("C") else 3)
     else:
         return 1
     return max(1, shape[axis]) if shape else 1

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .. import _core
+from .. import _core, _device
 from . import (
     _GRADIENTS,
     Activation,
@@ -24,15 +24,18 @@ from . import (
     _choice,
     _first_error,
     _is_plain,
+    _order_alone,
     _type_name,
     check_types,
+    copy_into,
+    dense,
     integer,
 )
 
 _BATCH, _GROUP, _LAYER, _CHANNELS = range(4)
 _INF = math.inf
 
-__all__ = ["check_types"]
+__all__ = ["check_types", "copy_into", "dense"]
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,10 @@ def _layout(layout: str, ndim: int) -> bool:
 
 
 def _ndim(x: object) -> int:
-    return x.ndim if isinstance(x, np.ndarray) else 4
+    if isinstance(x, np.ndarray):
+        return x.ndim
+    shape = _device.shape_of(x)
+    return 4 if shape is None else len(shape)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -153,8 +159,9 @@ def trailing_shape(normalized_shape: object) -> Shape:
 
 def check_trailing(x: object, shape: Shape) -> None:
     """ValueError unless x ends in this shape; what is no array is left to `_core`."""
-    if isinstance(x, np.ndarray) and x.shape[-len(shape) :] != shape:
-        raise ValueError(f"x (shape {x.shape}) must end in normalized_shape (={shape})")
+    own = _device.shape_of(x)
+    if own is not None and own[-len(shape) :] != shape:
+        raise ValueError(f"x (shape {own}) must end in normalized_shape (={shape})")
 
 
 def layer_spec(shape: Shape, eps: float, activation: Activation) -> _core.NormSpec:
@@ -196,14 +203,9 @@ def clamp_bounds(activation: Activation, y: object) -> tuple[float, float]:
 # ------------------------------------------------------------------------------------------------ refused calls
 
 
-def dense(a: Array) -> Array:
-    """A C-contiguous copy, or the array itself where it is one."""
-    return np.ascontiguousarray(a)
-
-
 def dense_or_none(a: Array | None) -> Array | None:
     """The same of what may be absent."""
-    return None if a is None else np.ascontiguousarray(a)
+    return None if a is None else dense(a)
 
 
 def _present(arrays: Mapping[str, object], optional: Collection[str]) -> dict[str, object]:
@@ -262,7 +264,7 @@ def _check_forward(arrays: Mapping[str, object], options: Options) -> Shape:
 def forward_error(refusal: _core.Refused, op: str, arrays: Mapping[str, object], options: Options) -> Exception | None:
     """Why `_core` refused a forward pass; None where it is only the order in memory."""
     error = _first_error(refusal, lambda: _check_forward(arrays, options), arrays["x"], op)
-    return None if isinstance(error, RuntimeError) and refusal.args[0] == "unsupported" else error
+    return None if _order_alone(refusal, error) else error
 
 
 def _check_backward(arrays: Mapping[str, object], options: Options, needs: tuple[bool, bool, bool]) -> Shape:
@@ -294,7 +296,7 @@ def backward_error(
 ) -> Exception | None:
     """Why `_core` refused a gradient; None where it is only the order in memory."""
     error = _first_error(refusal, lambda: _check_backward(arrays, options, needs), arrays["dy"], op)
-    return None if isinstance(error, RuntimeError) and refusal.args[0] == "unsupported" else error
+    return None if _order_alone(refusal, error) else error
 
 
 # --------------------------------------------------------------------------------------- local response normalisation
@@ -307,8 +309,9 @@ def response_layout(x: object, size: int, alpha: float, beta: float, k: float, l
     for name, value in (("alpha", alpha), ("beta", beta), ("k", k)):
         if not math.isfinite(_number(name, value)):
             raise ValueError(f"{name} (={value!r}) must be finite")
-    if isinstance(x, np.ndarray) and not 3 <= x.ndim <= 5:
-        raise ValueError(f"x (shape {x.shape}) must have 3 to 5 dimensions")
+    shape = _device.shape_of(x)
+    if shape is not None and not 3 <= len(shape) <= 5:
+        raise ValueError(f"x (shape {shape}) must have 3 to 5 dimensions")
     return _layout(layout, _ndim(x))
 
 
@@ -326,4 +329,4 @@ def response_error(refusal: _core.Refused, op: str, arrays: Mapping[str, object]
         return x.shape
 
     error = _first_error(refusal, checks, arrays["x"], op)
-    return None if isinstance(error, RuntimeError) and refusal.args[0] == "unsupported" else error
+    return None if _order_alone(refusal, error) else error

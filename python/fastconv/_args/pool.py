@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import _core
+from .. import _core, _device
 from . import (
     _AUTO_PADDING,
     _AXES,
@@ -210,9 +210,10 @@ def covering_spec(rank: int, kind: int, dy: Array, layout: str) -> _core.PoolSpe
     """The adaptive spec whose output is dy's."""
     _check_layout(layout)
     last = _choice("layout", layout, _CHANNELS_LAST[rank])
-    if not isinstance(dy, np.ndarray) or dy.ndim not in (rank + 1, rank + 2) or 0 in dy.shape[-rank - 1 :]:
+    shape = _device.shape_of(dy)
+    if shape is None or len(shape) not in (rank + 1, rank + 2) or 0 in shape[-rank - 1 :]:
         return _adaptive_spec(rank, kind, 1, layout)  # is refused for that reason, in the words of `backward_error`
-    return _adaptive_spec(rank, kind, dy.shape[-rank - 1 : -1] if last else dy.shape[-rank:], layout)
+    return _adaptive_spec(rank, kind, shape[-rank - 1 : -1] if last else shape[-rank:], layout)
 
 
 # -------------------------------------------------------------------------------------------------- refused calls
@@ -225,9 +226,12 @@ def _check_operand(name: str, value: object, dtypes: Sequence[str]) -> Array:
             f"{name} (dtype {a.dtype.str}) must have native byte order: "
             f"pass {name}.astype({name}.dtype.newbyteorder('='))"
         )
-    if a.dtype.name not in dtypes:
+    known = _device.dtype_name(a)
+    if isinstance(a, _device.Shadow) and "float32" in dtypes:
+        dtypes = (*dtypes, "float16", "bfloat16")
+    if known not in dtypes:
         allowed = dtypes[0] if len(dtypes) == 1 else f"{', '.join(dtypes[:-1])} or {dtypes[-1]}"
-        raise TypeError(f"{name} (dtype {a.dtype}) must have dtype {allowed}; nothing is converted silently")
+        raise TypeError(f"{name} (dtype {known}) must have dtype {allowed}; nothing is converted silently")
     steps = (s for s, n in zip(a.strides, a.shape, strict=True) if n > 1)
     if not a.flags.aligned or any(step % a.itemsize for step in steps):
         raise ValueError(
@@ -237,9 +241,18 @@ def _check_operand(name: str, value: object, dtypes: Sequence[str]) -> Array:
     return a
 
 
+def _check_same_device(name: str, a: Array, other: str, b: Array) -> None:
+    own, place = _device.device_name(a), _device.device_name(b)
+    if own != place:
+        raise TypeError(f"{name} (on {own}) must be on the device of {other}, {place}; nothing is moved silently")
+
+
 def _check_same_dtype(name: str, a: Array, other: str, b: Array) -> None:
+    _check_same_device(name, a, other, b)
     if a.dtype != b.dtype:
-        raise TypeError(f"{name} (dtype {a.dtype}) must have the dtype of {other}, {b.dtype}")
+        raise TypeError(
+            f"{name} (dtype {_device.dtype_name(a)}) must have the dtype of {other}, {_device.dtype_name(b)}"
+        )
 
 
 def _output_length(s: _core.PoolSpec, i: int, size: int) -> int:
@@ -314,7 +327,7 @@ def backward_error(
         reads: dict[str, Array] = {"dy": _check_operand("dy", dy, _FLOATS)}
         _check_image_rank("dy", reads["dy"].shape, s)
         needs_x = s.kind == LP or (s.kind == MAX and indices is None)
-        if needs_x or isinstance(x, np.ndarray):
+        if needs_x or _device.shape_of(x) is not None:
             reason = "; its shape alone will do only where indices are given" if s.kind == MAX else ""
             if isinstance(x, (tuple, list)):
                 raise TypeError(f"{name} (={x!r}) must be a numpy.ndarray{reason}")
@@ -335,6 +348,7 @@ def backward_error(
         _check_shape("dy", reads["dy"].shape, expected, "that of the layer's output")
         if indices is not None:
             reads["indices"] = _check_indices(indices, expected, -1, math.prod(_split(shape, s)[2]))
+            _check_same_device("indices", reads["indices"], "dy", reads["dy"])
         _check_result(out, shape, reads, "dy")
         return shape
 
@@ -352,6 +366,9 @@ def _check_indices(indices: object, shape: Shape | None, least: int, pixels: int
     a = _check_operand("indices", indices, ("int64",))
     if shape is not None:
         _check_shape("indices", a.shape, shape, "that of the pooled image")
+    # What lies on a device is not looked at: its kernels pass over what points outside.
+    if isinstance(a, _device.Shadow):
+        return a
     if pixels is not None and a.size and not (a.min() >= least and a.max() < pixels):
         wrong = a.min() if a.min() < least else a.max()
         raise ValueError(
@@ -372,9 +389,10 @@ def unpool_shape(s: _core.PoolSpec, x: Array, output_size: Sequence[int] | None)
             )
         for n in size:
             _bounded("output_size", n, output_size, 1)
-    if not isinstance(x, np.ndarray) or x.ndim not in (s.spatial + 1, s.spatial + 2):
+    own = _device.shape_of(x)
+    if own is None or len(own) not in (s.spatial + 1, s.spatial + 2):
         return (1,) * (s.spatial + 2)
-    batch, channels, pixels = _split(x.shape, s)
+    batch, channels, pixels = _split(own, s)
     default = tuple(
         (n - 1) * stride - 2 * pad + kernel
         for n, stride, pad, kernel in zip(pixels, s.stride, s.pad_before, s.kernel, strict=True)
@@ -416,6 +434,7 @@ def unpool_error(
         if _split(a.shape, s)[1] < 1:
             raise ValueError(f"x (shape {a.shape}) must have at least one channel")
         i = _check_indices(indices, a.shape, 0, math.prod(_split(shape, s)[2]))
+        _check_same_device("indices", i, "x", a)
         _check_elements("the output", shape)
         _check_result(out, shape, {"x": a, "indices": i}, "x")
         return shape
@@ -432,6 +451,7 @@ def unpool_backward_error(
         a = _check_operand("dy", dy, _FLOATS)
         _check_image_rank("dy", a.shape, s)
         i = _check_indices(indices, None, 0, math.prod(_split(a.shape, s)[2]))
+        _check_same_device("indices", i, "dy", a)
         if i.ndim != a.ndim or _split(i.shape, s)[:2] != _split(a.shape, s)[:2] or _split(a.shape, s)[1] < 1:
             raise ValueError(
                 f"indices (shape {i.shape}) must have the batch and the channels of dy (shape {a.shape}), axes "
@@ -451,7 +471,7 @@ def with_ones(a: Any, rank: int, keepdims: bool, layout: str, name: str) -> Any:
     _check_flag("keepdims", keepdims)
     _check_layout(layout)
     last = _choice("layout", layout, _CHANNELS_LAST[rank])
-    if keepdims or not isinstance(a, np.ndarray):
+    if keepdims or _device.shape_of(a) is None:
         return a
     if a.ndim not in (1, 2):
         raise ValueError(f"{name} (shape {a.shape}) must have 2 dimensions (N, C), or 1 without the batch")

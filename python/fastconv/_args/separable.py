@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
-
-from .. import _core
+from .. import _core, _device
 from . import (
     Activation,
     Array,
@@ -42,9 +40,10 @@ def spec(
     The groups are the channels of x; where that has none to count, the call is going to be refused.
     """
     groups = 1
-    if isinstance(x, np.ndarray) and x.ndim in (rank + 1, rank + 2):
+    shape = _device.shape_of(x)
+    if shape is not None and len(shape) in (rank + 1, rank + 2):
         last = isinstance(layout, str) and layout.endswith("C")
-        groups = max(1, x.shape[-1 if last else x.ndim - rank - 1])
+        groups = max(1, shape[-1 if last else len(shape) - rank - 1])
     return conv_spec(
         rank,
         False,

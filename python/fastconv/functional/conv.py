@@ -1202,7 +1202,7 @@ def linear(
     if out is None:
         return y if y.ndim == len(lead) + 1 == 2 else y.reshape(*lead, weight.shape[0])
     if target is None:
-        out[...] = y.reshape(out.shape)
+        _args.copy_into(out, y.reshape(out.shape))
     return out
 
 
@@ -1245,9 +1245,9 @@ def linear_backward_input(dy: Array, weight: Array, *, accumulate: bool = False,
         return dx.reshape(*lead, features)
     if not direct:
         if accumulate:
-            out += dx.reshape(out.shape)
+            _args.add_into(out, dx.reshape(out.shape))
         else:
-            out[...] = dx.reshape(out.shape)
+            _args.copy_into(out, dx.reshape(out.shape))
     return out
 
 

@@ -65,8 +65,8 @@ _SIGMOID, _HARDSIGMOID, _TANH = (6, 0.0, 0.0), (7, 0.0, 0.0), (8, 0.0, 0.0)
 def _copied(result: Array, out: Array | None) -> Array:
     if out is None:
         return result
-    out[...] = result
-    return out
+    copied: Array = _args.copy_into(out, result)
+    return copied
 
 
 def _forward(op: str, activation: tuple[int, float, float], x: Array, out: Array | None) -> Array:

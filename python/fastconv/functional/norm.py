@@ -109,10 +109,8 @@ def _forward(
     if out is None:
         return result
     if not isinstance(result, tuple):
-        out[...] = result
-        return out
-    out[...] = result[0]
-    return (out, *result[1:])
+        return _args.copy_into(out, result)
+    return (_args.copy_into(out, result[0]), *result[1:])
 
 
 def _backward(
@@ -139,8 +137,7 @@ def _backward(
     g, u, w, r = _args.dense(dy), _args.dense(x), _args.dense_or_none(weight), _args.dense_or_none(y)
     result = _calls.norm_backward(spec, g, u, w, mean, inv_std, r, *bounds, *wanted, None)
     if out is not None:
-        out[...] = result[0]
-        result = (out, *result[1:])
+        result = (_args.copy_into(out, result[0]), *result[1:])
     return NormGradients(*result)
 
 
@@ -496,5 +493,5 @@ def _response(
     y = _calls.local_response_norm(last, size, alpha, beta, k, _args.dense(x), _args.dense_or_none(dy), None)
     if out is None:
         return y
-    out[...] = y
-    return out
+    result: Array = _args.copy_into(out, y)
+    return result

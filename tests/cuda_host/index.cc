@@ -1,0 +1,83 @@
+// The arithmetic of csrc/cuda/index.h, exhaustively where that is possible.
+#include "cuda/index.h"
+
+#include <string>
+
+#include "planted.h"
+
+namespace fastconv::planted {
+namespace {
+
+using namespace fastconv::cuda;
+
+// Every divisor up to 4096 and those around powers of two, at the multiples where a quotient changes and at the ends.
+std::string check_divider(uint32_t d) {
+  const Divider by(d);
+  auto wrong = [&](uint64_t n) { return n < (uint64_t{1} << 31) && by.quotient(static_cast<uint32_t>(n)) != n / d; };
+  const uint64_t last = ((uint64_t{1} << 31) - 1) / d;
+  for (uint64_t q = 0; q <= last; q += q < 64 || q + 64 > last ? 1 : 1 + last / 97)
+    for (uint64_t n : {q * d, q * d + 1, q * d + d - 1})
+      if (wrong(n)) return std::to_string(n) + " / " + std::to_string(d);
+  return wrong((uint64_t{1} << 31) - 1) ? "2^31 - 1 over " + std::to_string(d) : "";
+}
+
+// All shapes of three axes of one to three elements, in every order of memory and with gaps: the joined axes lead to
+// the elements that the view's own do.
+std::string check_axes() {
+  constexpr int kOrders[6][3] = {{0, 1, 2}, {0, 2, 1}, {1, 0, 2}, {1, 2, 0}, {2, 0, 1}, {2, 1, 0}};
+  for (int shape = 0; shape < 27; ++shape)
+    for (const auto& order : kOrders)
+      for (int gap = 0; gap < 4; ++gap)
+        for (const int sign : {1, -1}) {
+          TensorView a, b;
+          a.ndim = b.ndim = 3;
+          const int64_t size[3] = {shape % 3 + 1, shape / 3 % 3 + 1, shape / 9 + 1};
+          int64_t step_a = 1, step_b = 1;
+          for (int k = 2; k >= 0; --k) {
+            const int i = order[k];
+            a.shape[i] = b.shape[i] = size[i];
+            a.strides[i] = step_a;
+            b.strides[i] = sign * step_b;
+            step_a *= size[i];
+            step_b *= size[i] + (gap == k ? 2 : 0);
+          }
+          const TensorView* const views[2] = {&a, &b};
+          const Axes<2> axes = join_axes(views);
+          if (axes.elements() != size[0] * size[1] * size[2]) return "elements";
+          // The sum over elements of (offset in a) * (offset in b) is the same by either walk.
+          int64_t by_view = 0, by_axes = 0;
+          for (int64_t i = 0; i < size[0]; ++i)
+            for (int64_t j = 0; j < size[1]; ++j)
+              for (int64_t k = 0; k < size[2]; ++k)
+                by_view += (i * a.strides[0] + j * a.strides[1] + k * a.strides[2] + 1) *
+                           (i * b.strides[0] + j * b.strides[1] + k * b.strides[2] + 1);
+          for (int64_t n = 0; n < axes.elements(); ++n) {
+            auto rest = static_cast<uint32_t>(n);
+            int64_t oa = 1, ob = 1;
+            for (int k = 0; k < axes.count; ++k) {
+              const int64_t at = Radix<uint32_t>(axes.size[k]).split(rest);
+              oa += at * axes.stride[0][k], ob += at * axes.stride[1][k];
+            }
+            by_axes += oa * ob;
+          }
+          if (by_view != by_axes) return "axes of shape " + std::to_string(shape);
+          if (gap == 3 && sign > 0 && !axes.dense()) return "a dense run was not seen";
+          if (sign < 0 && a.shape[0] * a.shape[1] * a.shape[2] > 1 && axes.dense()) return "a mirrored one is no run";
+        }
+  return "";
+}
+
+}  // namespace
+
+std::string check_index() {
+  for (uint32_t d = 1; d <= 4096; ++d)
+    if (std::string found = check_divider(d); !found.empty()) return found;
+  for (uint32_t shift = 12; shift < 31; ++shift)
+    for (int64_t d = (int64_t{1} << shift) - 2; d <= (int64_t{1} << shift) + 2; ++d)
+      if (std::string found = check_divider(static_cast<uint32_t>(d)); !found.empty()) return found;
+  for (const uint32_t d : {715827883u, 1431655765u, 2147483646u, 2147483647u})
+    if (std::string found = check_divider(d); !found.empty()) return found;
+  return check_axes();
+}
+
+}  // namespace fastconv::planted
