@@ -41,6 +41,12 @@ FORWARD = [
     ((1, 20, 40, 45), 70, {"padding": 1}),
     ((2, 24, 13, 10), 36, {"padding": 1, "groups": 4}),
     ((1, 9, 70, 3), 5, {"padding": 2}),
+    # Tiles that hang over the padding of an image that is smaller than they are.
+    ((2, 9, 3, 6), 5, {"padding": 2, "padding_mode": "circular"}),
+    ((2, 9, 2, 1), 5, {"padding": 1, "padding_mode": "circular"}),
+    ((2, 9, 1, 4), 5, {"padding": 1, "padding_mode": "circular"}),
+    ((2, 9, 4, 3), 5, {"padding": (3, 2), "padding_mode": "reflect"}),
+    ((2, 9, 1, 2), 5, {"padding": 2, "padding_mode": "replicate"}),
 ]
 
 
@@ -171,7 +177,7 @@ def test_bits_depend_neither_on_threads_nor_on_batch_nor_on_plan(rng, algorithm,
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("planned", [False, True])
 def test_what_is_not_finite_spoils_no_neighbour(rng, algorithm, dtype, layout, planned):
-    """Tiles with a NaN, an infinity or an overflow are those of the direct algorithm; the others keep their bits."""
+    """Tiles with a NaN, an infinity or an overflow are made by direct sums; the others keep their bits."""
     x, w = data(rng, (2, 20, 17, 22), 40, dtype, layout=layout)
     options = {"layout": layout, "padding": 1}
     options["residual"] = rng.standard_normal(fastconv.conv2d(x, w, **options).shape).astype(dtype)
@@ -221,6 +227,48 @@ def test_accumulated_gradients_add_a_direct_tile_once(rng, algorithm, layout):
     np.testing.assert_array_equal(np.isnan(results[0]), np.isnan(results[1]))
     assert 0 < np.isnan(results[0]).sum() < x.size
     np.testing.assert_allclose(results[0], results[1], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_no_output_reads_leaves_no_error(rng, algorithm, layout):
+    """Of a tile that ends beyond the output: circular padding leads on to rows that are not next to it."""
+    x, w = data(rng, (1, 9, 21, 21), 6, np.float32)
+    x[:, :, 2:4] *= 1e6
+    x[..., 2:4] *= 1e6
+    if layout == "NHWC":
+        x = np.ascontiguousarray(np.moveaxis(x, 1, -1))
+    options = {"padding": 1, "padding_mode": "circular", "layout": layout, "algorithm": algorithm}
+    testing.assert_close_to_reference(fastconv.conv2d(x, w, **options), "conv2d", x, w, **options)
+    # An input gradient that crops dy: what is cropped is not read.
+    dy = rng.standard_normal((1, 6, 30, 30)).astype(np.float32)
+    dy[:, :, :2] = dy[..., -2:] = np.nan
+    shape = (1, 9, 22, 22)
+    dx = fastconv.conv2d_backward_input(dy, w, shape, padding=5, algorithm=algorithm)
+    exact = reference.conv2d_backward_input(dy, w, shape, padding=5)
+    np.testing.assert_array_equal(np.isnan(dx), np.isnan(exact))
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_plane_of_a_volume(rng, algorithm):
+    """Kernel depth 1 and one plane of output: the plane that padding or cropping leaves."""
+    x = rng.standard_normal((1, 20, 3, 9, 10)).astype(np.float32)
+    w = (rng.standard_normal((20, 24, 1, 3, 3)) / 10).astype(np.float32)
+    y = fastconv.conv_transpose3d(x, w, padding=1, algorithm=algorithm)
+    testing.assert_close_to_reference(y, "conv_transpose3d", x, w, padding=1, algorithm=algorithm)
+    w = np.ascontiguousarray(w.swapaxes(0, 1))
+    arrays = (y[:, :, :1].repeat(3, 2), w, (1, 20, 1, 9, 10))
+    dx = fastconv.conv3d_backward_input(*arrays, padding=1, algorithm=algorithm)
+    testing.assert_close_to_reference(dx, "conv3d_backward_input", *arrays, padding=1, algorithm=algorithm)
+
+
+@pytest.mark.parametrize("algorithm", ["auto", *ALGORITHMS])
+def test_a_batch_of_none(algorithm):
+    w = np.ones((64, 64, 3, 3), np.float32)
+    assert decision("conv2d", (0, 64, 56, 56), w, padding=1, algorithm=algorithm)["workspace_per_thread"] > 0
+    x = np.ones((0, 64, 56, 56), np.float32)
+    plan = fastconv.plan("conv2d", x, w, padding=1, algorithm=algorithm)
+    assert plan(x).shape == fastconv.conv2d(x, w, padding=1, algorithm=algorithm).shape == x.shape
 
 
 @pytest.mark.parametrize("channels", [24, 32, 64, 128, 256, 512])
@@ -276,7 +324,7 @@ def test_auto_takes_it_where_it_does_clearly_less():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_workspace_stays_below_two_megabytes(dtype):
-    for c, size, k in ((24, 28, 24), (64, 1000, 64), (128, 28, 128), (512, 7, 512), (512, 28, 512), (1024, 14, 2048)):
+    for c, size, k in ((24, 28, 24), (64, 1000, 64), (128, 28, 128), (512, 7, 512), (512, 28, 512), (750, 16, 750)):
         for layout in LAYOUTS:
             shape = (1, c, size, size) if layout == "NCHW" else (1, size, size, c)
             x, w = (np.broadcast_to(np.zeros(1, dtype), s) for s in (shape, (k, c, 3, 3)))

@@ -8,9 +8,8 @@
 //
 //   fprop   rows: output pixels; columns: output channels; terms: input channels x taps
 //   dgrad   rows: input pixels; columns: input channels; terms: output channels x taps
-//   wgrad   rows: output channels; columns: input channels x taps; terms: output pixels, in pieces of fixed length,
-//   whose
-//           sums go to the workspace and are joined in order
+//   wgrad   rows: output channels; columns: input channels x taps; terms: output pixels, in pieces of fixed length
+//           whose sums go to the workspace and are joined in order
 //
 // Registers: 16 accumulators, 8 operands, 8 loaded terms, coordinates: at most 128 (255 for double), so that 2 blocks
 // share a multiprocessor. Shared memory: 2 x 16 x 68 accumulators, and 64 pixels.

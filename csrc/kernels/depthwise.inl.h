@@ -842,7 +842,7 @@ inline void filter_plane_rows(const FilterPlanesArgs<T>& g) {
 #if defined(__AVX512F__)
   constexpr int RB = S == 7 ? 3 : S;
 #else
-  constexpr int RB = S == 3 ? 3 : 2;
+  constexpr int RB = S == 3 ? 3 : S == 5 ? 2 : 1;
 #endif
   for (int64_t c = 0; c < g.channels; ++c) {
     int64_t r = 0;

@@ -293,7 +293,7 @@ int32_t choose_winograd(const Problem& p, const Machine& m) {
   for (const int32_t o : {2, 4}) {
     if (o == 4 && p.C < kWinogradTerms4) continue;
     // What a task takes stays below two megabytes.
-    if (least_tiles(m) * (o + 2) * (o + 2) * p.C * p.item_size > m.l2 * 5 / 4) continue;
+    if (least_tiles(m) * (o + 2) * (o + 2) * p.C * p.item_size > m.l2 * 9 / 8) continue;
     const double cost = winograd_cost(p, m, o);
     if (cost < best) best = cost, outputs = o;
   }
@@ -366,7 +366,7 @@ Choice choose(const Problem& p, const Machine& m) {
   }
   if (winograd) {
     const bool asked = p.algorithm != Algorithm::automatic;
-    const int64_t n = winograd + 2, channels = (p.C + m.lanes) / m.lanes * m.lanes + m.lanes;
+    const int64_t n = winograd + 2, channels = (p.C + m.lanes - 1) / m.lanes * m.lanes + m.lanes;
     c.winograd = winograd;
     c.copy_pixels = true;
     c.winograd_chunks = split_reduction(p.C, 1, kPointTerms, line, 1);

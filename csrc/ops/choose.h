@@ -74,7 +74,8 @@ struct Choice {
   std::vector<Chunk> chunks;
   int32_t winograd;  // outputs of a tile along an axis; 0: direct, as the rest says
   std::vector<Chunk> winograd_chunks;  // of the reduction, without taps
-  int64_t winograd_block;  // tiles whose points, and sums of a panel, stay within half of L2 each
+  int64_t winograd_block;  // tiles whose points, and sums of a panel, stay within half of L2 each; two tiles of the
+                           // product at least
   int64_t pixel_block;
   std::string passed_over;
   int64_t reduction_block() const;

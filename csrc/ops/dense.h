@@ -37,7 +37,7 @@ struct Run {
   DenseJob job;
   Choice choice;
   const T* packed = nullptr;
-  int64_t direct_size = 0;  // fft: packed elements that the direct product reads, before the spectra
+  int64_t direct_size = 0;  // fft, winograd: packed elements that the direct product reads, before those of points
   int64_t output_offset = 0, residual_offset = 0, weight_offset = 0;
   bool skip_zeros = false;  // taps that meet only padding are passed over: the weights are finite
   const Producer<T>* producer = nullptr;  // of the input of a 1x1 product; null: the job's input is an array

@@ -403,7 +403,8 @@ int64_t scratch_bytes(const DenseJob& job, const Choice& choice, const Machine& 
   }
   const int64_t most = rows_of_slab(job, m, q, sizeof(T));
   Moved<T>(job, choice, most, q, m.lanes, count);
-  PlanesTask<T>(job, plane_lines(job, std::max(most, rows_in_place(job))), columns_read(job, m, q), count);
+  const int64_t in_place = reads_in_place(job, m, false) ? rows_in_place(job) : 0;
+  PlanesTask<T>(job, plane_lines(job, std::max(most, in_place)), columns_read(job, m, q), count);
   if (job.taps() > 0) Slab<T>(part, 0, most * q, 1, m.lanes, count);
   return count.size();
 }

@@ -13,7 +13,7 @@ namespace {
 constexpr int64_t kStripChannels = 64;
 
 // Panels of the filters' points: as wide as the best tile where they are packed for all tasks; narrow where a task
-// makes them, so that those of one piece of the reduction stay within half of L2 (F(4x4), float32, AVX-512: 576 KB).
+// makes them, so that those of one piece of the reduction stay in L2 (F(4x4), float32, AVX-512: 576 KB).
 constexpr int64_t kLateVectors = 2;
 int64_t widest(const Machine& machine) { return preferred_vectors(machine); }
 
@@ -49,15 +49,16 @@ struct Form {
     const int64_t least = 2 * machine.tile_rows[preferred_vectors(machine)];
     block = choice.winograd_block;
     if (!late && job.G * ceil_div(all, block) < want) block = std::max(least, ceil_div(all * job.G, want));
-    // The nearest count: every block reads all points of the filters, and a few tiles do so at the same cost.
-    blocks = std::max<int64_t>(1, (all + block / 2) / block);
+    // The nearest count: every block reads all points of the filters, and a few tiles do so at the same cost. The least
+    // block is large already.
+    blocks = std::max<int64_t>(1, (all + (block > least ? block / 2 : block - 1)) / block);
     block = std::max<int64_t>(1, ceil_div(all, blocks));
     blocks = ceil_div(all, block);
     const int64_t channels = std::min(job.C, kStripChannels);
     strip = std::clamp<int64_t>((machine.l2 / 4 / (n * channels * item_size) - 2) / m, 1, std::min(across, block));
     // Every range of panels makes the points of its tiles again: no more of them than threads need (`want` is four
     // times their number).
-    k_parts = std::clamp<int64_t>(ceil_div(ceil_div(want, 4), job.G * blocks), 1, panels.count);
+    k_parts = std::clamp<int64_t>(ceil_div(ceil_div(want, 4), std::max<int64_t>(1, job.G * blocks)), 1, panels.count);
     tasks = job.G * blocks * k_parts;
   }
 
@@ -181,13 +182,16 @@ struct Task {
     const DenseJob& job = run.job;
     const Place at = place(t);
     const int64_t columns = count * form.m + 2, first = at.x - job.pad[2];
+    // Of a tile that ends beyond the output, what no output reads counts as zero, or as the last column that one does.
+    const int64_t last = job.out[2] + 1 - job.pad[2];
+    const int64_t plane = map_index(job.mode, -job.pad[0], job.in[0]);
     for (int64_t i = 0; i < form.n; ++i) {
-      const int64_t h = map_index(job.mode, at.y - job.pad[1] + i, job.in[1]);
-      s.row_offset[i] = h < 0 ? kZeroRow : h * job.is.s[1];
+      const bool read = plane >= 0 && at.y + i < job.out[1] + 2;
+      const int64_t h = read ? map_index(job.mode, at.y - job.pad[1] + i, job.in[1]) : -1;
+      s.row_offset[i] = h < 0 ? kZeroRow : plane * job.is.s[0] + h * job.is.s[1];
     }
     if (job.mode != PaddingMode::zeros)
-      for (int64_t i = 0; i < columns; ++i)
-        s.column_map[i] = std::clamp<int64_t>(map_index(job.mode, first + i, job.in[2]), 0, job.in[2] - 1);
+      for (int64_t i = 0; i < columns; ++i) s.column_map[i] = map_index(job.mode, std::min(first + i, last), job.in[2]);
     for (int64_t c = 0; c < job.C; c += kStripChannels) {
       const int64_t channels = std::min(kStripChannels, job.C - c);
       PixelSlabArgs<T> p{};
@@ -195,7 +199,7 @@ struct Task {
       p.source = static_cast<const T*>(job.input) + at.n * job.is.n + (g * job.C + c) * job.is.c;
       p.channel_stride = job.is.c, p.column_stride = job.is.s[2], p.channels = channels;
       p.row_offset = s.row_offset, p.rows = form.n, p.columns = columns;
-      p.first = first, p.image_columns = job.in[2];
+      p.first = first, p.image_columns = std::min(job.in[2], last + 1);
       p.column_map = job.mode == PaddingMode::zeros ? nullptr : s.column_map;
       p.map = map_at(ctx.map, at.n, ctx.gate_batch_stride, g * job.C + c);
       if (p.map.gate) {
@@ -467,7 +471,8 @@ Status run_winograd(const Run<T>& run, const Machine& machine, const KernelTable
 
 template <class T>
 int64_t winograd_workspace(const Run<T>& run, const Machine& machine) {
-  return scratch_bytes(run, machine, Form(run.job, run.choice, machine, sizeof(T), 1, !run.packed));
+  const bool late = !run.packed && points_late(run.job, run.choice);
+  return scratch_bytes(run, machine, Form(run.job, run.choice, machine, sizeof(T), 1, late));
 }
 
 #define FASTCONV_INSTANTIATE(T)                                                                                \

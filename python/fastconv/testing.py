@@ -249,7 +249,7 @@ def _algorithm_of(op: Op, name: str, arrays: Sequence[Any], options: Mapping[str
     if op.rank == 0 or op.gradient not in ("", "input") or options.get("algorithm") == "direct":
         return "direct"
     weight = arrays[1]
-    square = op.family in ("conv", "conv_transpose") and op.rank == 2 and weight.shape[2:] == (3, 3)
+    square = op.family in ("conv", "conv_transpose") and weight.shape[2:] in ((3, 3), (1, 3, 3))
     if weight.shape[:2] != (groups, 1) and not square:
         return "direct"
     import fastconv  # the decision is no part of what the oracle needs otherwise
