@@ -255,8 +255,8 @@ def notes(document: Document) -> list[str]:
         )
     if any(result["share_of_roofline"] > 1.1 for row in document["rows"] for result in row["results"].values()):
         lines.append(
-            "Work is that of the definition: Winograd's filtering and the FFT do less, and their share of the bound may"
-            " be above 100 %"
+            "Work is that of the definition: Winograd's filtering, the FFT and whatever passes over zeros of the "
+            "padding do less, and their share of the bound may be above 100 %"
         )
     if document["interrupted"]:
         lines.append("Interrupted: these are the rows up to then")
