@@ -259,8 +259,9 @@ Choice choose_depthwise(const Problem& p, const Machine& m) {
 constexpr int64_t kPointTerms = 128;
 
 // In steps of a vector's multiply-add, a vector of channels: the points of a patch and the pixels of a tile with their
-// copies, the points of a filter. The product of few tiles waits for the filters' points, which come from memory.
-// Measured by profile on one Zen 4 core, AVX-512.
+// copies, the points of a filter. The product of few tiles waits for the filters' points, which come from memory. The
+// patch and the tile of 4 x 4 are from a profile (64 channels of 56 x 56, one Zen 4 core, AVX-512: 360 and 320 cycles);
+// all the others are estimates from counts of instructions, and how often the choice is the best one is not measured.
 struct PointCost { double patch, tile, filter; };
 constexpr PointCost kPoints2{180, 130, 90}, kPoints4{400, 300, 200};
 constexpr double kTilesAtLeast = 10;

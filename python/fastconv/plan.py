@@ -214,10 +214,16 @@ class _LinearPlan(Plan):
         return out
 
 
-class SeparablePlan(Plan):
-    """A plan of a depthwise-separable layer."""
+class _LayersPlan(Plan):
+    """A plan of several layers in one call: `_compute` runs them, `_error` has the words for what is refused."""
 
     __slots__ = ()
+
+    def _compute(self, x: Array, residual: Array | None, out: Array | None) -> Array:
+        raise NotImplementedError
+
+    def _error(self, refusal: _core.Refused, arrays: dict[str, Any]) -> Exception:
+        raise NotImplementedError
 
     def __call__(
         self,
@@ -226,19 +232,33 @@ class SeparablePlan(Plan):
         input_gate: Array | None = None,
         out: Array | None = None,
     ) -> Array:
-        """Run the layer: see `fastconv.functional.separable_conv2d`; input_gate must be None."""
+        """Run the layers: see the function of `fastconv.functional` with the name `op`; input_gate must be None."""
         if input_gate is not None:
             raise TypeError(f"input_gate must be None: {self.op} takes none")
         try:
-            run: Any = self._run
-            y: Array = run(x, residual, out)
-            return y
+            return self._compute(x, residual, out)
         except _core.Refused as refusal:
-            if isinstance(x, np.ndarray) and x.ndim and x.shape[-len(self.input_shape) + 1 :] != self.input_shape[1:]:
-                shape = self.input_shape
-                raise ValueError(f"x (shape {x.shape}) must have the shape of the plan, {shape}, but for N") from None
-            arrays = {"x": x, **self._vectors, "residual": residual, "out": out}
-            raise _separable.error(refusal, self._spec, arrays) from None
+            raise self._error(refusal, {"x": x, **self._vectors, "residual": residual, "out": out}) from None
+
+    def __repr__(self) -> str:
+        return f"<fastconv plan of {self.op}: {self.input_shape} -> {self.output_shape}, {self.dtype}>"
+
+
+class SeparablePlan(_LayersPlan):
+    """A plan of a depthwise-separable layer."""
+
+    __slots__ = ()
+
+    def _compute(self, x: Array, residual: Array | None, out: Array | None) -> Array:
+        run: Any = self._run
+        y: Array = run(x, residual, out)
+        return y
+
+    def _error(self, refusal: _core.Refused, arrays: dict[str, Any]) -> Exception:
+        x, shape = arrays["x"], self.input_shape
+        if isinstance(x, np.ndarray) and x.ndim and x.shape[-len(shape) + 1 :] != shape[1:]:
+            return ValueError(f"x (shape {x.shape}) must have the shape of the plan, {shape}, but for N")
+        return _separable.error(refusal, self._spec, arrays)
 
     @property
     def decision(self) -> dict[str, Any]:
@@ -249,9 +269,6 @@ class SeparablePlan(Plan):
             "packed_weight_bytes": core.packed_bytes,
             "workspace_per_thread": core.workspace_bytes,
         }
-
-    def __repr__(self) -> str:
-        return f"<fastconv plan of {self.op}: {self.input_shape} -> {self.output_shape}, {self.dtype}>"
 
 
 def _separable_plan(op: str, x: Array | Sequence[int], operands: tuple[Any, ...], options: dict[str, Any]) -> Plan:
@@ -304,7 +321,7 @@ def _run_first(first: Any, x: Array, layout: str) -> tuple[Array, Array]:
     return u, functional.global_avg_pool2d(u, keepdims=False, layout=layout)
 
 
-class InvertedResidualPlan(Plan):
+class InvertedResidualPlan(_LayersPlan):
     """A plan of an inverted residual: of the whole layer, or with squeeze-excite of its calls."""
 
     __slots__ = ("_layout", "_parts")
@@ -312,29 +329,19 @@ class InvertedResidualPlan(Plan):
     _layout: str
     _parts: tuple[Any, ...]
 
-    def __call__(
-        self,
-        x: Array,
-        residual: Array | None = None,
-        input_gate: Array | None = None,
-        out: Array | None = None,
-    ) -> Array:
-        """Run the layer: see `fastconv.functional.inverted_residual`; input_gate must be None."""
-        if input_gate is not None:
-            raise TypeError(f"input_gate must be None: {self.op} takes none")
+    def _compute(self, x: Array, residual: Array | None, out: Array | None) -> Array:
         first, *squeeze = self._parts
-        try:
-            if not squeeze:
-                y: Array = first.run(x, residual, out)
-                return y
-            reduce, widen, project = squeeze
-            u, mean = _run_first(first, x, self._layout)
-            gate = widen(reduce(_inverted.as_pixel(mean, self._layout)))
-            y = project.run(u, residual, gate.reshape(mean.shape), out)
+        if not squeeze:
+            y: Array = first.run(x, residual, out)
             return y
-        except _core.Refused as refusal:
-            arrays = {"x": x, **self._vectors, "residual": residual, "out": out}
-            raise _inverted.error(refusal, self._spec, arrays, self.input_shape) from None
+        reduce, widen, project = squeeze
+        u, mean = _run_first(first, x, self._layout)
+        gate = widen(reduce(_inverted.as_pixel(mean, self._layout)))
+        y = project.run(u, residual, gate.reshape(mean.shape), out)
+        return y
+
+    def _error(self, refusal: _core.Refused, arrays: dict[str, Any]) -> Exception:
+        return _inverted.error(refusal, self._spec, arrays, self.input_shape)
 
     @property
     def decision(self) -> dict[str, Any]:
@@ -353,9 +360,6 @@ class InvertedResidualPlan(Plan):
             most = max(decision["workspace_per_thread"], part.decision["workspace_per_thread"])
             decision["workspace_per_thread"] = most
         return decision
-
-    def __repr__(self) -> str:
-        return f"<fastconv plan of {self.op}: {self.input_shape} -> {self.output_shape}, {self.dtype}>"
 
 
 def _inverted_plan(x: Array | Sequence[int], operands: tuple[Any, ...], options: dict[str, Any]) -> Plan:
