@@ -33,7 +33,8 @@ DenseJob box_of(const DenseJob& job, const int64_t at[3], const int64_t size[3])
 struct PixelBlocks {
   int64_t size[3], parts[3], count;
 
-  PixelBlocks(const DenseJob& job, const Choice& choice, int64_t block) {
+  // `unit`: a part of a row is a multiple of so many pixels, or every block ends in a vector that is partly empty.
+  PixelBlocks(const DenseJob& job, const Choice& choice, int64_t block, int64_t unit) {
     const int64_t plane = job.out[1] * job.out[2];
     block = std::max<int64_t>(block, 1);
     size[0] = 1, size[1] = 1, size[2] = job.out[2];
@@ -52,6 +53,7 @@ struct PixelBlocks {
     for (int a = 0; a < 3; ++a) {
       parts[a] = ceil_div(job.out[a], size[a]);
       size[a] = ceil_div(job.out[a], parts[a]);
+      if (a == 2 && parts[a] > 1) size[a] = round_up(size[a], unit);
       parts[a] = ceil_div(job.out[a], size[a]);
       count *= parts[a];
     }
@@ -625,6 +627,10 @@ void run_part(const Run<T>& run, const DenseJob& part, const Context<T>& ctx, co
     run_columns(run, part, ctx, task, arena);
 }
 
+int64_t lanes_of_pixels(const Choice& choice, const Machine& m) {
+  return choice.role == Role::pixel_columns ? m.lanes : 1;
+}
+
 // How a job is cut: pixel blocks times ranges of output channels.
 struct Cut {
   PixelBlocks blocks;
@@ -632,7 +638,7 @@ struct Cut {
 
   // `late`: the tasks pack the weights that they use, so that a second block of pixels would pack them again.
   Cut(const DenseJob& job, const Choice& choice, const Machine& m, int64_t item_size, int64_t want, bool late)
-      : blocks(job, choice, choice.pixel_block) {
+      : blocks(job, choice, choice.pixel_block, lanes_of_pixels(choice, m)) {
     const int64_t unit = choice.role == Role::pixel_rows ? preferred_vectors(m) * m.lanes : 16;
     k_size = job.K;
     // A buffer for a moved output holds at most half a megabyte.
@@ -647,7 +653,7 @@ struct Cut {
       const int64_t pieces = ceil_div(want, std::max<int64_t>(have, 1));
       const int64_t smaller = std::max(least, ceil_div(blocks.largest(), pieces));
       if (smaller < choice.pixel_block) {
-        blocks = PixelBlocks(job, choice, smaller);
+        blocks = PixelBlocks(job, choice, smaller, lanes_of_pixels(choice, m));
         have = job.N * job.G * blocks.count;
       }
     }
