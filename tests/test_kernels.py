@@ -714,6 +714,33 @@ def test_sum_columns(rng, isa, dtype, shape):
         np.testing.assert_array_equal(sums, expected)
 
 
+@covers("sum_rows", "fill_rows")
+def test_sum_rows_and_fill_rows(rng, isa, dtype, shape):
+    for n, rows, gap in itertools.product(lengths(shape["lanes"]), lengths(shape["lanes"]), (0, 3)):
+        x = integers(rng, rows * (n + gap), dtype).reshape(rows, n + gap)
+        expected = marked(rows + 3, dtype)
+        sums = expected.copy()
+        expected[:rows] = x[:, :n].sum(1)
+        x[:, n:] = np.nan
+        _testing.sum_rows(isa, sum=sums, x=x, rows=rows, pitch=n + gap, n=n)
+        np.testing.assert_array_equal(sums, expected)
+        y = marked(rows * (n + gap) + 3, dtype)
+        filled = y.copy()
+        filled[: rows * (n + gap)].reshape(rows, n + gap)[:, :n] = sums[:rows, None]
+        _testing.fill_rows(isa, y=y, value=sums, rows=rows, pitch=n + gap, n=n)
+        np.testing.assert_array_equal(y, filled)
+
+
+def test_a_sum_of_a_row_does_not_depend_on_its_place(rng, isa, dtype, shape):
+    x = rng.standard_normal((3 * shape["lanes"] + 1, 49)).astype(dtype)
+    sums = np.empty(len(x), dtype)
+    _testing.sum_rows(isa, sum=sums, x=x, rows=len(x), pitch=49, n=49)
+    for r in range(len(x)):
+        one = np.empty(1, dtype)
+        _testing.sum_rows(isa, sum=one, x=x[r:], rows=1, pitch=49, n=49)
+        assert one[0] == sums[r]
+
+
 @covers("copy_run")
 @pytest.mark.parametrize("streaming", [False, True])
 def test_copy_run(rng, isa, dtype, shape, streaming):

@@ -469,6 +469,22 @@ void sum_columns(const std::string& isa, Array<T> sum, const Array<T>& x, int64_
 }
 
 template <class T>
+void sum_rows(const std::string& isa, Array<T> sum, const Array<T>& x, int64_t rows, int64_t pitch, int64_t n) {
+  require(pitch >= 0, "the pitch is not negative");
+  Reach().steps(rows, 1).within(sum, "there is a sum a row");
+  Reach().steps(rows, pitch).steps(n, 1).within(x, "the rows lie within their array");
+  table<T>(isa).sum_rows(sum.mutable_data(), x.data(), rows, pitch, n);
+}
+
+template <class T>
+void fill_rows(const std::string& isa, Array<T> y, const Array<T>& value, int64_t rows, int64_t pitch, int64_t n) {
+  require(pitch >= 0, "the pitch is not negative");
+  Reach().steps(rows, 1).within(value, "there is a value a row");
+  Reach().steps(rows, pitch).steps(n, 1).within(y, "the rows lie within their array");
+  table<T>(isa).fill_rows(y.mutable_data(), value.data(), rows, pitch, n);
+}
+
+template <class T>
 double fma_loop(const KernelTable<T>& kernels, int64_t rounds) {
   return kernels.fma_loop(natural(rounds));
 }
@@ -1285,6 +1301,10 @@ void bind_kernels(py::module_& m) {
   m.def("sum_run", &sum_run<T>, isa, options, array("x"), py::arg("n"), py::arg("step"));
   m.def("sum_columns", &sum_columns<T>, isa, options, array("sum"), array("x"), py::arg("rows"), py::arg("pitch"),
         py::arg("columns"));
+  m.def("sum_rows", &sum_rows<T>, isa, options, array("sum"), array("x"), py::arg("rows"), py::arg("pitch"),
+        py::arg("n"));
+  m.def("fill_rows", &fill_rows<T>, isa, options, array("y"), array("value"), py::arg("rows"), py::arg("pitch"),
+        py::arg("n"));
   m.def("copy_run", &copy_run<T>, isa, options, array("dst"), array("src"), py::arg("offset"), py::arg("n"),
         py::arg("streaming"));
   m.def("pool_combine", &pool_combine<T>, isa, options, array("x"), py::arg("starts"), array("dst"), py::arg("n"),

@@ -6,6 +6,7 @@
 #pragma once
 #include "dispatch/kernel_args.h"
 #include "kernels/activation.inl.h"
+#include "kernels/folded.inl.h"
 #include "kernels/stream.inl.h"
 
 namespace fastconv::FASTCONV_ISA_NS {
@@ -201,18 +202,6 @@ template <class V>
 inline typename V::Mask lost_digits(V sum, V mean, V square) {
   using T = typename V::T;
   return V::either(V::greater(sum * mean, V::set1(kShare<T>) * square), V::greater(square, V::set1(kLargest<T>)));
-}
-
-// The sums over the lanes of kCount vectors, `step` vectors apart, in neighbouring lanes, over and over. Halves are
-// joined with halves, as in Vec::sum, whose bits these have; a sum takes 3 operations instead of 8.
-template <class V, int kCount, int kStep>
-inline __attribute__((always_inline)) V folded(const typename V::T* from) {
-  if constexpr (kCount == 1) {
-    return V::load(from);
-  } else {
-    const V a = folded<V, kCount / 2, 2 * kStep>(from), b = folded<V, kCount / 2, 2 * kStep>(from + kStep * V::kLanes);
-    return V::zip_low(a, b) + V::zip_high(a, b);
-  }
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 #pragma once
 #include "dispatch/kernel_args.h"
 #include "kernels/activation.inl.h"
+#include "kernels/folded.inl.h"
 
 namespace fastconv::FASTCONV_ISA_NS {
 
@@ -37,6 +38,45 @@ void sum_columns(T* sum, const T* x, int64_t rows, int64_t pitch, int64_t column
     for (int64_t r = 0; r < rows; ++r)
       s = s + (lanes == W ? V::load(x + r * pitch + c) : V::load_n(x + r * pitch + c, lanes));
     s.store_n(sum + c, lanes);
+  }
+}
+
+// sum[r] = the sum of n neighbours from x + r * pitch on. Sums over the lanes would be most of a short row's work: they
+// are taken of W rows together, the last ones with themselves again, so that a sum's bits do not depend on its place.
+template <class T>
+void sum_rows(T* sum, const T* x, int64_t rows, int64_t pitch, int64_t n) {
+  using V = Vec<T>;
+  constexpr int W = V::kLanes;
+  const int64_t tail = n % W, whole = n - tail;
+  for (int64_t r = 0; r < rows; r += W) {
+    const int64_t live = rows - r < W ? rows - r : W;
+    T of[W * W];
+    for (int k = 0; k < W; ++k) {
+      const T* row = x + (r + (k < live ? k : live - 1)) * pitch;
+      V s[2] = {tail ? V::load_n(row + whole, tail) : V::zero(), V::zero()};
+      int64_t i = 0;
+      for (; i + 2 * W <= whole; i += 2 * W) {
+        s[0] = s[0] + V::load(row + i);
+        s[1] = s[1] + V::load(row + i + W);
+      }
+      if (i < whole) s[0] = s[0] + V::load(row + i);
+      (s[0] + s[1]).store(of + k * W);
+    }
+    folded<V, W, 1>(of).store_n(sum + r, live);
+  }
+}
+
+// y[r * pitch + i] = value[r] for i < n.
+template <class T>
+void fill_rows(T* y, const T* value, int64_t rows, int64_t pitch, int64_t n) {
+  using V = Vec<T>;
+  constexpr int W = V::kLanes;
+  const int64_t tail = n % W;
+  for (int64_t r = 0; r < rows; ++r, y += pitch) {
+    const V v = V::set1(value[r]);
+    int64_t i = 0;
+    for (; i + W <= n; i += W) v.store(y + i);
+    if (tail) v.store_n(y + i, tail);
   }
 }
 

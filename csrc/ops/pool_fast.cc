@@ -925,9 +925,24 @@ Status whole_planes(const Pool& p, const T* x, const Strides& xs, T* y, const St
   const int64_t step = std::max<int64_t>(1, kTaskTerms / pixels), parts = (p.C + step - 1) / step;
   const KernelTable<T>& kernels = kernel_table<T>(current_isa());
   constexpr int64_t kRun = 256;  // terms of a sum by vectors, few to a lane; runs are joined in double
+  constexpr int64_t kPlanes = 64;
   const double work = static_cast<double>(p.N * p.C) * static_cast<double>(pixels) * 0.1;
   return parallel_for(p.N * parts, work, [&](int64_t task, int) {
     const int64_t n = task / parts, c0 = task % parts * step, c1 = std::min(p.C, c0 + step);
+    if (p.kind == PoolKind::average && pixels <= kRun) {
+      T sums[kPlanes];
+      const T* from = sums;
+      PoolArgs<T> mean{};
+      mean.src = &from, mean.count = 1, mean.rows = 1, mean.dst = sums, mean.op = kPoolSum;
+      set_finish(p, p.divisor_of(0, 0, 0), &mean);
+      for (int64_t c = c0; c < c1; c += kPlanes) {
+        mean.n = std::min(kPlanes, c1 - c);
+        kernels.sum_rows(sums, x + n * xs.n + c * xs.c, mean.n, xs.c, pixels);
+        kernels.pool_combine(mean);
+        for (int64_t k = 0; k < mean.n; ++k) y[n * ys.n + (c + k) * ys.c] = sums[k];
+      }
+      return;
+    }
     for (int64_t c = c0; c < c1; ++c) {
       const T* plane = x + n * xs.n + c * xs.c;
       T& to = y[n * ys.n + c * ys.c];
@@ -1176,12 +1191,12 @@ bool dense_planes(const Pool& p, const Strides& s, bool out = false) {
 
 // Measured on Zen 4 in AVX-512, one thread, against the planar kernels, as the time they take over that of turning:
 // 3 x 3 windows side by side 2.4 at 7 columns, 2.1 at 17, 1.3 at 14, 1.4 at 35, 1.1 at 28; two apart 1.8 at 14, 1.3 at
-// 17, 0.9 at 28; 2 x 2 windows 1.1 to 1.3 at 14, 0.6 to 0.8 at 28; windows of 5, 9 and 13 at 13 columns 2.6 to 3.3;
-// means of whole planes 1.5 at 49 pixels. Beyond 40 columns it was not tried.
+// 17, 0.9 at 28; 2 x 2 windows 1.1 to 1.3 at 14, 0.6 to 0.8 at 28; windows of 5, 9 and 13 at 13 columns 2.6 to 3.3.
+// Beyond 40 columns it was not tried.
 bool turning_pays(const Pool& p) {
   const Axis& w = p.axis[2];
   if (p.C < 4) return false;
-  if (is_global(p)) return p.in_pixels() <= kChain;
+  if (is_global(p)) return p.kind != PoolKind::average && p.in_pixels() <= kChain;
   if (w.adaptive) return w.in <= 40;
   if (w.stride == 4 && w.kernel <= 4 && w.dilation == 1 && w.in > 20) return false;  // pool_slide has vectors for them
   return w.in <= (w.stride == 1 ? 40 : 20) || w.stride > 2;
@@ -1204,8 +1219,7 @@ Status spread_mean(const Pool& p, const T* dy, const Strides& ys, T* dx, const S
       return dx + n * ds.n + row / p.axis[1].in * ds.s[0] + row % p.axis[1].in * ds.s[1];
     };
     if (!innermost) {
-      for (int64_t c = 0; c < p.C; ++c)
-        for (int64_t row = r0; row < r1; ++row) std::fill_n(row_at(row) + c * ds.c, columns, share[c]);
+      for (int64_t row = r0; row < r1; ++row) kernels.fill_rows(row_at(row), share, p.C, ds.c, columns);
       return;
     }
     PoolArgs<T> a{};
