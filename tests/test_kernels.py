@@ -2204,6 +2204,53 @@ def test_depthwise_planes_in_place(rng, isa, dtype, path):
         job.check_gradient(job.block())
 
 
+def spread_sum(dy, w, pad, columns, meets):
+    """Rows of the gradient as (rows, C, W), from dy (C, P, Q) and w (C, R, S): what `meets` names, pairs (p, r)."""
+    channels, _, dy_columns = dy.shape
+    dx = np.zeros((len(meets), channels, columns), dy.dtype)
+    for i, pairs in enumerate(meets):
+        for p, r in pairs:
+            for q, s in itertools.product(range(dy_columns), range(w.shape[2])):
+                if 0 <= 2 * q + s - pad < columns:
+                    dx[i, :, 2 * q + s - pad] += w[:, r, s] * dy[:, p, q]
+    return dx
+
+
+@covers("depthwise_spread")
+@pytest.mark.parametrize("taps", [3, 5])
+@pytest.mark.parametrize("planar", [False, True])
+def test_depthwise_spread(rng, isa, dtype, shape, taps, planar):
+    lanes = shape["lanes"]
+    widths = (*range(1, 7), lanes, *range(2 * lanes - 3, 2 * lanes + 4), 4 * lanes, 4 * lanes + 1, 5 * lanes - 1)
+    for columns, pad in itertools.product(widths, range(taps)):
+        channels = int(rng.integers(1, 4)) if planar else int(rng.integers(1, 2 * lanes + 2))
+        dy_columns = max(1, (columns + 2 * pad - taps) // 2 + 1 + int(rng.integers(-1, 2)))
+        dy = integers(rng, channels * 3 * dy_columns, dtype).reshape(channels, 3, dy_columns)
+        w = integers(rng, channels * taps * taps, dtype).reshape(channels, taps, taps)
+        meets = [[], [(0, 1)], [(2, 0), (1, 2)], [(1, 1)], [(0, 0), (1, 2), (2, 1)]]
+        expected = spread_sum(dy, w, pad, columns, meets)
+        if planar:
+            dy_of, w_of, order = dy, w, (0, 1, 2)
+            sizes = {"dy_channel": 3 * dy_columns, "weight_channel": taps * taps, "weight_row": taps, "weight_tap": 1}
+            sizes |= {"dx_row": channels * (columns + 2), "dx_channel": columns + 2}
+            starts = [p * dy_columns for p in range(3)]
+        else:
+            dy_of, w_of, order = dy.transpose(1, 2, 0), w.transpose(1, 2, 0), (0, 2, 1)
+            sizes = {"dy_pitch": channels, "weight_row": taps * channels, "weight_tap": channels}
+            sizes |= {"dx_row": columns * (channels + 2), "dx_pitch": channels + 2}
+            starts = [p * dy_columns * channels for p in range(3)]
+        expected = np.pad(expected.transpose(order), [(0, 0), (0, 0), (0, 2)], constant_values=MARK)
+        dx = marked(expected.size + 8, dtype)
+        _testing.depthwise_spread(
+            isa, planar=planar, rows=[[(starts[p], r) for p, r in pairs] for pairs in meets], taps=taps, pad=pad,
+            columns=columns, dy_columns=dy_columns, channels=channels, dy=np.ascontiguousarray(dy_of), dx=dx,
+            dx_start=4, weights=np.ascontiguousarray(w_of), **sizes
+        )  # fmt: skip
+        np.testing.assert_array_equal(dx[4:-4].reshape(expected.shape), expected)
+        assert (dx[:4] == MARK).all()
+        assert (dx[-4:] == MARK).all()
+
+
 @pytest.mark.parametrize("taps", range(1, 9))
 def test_depthwise_planes_out_of_a_slab(rng, isa, dtype, taps):
     for filter_rows, stride, dilation in itertools.product(range(1, 6), (1, 2, 3), (1, 2, 3)):

@@ -1242,6 +1242,50 @@ void filter_planes(const std::string& isa, const Array<T>& rows, const Indices& 
   table<T>(isa).filter_planes(g);
 }
 
+// Each row as pairs: where its row of dy begins, and the filter row that meets it.
+template <class T>
+void depthwise_spread(const std::string& isa, bool planar,
+                      const std::vector<std::vector<std::pair<int64_t, int64_t>>>& rows, int64_t taps, int64_t pad,
+                      int64_t columns, int64_t dy_columns, int64_t channels, const Array<T>& dy, int64_t dy_channel,
+                      int64_t dy_pitch, Array<T> dx, int64_t dx_start, int64_t dx_row, int64_t dx_channel,
+                      int64_t dx_pitch, const Array<T>& weights, int64_t weight_row, int64_t weight_tap,
+                      int64_t weight_channel) {
+  require(taps == 3 || taps == 5, "taps is 3 or 5");
+  require(pad >= 0 && pad < taps, "pad is less than taps");
+  std::vector<SpreadRow> list;
+  for (const auto& row : rows) {
+    require(row.size() <= static_cast<size_t>(kSpreadRows), "a row meets three rows at most");
+    SpreadRow& to = list.emplace_back();
+    for (const auto& [start, filter] : row) {
+      Reach()
+          .plus(start)
+          .steps(channels, planar ? dy_channel : 1)
+          .steps(dy_columns, planar ? 1 : dy_pitch)
+          .within(dy, "dy holds its rows");
+      Reach()
+          .plus(small(natural(filter) * natural(weight_row)))
+          .steps(taps, weight_tap)
+          .steps(channels, planar ? weight_channel : 1)
+          .within(weights, "the weights lie within their array");
+      to.dy[to.count] = start, to.filter[to.count++] = filter;
+    }
+  }
+  Reach()
+      .plus(dx_start)
+      .steps(static_cast<int64_t>(rows.size()), dx_row)
+      .steps(channels, planar ? dx_channel : 1)
+      .steps(columns, planar ? 1 : dx_pitch)
+      .within(dx, "dx holds its rows");
+  SpreadArgs<T> g{};
+  g.row = list.data(), g.rows = static_cast<int64_t>(list.size()), g.taps = taps, g.pad = pad;
+  g.columns = columns, g.dy_columns = dy_columns, g.channels = channels, g.planar = planar;
+  g.dy = dy.data(), g.dy_channel = dy_channel, g.dy_pitch = dy_pitch;
+  g.dx = dx.mutable_data() + dx_start, g.dx_row = dx_row, g.dx_channel = dx_channel, g.dx_pitch = dx_pitch;
+  g.weights = weights.data();
+  g.weight_row = weight_row, g.weight_tap = weight_tap, g.weight_channel = weight_channel;
+  table<T>(isa).depthwise_spread(g);
+}
+
 // --- the module --------------------------------------------------------------------------------------------------
 
 bool is_float(const std::string& dtype) {
@@ -1382,6 +1426,11 @@ void bind_kernels(py::module_& m) {
         py::arg("channels"), py::arg("out_rows"), py::arg("pixels"), array("dy"), py::arg("dy_start") = 0,
         py::arg("dy_row_pitch"), py::arg("dy_pitch"), array("sum"), py::arg("sum_start") = 0, py::arg("sum_pitch"),
         py::arg("accumulate") = false);
+  m.def("depthwise_spread", &depthwise_spread<T>, isa, options, py::arg("planar"), py::arg("rows"), py::arg("taps"),
+        py::arg("pad"), py::arg("columns"), py::arg("dy_columns"), py::arg("channels"), array("dy"),
+        py::arg("dy_channel") = 0, py::arg("dy_pitch") = 0, array("dx"), py::arg("dx_start"), py::arg("dx_row"),
+        py::arg("dx_channel") = 0, py::arg("dx_pitch") = 0, array("weights"), py::arg("weight_row"),
+        py::arg("weight_tap"), py::arg("weight_channel") = 0);
   m.def("filter_planes", &filter_planes<T>, isa, options, array("rows"), py::arg("row_starts"),
         py::arg("zero_row") = py::none(), py::arg("channel_pitch"), py::arg("taps"), py::arg("stride") = 1,
         py::arg("first_column"), py::arg("columns"), py::arg("channels"), py::arg("out_rows"), py::arg("pixels"),

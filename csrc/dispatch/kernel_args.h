@@ -299,6 +299,30 @@ struct FilterPlanesArgs {
   int32_t accumulate;
 };
 
+// Some rows of the gradient of a depthwise layer's input, the filter two columns apart:
+//   dx[i][w] = sum over k < row[i].count, s with w + pad - s even of
+//              weights[row[i].filter[k]][s] * dy[row[i].dy[k] ...][(w + pad - s) / 2]
+// where that column of dy exists. `planar`: columns are neighbours, and channels dy_channel, dx_channel, weight_channel
+// apart; else channels are, and columns dy_pitch and dx_pitch apart. taps is 3 or 5.
+inline constexpr int kSpreadRows = 3;
+struct SpreadRow {
+  int64_t count;
+  int64_t dy[kSpreadRows], filter[kSpreadRows];  // where the row of dy begins, and which of the filter's meets it
+};
+template <class T>
+struct SpreadArgs {
+  const SpreadRow* row;
+  int64_t rows, taps, pad;
+  int64_t columns, dy_columns, channels;
+  bool planar;
+  const T* dy;
+  int64_t dy_channel, dy_pitch;
+  T* dx;
+  int64_t dx_row, dx_channel, dx_pitch;
+  const T* weights;
+  int64_t weight_row, weight_tap, weight_channel;
+};
+
 // A transform's length as a product of radices (2, 3, 4 or 8), in the order in which frequencies are decimated.
 inline constexpr int64_t kFftRadices = 8, kFftLength = 128;
 template <class T>

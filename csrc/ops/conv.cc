@@ -216,6 +216,12 @@ Status fold_frame(const Layer& l, Algorithm algorithm, const Machine& m, const K
   });
 }
 
+// Whether all phases of the gradient of a strided depthwise layer are computed in one sweep.
+template <class T>
+bool spreads(const Layer& l, const DenseJob& job, const Machine& m) {
+  return (l.algorithm == Algorithm::automatic || l.algorithm == Algorithm::direct) && has_spread<T>(job, m);
+}
+
 template <class T>
 Status backward_input(const ConvDesc& desc, const ConvOperands& o) {
   Layer l;
@@ -238,6 +244,9 @@ Status backward_input(const ConvDesc& desc, const ConvOperands& o) {
     if ((s = prepare_weights(runs, m, kernels, false, &packed)) != Status::ok) return s;
     return run_dense(runs, m, kernels, Finish<T>{}, InputMap<T>{}, 0, o.accumulate);
   }
+  if (const DenseJob job = fprop_job(g, l.x, l.y, nullptr, l.w); spreads<T>(l, job, m) && !o.accumulate)
+    return run_spread(job, m, kernels, static_cast<const T*>(o.y.data), static_cast<const T*>(o.w.data),
+                      static_cast<T*>(o.x.data));
   const int64_t origin[3] = {0, 0, 0};
   s = gradient_part<T>(l, m, kernels, o, origin, g.in, static_cast<T*>(o.x.data), l.x, o.accumulate);
   if (s != Status::ok || g.mode == PaddingMode::zeros) return s;
@@ -408,6 +417,19 @@ Decision summarise(const std::vector<Run<T>>& runs, const Machine& m, const Geom
   if (c.fft.rows) d.error_bound = fft_error_bound(c.fft, sums.folded);
   if (c.winograd) d.error_bound = winograd_error_bound(c, sums.folded);
   d.passed_over = c.passed_over;
+  return d;
+}
+
+template <class T>
+Decision summarise_spread(const DenseJob& job, const Machine& m, const Geometry& g, double bytes) {
+  Decision d = summary_of(m, g, bytes);
+  summarise_depthwise(m, spread_packed<T>(job, m) > 0, &d);
+  d.reduction_block = ceil_div(job.filter[1], job.stride[1]) * ceil_div(job.filter[2], job.stride[2]);
+  d.channel_block = job.G;
+  d.pixel_block = job.in[1] * job.in[2];
+  d.packed_weight_bytes = spread_packed<T>(job, m) * static_cast<int64_t>(sizeof(T));
+  d.error_bound += static_cast<double>(d.reduction_block);
+  d.passed_over = "a product for each phase of the stride: they would read dy as often, and write between each other";
   return d;
 }
 
@@ -621,6 +643,10 @@ Status decide(const ConvDesc& desc, Pass pass, const ConvOperands& o, Decision* 
     if ((s = check_backward(desc, o, pass, &l)) != Status::ok) return s;
     const Geometry& g = l.geometry;
     if (pass == Pass::backward_input && !desc.transposed) {
+      if (const DenseJob job = fprop_job(g, l.x, l.y, nullptr, l.w); spreads<T>(l, job, m) && !o.accumulate) {
+        *out = summarise_spread<T>(job, m, g, least_bytes(g, false, sizeof(T)));
+        return Status::ok;
+      }
       const int64_t origin[3] = {0, 0, 0};
       runs = gradient_runs<T>(l, m, origin, g.in, l.x);
       if (g.mode != PaddingMode::zeros) {

@@ -811,6 +811,93 @@ void depthwise_block(const DenseJob& job, const Choice& choice, const Machine& m
   *pixels = cut.rows * cut.columns;
 }
 
+// --- The gradient of the input of strided layers
+
+namespace {
+
+// Lanes are columns, or channels where those are neighbours and fill half a vector.
+bool spreads_pixels(const DenseJob& job, const Machine& m) {
+  return job.is.c == 1 && job.os.c == 1 && 2 * job.G > m.lanes;
+}
+
+// The rows of dy, and of the filter, that row h of dx meets: in the order of dy, as the products of single phases add.
+SpreadRow spread_row(const DenseJob& job, int64_t h) {
+  SpreadRow row{};
+  for (int64_t r = job.filter[1] - 1; r >= 0; --r) {
+    const int64_t at = h + job.pad[1] - r;
+    if (at < 0 || at % job.stride[1] || at / job.stride[1] >= job.out[1]) continue;
+    row.dy[row.count] = at / job.stride[1] * job.os.s[1];
+    row.filter[row.count++] = r;
+  }
+  return row;
+}
+
+constexpr int64_t kSpreadBand = 32;  // rows of a task
+
+}  // namespace
+
+template <class T>
+bool has_spread(const DenseJob& job, const Machine& m) {
+  if (job.C != 1 || job.K != 1 || job.mode != PaddingMode::zeros || job.stride[2] != 2) return false;
+  if (job.filter[2] != 3 && job.filter[2] != 5) return false;
+  if (job.filter[0] != 1 || job.in[0] != 1 || job.out[0] != 1 || job.pad[0] != 0) return false;
+  if (job.dilation[1] != 1 || job.dilation[2] != 1 || job.pad[2] < 0) return false;
+  if (ceil_div(job.filter[1], job.stride[1]) > kSpreadRows || job.out[1] * job.out[2] == 0) return false;
+  if (m.isa == Isa::portable) return false;
+  const bool unit_columns = (job.is.s[2] == 1 || job.in[2] == 1) && (job.os.s[2] == 1 || job.out[2] == 1);
+  return spreads_pixels(job, m) || unit_columns;
+}
+
+template <class T>
+int64_t spread_packed(const DenseJob& job, const Machine& m) {
+  return spreads_pixels(job, m) ? job.taps() * round_up(job.G, m.lanes) : 0;
+}
+
+template <class T>
+Status run_spread(const DenseJob& job, const Machine& m, const KernelTable<T>& kernels, const T* dy, const T* weight,
+                  T* dx) {
+  SpreadArgs<T> all{};
+  all.taps = job.filter[2], all.pad = job.pad[2];
+  all.columns = job.in[2], all.dy_columns = job.out[2];
+  all.planar = !spreads_pixels(job, m);
+  all.dy_channel = job.os.c, all.dy_pitch = job.os.s[2];
+  all.dx_row = job.is.s[1], all.dx_channel = job.is.c, all.dx_pitch = job.is.s[2];
+  all.weights = weight;
+  all.weight_row = job.wf[1], all.weight_tap = job.wf[2], all.weight_channel = job.wg;
+  // Lanes of channels read the filters as (taps)(channels).
+  const size_t bytes = static_cast<size_t>(spread_packed<T>(job, m)) * sizeof(T);
+  T* const packed = bytes ? static_cast<T*>(output_allocate(bytes)) : nullptr;
+  if (bytes) {
+    if (!packed) return Status::out_of_memory;
+    Run<T> run;
+    run.job = job, run.job.weight = weight;
+    run.choice.role = Role::pixel_rows;
+    pack_filters(run, m, kernels, packed);
+    all.weights = packed;
+    all.weight_tap = round_up(job.G, m.lanes), all.weight_row = all.taps * all.weight_tap;
+  }
+  const int64_t band = std::min(job.in[1], kSpreadBand), bands = ceil_div(job.in[1], band);
+  // Planes are taken some at a time; a task is some ten microseconds.
+  const int64_t deep =
+      all.planar ? std::clamp<int64_t>((int64_t{1} << 16) / std::max<int64_t>(1, band * job.in[2]), 1, job.G) : job.G;
+  const int64_t parts = ceil_div(job.G, deep);
+  const Status status = parallel_for(job.N * parts * bands, nanoseconds(job), [&](int64_t task, int) {
+    const int64_t h0 = task % bands * band, h1 = std::min(job.in[1], h0 + band);
+    const int64_t c0 = task / bands % parts * deep, n = task / bands / parts;
+    SpreadRow rows[kSpreadBand];
+    for (int64_t h = h0; h < h1; ++h) rows[h - h0] = spread_row(job, h);
+    SpreadArgs<T> g = all;
+    g.row = rows, g.rows = h1 - h0;
+    g.channels = std::min(deep, job.G - c0);
+    g.dy = dy + n * job.os.n + c0 * job.os.c;
+    g.dx = dx + n * job.is.n + c0 * job.is.c + h0 * job.is.s[1];
+    g.weights += c0 * all.weight_channel;
+    kernels.depthwise_spread(g);
+  });
+  if (packed) output_release(packed, bytes);
+  return status;
+}
+
 // --- The gradient of the filters
 
 namespace {
@@ -1049,6 +1136,9 @@ Status run_filter_gradient(const DenseJob& job, const Machine& m, const KernelTa
 
 #define FASTCONV_INSTANTIATE(T)                                                                                  \
   template class DepthwiseProducer<T>;                                                                           \
+  template bool has_spread<T>(const DenseJob&, const Machine&);                                                  \
+  template int64_t spread_packed<T>(const DenseJob&, const Machine&);                                            \
+  template Status run_spread<T>(const DenseJob&, const Machine&, const KernelTable<T>&, const T*, const T*, T*); \
   template bool has_filter_gradient<T>(const DenseJob&, const Machine&);                                         \
   template WeightForm filter_gradient_form<T>(const DenseJob&, const Machine&);                                  \
   template Status run_filter_gradient<T>(const DenseJob&, const Machine&, const KernelTable<T>&, T*, bool);      \

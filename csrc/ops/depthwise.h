@@ -68,6 +68,17 @@ class DepthwiseProducer final : public Producer<T> {
   int64_t most_channels_;  // of a call
 };
 
+// The gradient of the input of strided layers, all phases at once, for those that has_spread() names: dx, which is the
+// job's input, from dy, its output.
+template <class T>
+bool has_spread(const DenseJob& job, const Machine& machine);
+// Elements of the filters that it packs.
+template <class T>
+int64_t spread_packed(const DenseJob& job, const Machine& machine);
+template <class T>
+Status run_spread(const DenseJob& job, const Machine& machine, const KernelTable<T>& kernels, const T* dy,
+                  const T* weight, T* dx);
+
 // The gradient of the filters, for the layers that has_filter_gradient() names; as run_weight_gradient().
 template <class T>
 bool has_filter_gradient(const DenseJob& job, const Machine& machine);
