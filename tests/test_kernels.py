@@ -523,9 +523,10 @@ def columns_of(image, column_axis, wanted):
 @covers("fill_pixel_slab")
 @pytest.mark.parametrize("order", ["dense", "gaps", "planar", "strided"])
 def test_fill_pixel_slab(rng, isa, dtype, shape, order):
-    lanes, size = shape["lanes"], 6
-    for channels, columns, first in itertools.product(
-        (1, 2, lanes - 1, lanes, 2 * lanes + 1), (1, 4, 9, 20), (-3, 0, 2)
+    lanes = shape["lanes"]
+    sizes = ((6, 1), (6, 4), (6, 9), (6, 20), (2 * lanes + 3, 2 * lanes + 5))
+    for channels, (size, columns), first in itertools.product(
+        (1, 2, lanes - 1, lanes, 2 * lanes + 1), sizes, (-3, 0, 2)
     ):
         if channels < 1:
             continue

@@ -285,11 +285,17 @@ void fill_pixel_slab(const PixelSlabArgs<T>& p) {
         else
           copy(out + i * channels, from, channels);
       }
-    } else if (p.column_stride == 1 && !p.column_map) {
-      // A planar image: W channels of W columns at a time.
+    } else if ((p.column_stride == 1 || p.column_stride == 2) && !p.column_map) {
+      // A planar image, or every other column of one: W channels of W columns at a time.
+      auto columns = [&p](const T* from, int64_t wide) __attribute__((always_inline)) {
+        if (p.column_stride == 1) return wide == W ? V::load(from) : V::load_n(from, wide);
+        const int64_t n = 2 * wide - 1;
+        if (n < W) return V::even(V::load_n(from, n), V::zero());
+        return V::even(V::load(from), V::load_n(from + W, n - W));
+      };
       for (int64_t c = 0; c < channels; c += W) {
         const int64_t high = channels - c < W ? channels - c : W;
-        const T* plane = row + c * p.channel_stride + p.first;
+        const T* plane = row + c * p.channel_stride + p.first * p.column_stride;
         for (int64_t i = lo; i < hi; i += W) {
           const int64_t wide = hi - i < W ? hi - i : W;
           V x[W];
@@ -299,8 +305,10 @@ void fill_pixel_slab(const PixelSlabArgs<T>& p) {
               x[l] = V::zero();
               continue;
             }
-            const T* from = plane + l * p.channel_stride + i;
-            x[l] = wide == W ? V::load(from) : V::load_n(from, wide);
+            const T* from = plane + l * p.channel_stride + i * p.column_stride;
+            __builtin_prefetch(from + W * p.channel_stride);
+            if (p.column_stride == 2) __builtin_prefetch(from + W * p.channel_stride + W);
+            x[l] = columns(from, wide);
           }
           if (p.map.active)
             for (int l = 0; l < high; ++l) x[l] = map_channel(p.map, c + l, x[l]);

@@ -341,6 +341,7 @@ Choice choose(const Problem& p, const Machine& m) {
         std::max<int64_t>(1, c.chunks[0].channels * std::min<int64_t>(c.chunks[0].taps, 3)) * p.item_size;
     const int64_t tile = m.tile_rows[preferred_vectors(m)];
     int64_t block = std::clamp<int64_t>(m.l2 / 3 / bytes, 2 * tile, 192);
+    if (c.move_output) block = std::clamp<int64_t>(m.l2 / 4 / (p.K * p.item_size), 8 * tile, block);
     block = std::min(block,
                      std::max<int64_t>(
                          tile, 8192 / std::max<int64_t>(c.copy_pixels ? T / std::max<int64_t>(p.filter[2], 1) : T, 1)));

@@ -30,6 +30,7 @@ std::vector<Run<T>> forward_runs(const ConvDesc& desc, const Layer& l, const Mac
     merge_axes(&run.job);
     const auto count = static_cast<int64_t>(phases);
     run.choice = choose(describe(run.job, sizeof(T), l.channels_last, mapped, l.algorithm, count), m);
+    if (!run.choice.depthwise && run.choice.role == Role::pixel_rows) skip_pixels(&run.job);
   };
   const Strides* residual = has_residual ? &l.r : nullptr;
   if (desc.transposed) {

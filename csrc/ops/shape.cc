@@ -274,6 +274,16 @@ void merge_axes(DenseJob* job) {
   }
 }
 
+void skip_pixels(DenseJob* job) {
+  for (int a = 0; a < 3; ++a) {
+    if (job->filter[a] != 1 || job->stride[a] == 1 || job->pad[a] != 0) continue;
+    if ((job->out[a] - 1) * job->stride[a] >= job->in[a]) continue;
+    job->in[a] = job->out[a];
+    job->is.s[a] *= job->stride[a];
+    job->stride[a] = 1;
+  }
+}
+
 bool uniform_pixels(const int64_t out[3], const Strides& s, int64_t* step) {
   *step = s.s[2];
   int64_t next = s.s[2] * out[2];

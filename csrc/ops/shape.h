@@ -78,6 +78,9 @@ std::vector<PhaseJob> dgrad_jobs(const Geometry& geometry, const int64_t origin[
 
 // Joins axes that are one axis in memory on every side (a 1x1 convolution runs over one row of pixels).
 void merge_axes(DenseJob* job);
+// Along axes where a single tap moves by more than a pixel, the input becomes what is read of it: nobody copies the
+// rest.
+void skip_pixels(DenseJob* job);
 
 // Whether the flattened pixels of a tensor are `step` elements apart throughout.
 bool uniform_pixels(const int64_t out[3], const Strides& s, int64_t* step);
