@@ -219,6 +219,8 @@ inline __attribute__((always_inline)) void window_row(const DepthwiseChannelsArg
   for (int j = 0; j < N; ++j, from += pitch) {
     const T* at = Inside || (uint64_t)(first + j) < (uint64_t)g.columns ? from : (const T*)kNothing;
     x[j] = Full ? V::load(at) : V::load_n(at, lanes);
+    // What the next strip reads here: its lines lie a pixel apart, and its rows in other pages.
+    if (j >= N - Q * ST) __builtin_prefetch(from + Q * ST * pitch, 0, 2);
   }
   auto add = [&](int r, V(&sum)[Q]) __attribute__((always_inline)) {
     const T* weights = g.weights[r] + c;
@@ -237,6 +239,8 @@ inline __attribute__((always_inline)) void window_row(const DepthwiseChannelsArg
     T* out = g.out + p * g.out_row_pitch + q0 * g.out_pitch + c;
     const T* residual = g.residual ? g.residual + p * g.residual_row_pitch + q0 * g.residual_pitch + c : nullptr;
     finish_strip<T, Q, Inside, Full>(g, sum, out, g.out_pitch, residual, g.residual_pitch, c, live, lanes);
+#pragma GCC unroll 16
+    for (int q = 0; q < Q; ++q) __builtin_prefetch(out + (Q + q) * g.out_pitch, 1, 2);
   };
   if constexpr (ST == 1) {
     if (i >= 2) {
