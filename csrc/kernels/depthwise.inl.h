@@ -202,8 +202,9 @@ inline constexpr int kWindow[3] = {0, 6, 7};
 // Fewer output rows are done a row at a time: the window's first and last two rows do less for the same loads.
 // Interleaved on Zen 4, the time of strips over that of the window: 1.13 to 1.23 at 28 rows and more, 0.94 to 1.23 at
 // 14, 0.68 at 7 (960 and 1152 channels; 1.33 at 1024, whose pixels lie 4 KB apart); with stride 2 0.94 to 1.15 at 14
-// and more, 0.62 and 1.07 at 7.
-inline constexpr int64_t kStripRows = 8;
+// and more, 0.62 and 1.07 at 7. At 8, the height of what a separable layer's pointwise half asks for, 1.1 to 1.3 times
+// on images of 56 x 56 and more, and 0.94 to 1 on smaller ones.
+inline constexpr int64_t kStripRows = 7;
 
 // Input row i of a strip. Phase: i modulo the output rows under way (stride 1) or half of it (stride 2, even rows).
 template <class T, int ST, int Q, bool Inside, bool Full, int Phase, bool Odd>

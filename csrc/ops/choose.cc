@@ -355,6 +355,8 @@ Choice choose(const Problem& p, const Machine& m) {
     const int64_t channels = std::max<int64_t>(1, c.chunks[0].channels);
     const int64_t panel = preferred_vectors(m) * m.lanes;
     int64_t block = 256;
+    // Rows that a depthwise half makes read their neighbours: at least four at a time, where they fit.
+    if (p.produced) block = std::max(block, std::min(4 * p.out[2], m.l2 / 3 / (channels * p.item_size)));
     auto slab_bytes = [&](int64_t n) {
       const int64_t w = std::min(n, p.out[2]), h = std::min((n + w - 1) / w + 1, p.out[1]);
       const int64_t d = std::min((n + w * p.out[1] - 1) / (w * p.out[1]), p.out[0]);
@@ -363,7 +365,7 @@ Choice choose(const Problem& p, const Machine& m) {
       const int64_t depth = d == 1 ? p.filter[0] : (d - 1) * p.stride[0] + (p.filter[0] - 1) * p.dilation[0] + 1;
       return channels * width * height * depth * p.item_size;
     };
-    while (!c.direct && block > panel && slab_bytes(block) > m.l2 / 4) block /= 2;
+    while (!c.direct && !p.produced && block > panel && slab_bytes(block) > m.l2 / 4) block /= 2;
     c.pixel_block = std::min(pixels, std::max(block / panel * panel, panel));
   }
   if (winograd) {
