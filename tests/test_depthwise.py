@@ -46,13 +46,14 @@ def lay(a: Any, layout: str) -> Any:
 
 
 def operands(op: str, x_shape: Any, kernel: Any, dtype: Any, options: Any, *, integers: bool = False) -> Any:
-    """(x, w, dy) of a depthwise layer; x_shape is (N, C, ...)."""
+    """(x, w, dy) of a depthwise layer, or one of groups; x_shape is (N, C, ...)."""
     make = (
         testing.integer_data
         if integers
         else lambda shape, dtype, seed: testing.he_data(shape, (1, 1), dtype, seed=seed)[0]
     )
-    x, w = make(x_shape, dtype, seed=1), make((x_shape[1], 1, *kernel), dtype, seed=2)
+    group = x_shape[1] // options["groups"]
+    x, w = make(x_shape, dtype, seed=1), make((x_shape[1], group, *kernel), dtype, seed=2)
     x = lay(x, options.get("layout", "NCHW"))
     y = getattr(reference, op)(x, w, **options)
     return x, w, make(y.shape, dtype, seed=3)
@@ -369,11 +370,17 @@ BIT_LAYERS = [
     ("conv2d", (2, 21, 35, 30), (5, 3), {"padding": (2, 1), "padding_mode": "reflect"}),
     ("conv3d", (2, 20, 6, 14, 15), (3, 3, 3), {"padding": 1}),
     ("conv_transpose2d", (2, 37, 20, 21), (4, 4), {"stride": 2, "padding": 1}),
+    # Groups of a few channels, which are run alike.
+    ("conv1d", (2, 38, 3000), (3,), {"padding": 1, "groups": 19}),
+    ("conv2d", (3, 72, 30, 31), (3, 3), {"padding": 1, "groups": 18}),
+    ("conv2d", (2, 136, 29, 28), (3, 3), {"padding": 1, "stride": 2, "groups": 17}),
+    ("conv2d", (2, 256, 9, 16), (2, 3), {"padding": 1, "stride": (1, 2), "dilation": (3, 1), "groups": 64}),
+    ("conv2d", (2, 40, 12, 13), (3, 3), {"padding": 2, "padding_mode": "circular", "groups": 10}),
 ]
 
 
 def bit_operands(op: str, shape: Any, kernel: Any, options: Any, dtype: Any, layout: str) -> Any:
-    options = {**options, "groups": shape[1], "layout": layout}
+    options = {"groups": shape[1], **options, "layout": layout}
     x, w, dy = operands(op, shape, kernel, dtype, options)
     return x, w, dy, options
 
@@ -422,7 +429,9 @@ def test_image_alone_in_a_batch_or_in_a_plan(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("op", "shape", "kernel", "options"), BIT_LAYERS, ids=str)
+@pytest.mark.parametrize(
+    ("op", "shape", "kernel", "options"), [layer for layer in BIT_LAYERS if "groups" not in layer[3]], ids=str
+)
 def test_both_memory_orders(
     op: str, shape: Any, kernel: Any, options: Any, dtype: Any, rng: np.random.Generator
 ) -> None:
@@ -630,3 +639,36 @@ def test_scratch_is_bounded(layout: str, mode: str) -> None:
         for extra in ({}, {"stride": 2}, {"dilation": 2}):
             e = fastconv.explain("conv2d", shape, (channels, 1, kernel, 3), **options, **extra)
             assert e.decision["workspace_per_thread"] < 2**21, (size, channels, kernel, extra)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("group", [2, 3, 4, 8, 16, 32])
+def test_groups_of_a_few_channels(isa: str, group: int, layout: str, dtype: Any) -> None:
+    """Exact on integers, whole vectors or not, with a prologue and an epilogue, and their gradients."""
+    rng = np.random.default_rng(group)
+    for groups, shape, extra in itertools.product(
+        (3, 16), ((9, 7), (16, 30)), ({}, {"stride": 2}, {"padding": 2, "padding_mode": "reflect"})
+    ):
+        c = groups * group
+        options = {"groups": groups, "padding": 1, "layout": layout, **extra}
+        if group > 16:  # Winograd's sums are not exact
+            options["algorithm"] = "direct"
+        x = rng.integers(-3, 4, (2, *shape, c) if layout == "NHWC" else (2, c, *shape)).astype(dtype)
+        w = rng.integers(-3, 4, (c, group, 3, 3)).astype(dtype)
+        bias, scale = (rng.integers(-3, 4, c).astype(dtype) for _ in range(2))
+        y = reference.conv2d(x, w, bias, **options)
+        residual = rng.integers(-3, 4, y.shape).astype(dtype)
+        epilogue = {"scale": scale, "residual": residual, "activation": "relu", "input_shift": bias}
+        for function in (
+            lambda f: f(x, w, bias, **options),  # noqa: B023
+            lambda f: f(x, w, bias, **options, **epilogue),  # noqa: B023
+        ):
+            np.testing.assert_array_equal(function(functional.conv2d), function(reference.conv2d))
+        dy = rng.integers(-3, 4, y.shape).astype(dtype)
+        for name, arguments in (("input", (dy, w, x.shape)), ("weight", (dy, x, w.shape))):
+            gradient = f"conv2d_backward_{name}"
+            if name == "weight":
+                options.pop("algorithm", None)
+            want = getattr(reference, gradient)(*arguments, **options)
+            np.testing.assert_array_equal(getattr(functional, gradient)(*arguments, **options), want)

@@ -2095,6 +2095,37 @@ class Depthwise:
         np.testing.assert_array_equal(self.run_gradient(dy, before), self.gradient(dy) + before)
 
 
+class Grouped(Depthwise):
+    """Groups of as many channels out as in: weights are (filter rows, taps, channels of a group, channels)."""
+
+    def __init__(self, rng, isa, dtype, *, group, **options):
+        super().__init__(rng, isa, dtype, **options)
+        self.group = group
+        shape = (self.filter_rows, self.taps, group, self.channels)
+        self.weights = self.values(rng, int(np.prod(shape)), dtype).reshape(shape)
+
+    def product(self):
+        c = np.arange(self.channels)
+        terms = self.terms[..., (c // self.group * self.group)[:, None] + np.arange(self.group)]
+        return np.einsum("prqsck,rskc->pqc", terms, self.weights.astype(np.float64))
+
+    def arguments(self):
+        whole = -(-self.channels // self.lanes) * self.lanes
+        lines = self.taps * self.group
+        starts, size = scattered(self.rng, self.filter_rows, lines * (whole + 1))
+        weights = np.full(size, np.nan, self.dtype)
+        for r, start in enumerate(starts):
+            rows = weights[start : start + lines * (whole + 1)].reshape(lines, whole + 1)
+            rows[:, : self.channels] = self.weights[r].reshape(lines, self.channels)
+        more = {"weights": weights, "weight_starts": starts, "weight_pitch": whole + 1, "group": self.group}
+        return {**self.rows_of_channels(), **more}
+
+    def run(self, **options):
+        out = self.spread(np.full((self.out_rows, self.pixels, self.channels), MARK))
+        _testing.depthwise_channels(self.isa, **self.arguments(), out=out, **self.output("out", "out_start"), **options)
+        return out
+
+
 # Every path of the kernels: (filter rows, taps, stride, dilation, row stride, row dilation, output rows).
 CHANNEL_PATHS = [
     *[(3, 3, s, 1, s, 1, rows) for s in (1, 2) for rows in range(1, 10)],  # the window of AVX-512 from 2 rows on
@@ -2181,6 +2212,39 @@ def test_depthwise_channels_of_every_filter(rng, isa, dtype, shape, taps):
         job.check(job.product())
         job.check(job.product(), skip_zeros=True)
         job.check_gradient(job.block())
+
+
+@covers("grouped_channels")
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("group", [2, 4, 8, 16])
+def test_grouped_channels(rng, isa, dtype, shape, group, stride):
+    lanes = shape["lanes"]
+    if not has_own_sizes(isa) or lanes % group:
+        job = Grouped(rng, isa, dtype, group=group, channels=group, pixels=1, stride=stride)
+        with pytest.raises(ValueError, match=r"on an ISA that has them|holds whole groups"):
+            job.run()
+        return
+    for pixels, rows in itertools.product((*range(1, 12), 14, 17, 18), (1, 3, 9)):
+        first, beyond = edges(rng, 3)
+        channels = group * int(rng.integers(1, 3 * lanes // group + 1))
+        job = Grouped(
+            rng,
+            isa,
+            dtype,
+            group=group,
+            channels=channels,
+            pixels=pixels,
+            out_rows=rows,
+            filter_rows=int(rng.integers(1, 4)),
+            stride=stride,
+            row_stride=int(rng.integers(1, 3)),
+            row_dilation=int(rng.integers(1, 3)),
+            first=first,
+            beyond=beyond,
+            zeros=some_zeros(rng),
+        )
+        job.check(job.product())
+        job.check(job.product(), skip_zeros=True)
 
 
 def has_own_sizes(isa):

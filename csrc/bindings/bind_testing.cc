@@ -888,14 +888,17 @@ void depthwise_channels(const std::string& isa, const Array<T>& rows, const Indi
                         int64_t pixels, bool skip_zeros, Array<T> out, int64_t out_start, int64_t out_row_pitch,
                         int64_t out_pitch, const Optional<T>& residual, int64_t residual_start,
                         int64_t residual_row_pitch, int64_t residual_pitch, const Optional<T>& scale,
-                        const Optional<T>& shift, int32_t activation, T a, T b, bool accumulate) {
+                        const Optional<T>& shift, int32_t activation, T a, T b, bool accumulate, int64_t group) {
   const KernelTable<T>& kernels = table<T>(isa);
   const auto filter_rows = static_cast<int64_t>(weight_starts.size());
+  require(group == 1 || (taps == 3 && (stride == 1 || stride == 2) && dilation == 1 && isa_of(isa) != Isa::portable),
+          "groups have 3 taps with stride 1 or 2, on an ISA that has them");
+  require(group >= 1 && kernels.lanes % group == 0 && channels % group == 0, "a vector holds whole groups");
   channel_rows_within(rows, row_starts, row_pitch, lines_read(out_rows, row_stride, filter_rows, row_dilation),
                       first_column, columns, pixels, stride, taps, dilation, channels);
   Reach()
       .any_of(weight_starts)
-      .steps(taps, weight_pitch)
+      .steps(taps * group, weight_pitch)
       .steps(up_to_multiple(natural(channels), kernels.lanes), 1)
       .within(weights, "rows of weights hold whole vectors");
   Reach()
@@ -931,7 +934,8 @@ void depthwise_channels(const std::string& isa, const Array<T>& rows, const Indi
   g.activation = known_activation(activation);
   g.a = a, g.b = b;
   g.accumulate = accumulate;
-  kernels.depthwise_channels(g);
+  g.group = group;
+  group > 1 ? kernels.grouped_channels(g) : kernels.depthwise_channels(g);
 }
 
 // The rows that both kernels with columns innermost read where they lie.
@@ -1394,7 +1398,8 @@ void bind_kernels(py::module_& m) {
         py::arg("pixels"), py::arg("skip_zeros") = false, array("out"), py::arg("out_start") = 0,
         py::arg("out_row_pitch"), py::arg("out_pitch"), absent("residual"), py::arg("residual_start") = 0,
         py::arg("residual_row_pitch") = 0, py::arg("residual_pitch") = 0, absent("scale"), absent("shift"),
-        py::arg("activation") = 0, py::arg("a") = T{0}, py::arg("b") = T{0}, py::arg("accumulate") = false);
+        py::arg("activation") = 0, py::arg("a") = T{0}, py::arg("b") = T{0}, py::arg("accumulate") = false,
+        py::arg("group") = 1);
   m.def("depthwise_planes", &depthwise_planes<T>, isa, options, array("rows"), py::arg("row_starts"),
         py::arg("zero_row") = py::none(), py::arg("offset") = 0, py::arg("channel_pitch"), py::arg("filter_rows"),
         py::arg("taps"), py::arg("stride") = 1, py::arg("first_column") = 0, py::arg("columns") = 0,

@@ -162,6 +162,9 @@ struct PixelSlabArgs {
 // Column i of row j begins at rows[j] + i * row_pitch[j]; columns outside [0, columns) are zeros. A row of zeros has
 // the pitch 0; where skip_zeros is set it may be passed over. Rows of weights hold whole vectors, `taps` of them
 // weight_pitch apart.
+//
+// Of groups of `group` channels, as many out as in (grouped_channels; 3 taps, stride 1 or 2, dilation 1): output c sums
+// over the channels k of its group, too, with weights[r][(s * group + k) * weight_pitch + c].
 template <class T>
 struct DepthwiseChannelsArgs {
   const T* const* rows;
@@ -171,6 +174,7 @@ struct DepthwiseChannelsArgs {
   int64_t weight_pitch, taps, stride, dilation;
   int64_t first_column, columns;
   int64_t channels, out_rows, pixels;
+  int64_t group;
   int32_t skip_zeros;
   T* out;
   int64_t out_row_pitch, out_pitch;

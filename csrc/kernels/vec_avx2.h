@@ -91,6 +91,10 @@ struct Vec<float> {
     s = _mm_max_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
   }
+  // Lane i of the result is lane lanes[i].
+  using Lanes = __m256i;
+  static Lanes lanes(const int32_t* of) { return _mm256_loadu_si256((const __m256i*)of); }
+  static Vec permute(Vec x, Lanes lanes) { return {_mm256_permutevar8x32_ps(x.v, lanes)}; }
   // Elements 0, 2, 4, ... of the 16 in lo, hi.
   static Vec even(Vec lo, Vec hi) {
     __m256 s = _mm256_shuffle_ps(lo.v, hi.v, 0x88);
@@ -218,6 +222,14 @@ struct Vec<double> {
   T largest() const {
     const __m128d s = _mm_max_pd(_mm256_castpd256_pd128(v), _mm256_extractf128_pd(v, 1));
     return _mm_cvtsd_f64(_mm_max_sd(s, _mm_unpackhi_pd(s, s)));
+  }
+  using Lanes = __m256i;  // of halves
+  static Lanes lanes(const int32_t* of) {
+    return _mm256_setr_epi32(2 * of[0], 2 * of[0] + 1, 2 * of[1], 2 * of[1] + 1, 2 * of[2], 2 * of[2] + 1, 2 * of[3],
+                             2 * of[3] + 1);
+  }
+  static Vec permute(Vec x, Lanes lanes) {
+    return {_mm256_castps_pd(_mm256_permutevar8x32_ps(_mm256_castpd_ps(x.v), lanes))};
   }
   static Vec even(Vec lo, Vec hi) { return {_mm256_permute4x64_pd(_mm256_shuffle_pd(lo.v, hi.v, 0x0), 0xD8)}; }
   // Comparisons, lane by lane.

@@ -100,6 +100,10 @@ struct Vec<float> {
     s = _mm_max_ps(s, _mm_movehl_ps(s, s));
     return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
   }
+  // Lane i of the result is lane lanes[i].
+  using Lanes = __m512i;
+  static Lanes lanes(const int32_t* of) { return _mm512_loadu_si512(of); }
+  static Vec permute(Vec x, Lanes lanes) { return {_mm512_permutexvar_ps(lanes, x.v)}; }
   static Vec even(Vec lo, Vec hi) {
     const __m512i index = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
     return {_mm512_permutex2var_ps(lo.v, index, hi.v)};
@@ -232,6 +236,9 @@ struct Vec<double> {
     const __m128d s = _mm_max_pd(_mm256_castpd256_pd128(h), _mm256_extractf128_pd(h, 1));
     return _mm_cvtsd_f64(_mm_max_sd(s, _mm_unpackhi_pd(s, s)));
   }
+  using Lanes = __m512i;
+  static Lanes lanes(const int32_t* of) { return _mm512_cvtepi32_epi64(_mm256_loadu_si256((const __m256i*)of)); }
+  static Vec permute(Vec x, Lanes lanes) { return {_mm512_permutexvar_pd(lanes, x.v)}; }
   static Vec even(Vec lo, Vec hi) {
     const __m512i index = _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14);
     return {_mm512_permutex2var_pd(lo.v, index, hi.v)};

@@ -246,8 +246,33 @@ Choice choose_depthwise(const Problem& p, const Machine& m) {
   }
   if (!p.channels_last && turning_pays(p, m)) {
     take_role(true);
+    c.turn = true;
     c.passed_over = "lanes of pixels: rows are short or written in turns, and the image is turned instead";
   }
+  return c;
+}
+
+// Groups of a few channels, whole ones in a vector, are run as a depthwise layer whose channels see their neighbours
+// (Zen 4, AVX-512, one thread; the time of a product for each group over this one's stands in docs/design.md).
+bool suits_groups(const Problem& p, const Machine& m) {
+  if (p.groups < 2 || p.C != p.K || p.C < 2 || m.lanes % (2 * p.C) || 2 * p.groups * p.C <= m.lanes) return false;
+  if (p.produced || p.part || p.phases > 1 || m.isa == Isa::portable) return false;
+  if (p.algorithm != Algorithm::automatic && p.algorithm != Algorithm::direct) return false;
+  if (p.filter[0] != 1 || p.out[0] != 1 || p.filter[2] != 3 || p.stride[0] != 1) return false;
+  return p.dilation[2] == 1 && p.stride[2] <= 2 && p.filter[1] > 0 && p.out[1] * p.out[2] > 0;
+}
+
+Choice choose_groups(const Problem& p) {
+  Choice c{};
+  c.depthwise = true;
+  c.group = p.C;
+  c.role = Role::pixel_rows;
+  c.copy_pixels = p.mapped || !p.in_channels_unit || p.groups * p.C * p.item_size % 1024 == 0;
+  c.move_output = !p.out_channels_unit;
+  c.move_residual = p.has_residual && !p.residual_channels_unit;
+  c.turn = !p.channels_last && !p.mapped;
+  c.chunks = {Chunk{0, p.C, 0, p.filter[1] * p.filter[2]}};
+  c.passed_over = "a product for each group: its channels do not fill a vector";
   return c;
 }
 
@@ -303,6 +328,7 @@ int32_t choose_winograd(const Problem& p, const Machine& m) {
 
 Choice choose(const Problem& p, const Machine& m) {
   if (p.C == 1 && p.K == 1 && !p.produced) return choose_depthwise(p, m);
+  if (suits_groups(p, m)) return choose_groups(p);
   Choice c{};
   const int64_t T = p.filter[0] * p.filter[1] * p.filter[2];
   const int64_t pixels = p.out[0] * p.out[1] * p.out[2];

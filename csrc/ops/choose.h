@@ -65,12 +65,14 @@ struct Choice {
   // A channel of input and output a group: not the tile's product, but a sum for each channel. pixel_rows then means
   // that lanes are channels, pixel_columns that they are pixels.
   bool depthwise;
+  int64_t group = 1;  // of a depthwise product: channels of a group, each of which sums over all of them
   FftTiles fft;  // of a depthwise product
   Role role;
   bool copy_pixels;  // pixel_rows: the input is copied to a padded slab first (few channels, or a prologue)
   bool direct;       // pixel_columns: the panel is packed straight from the image (1x1, no padding, stride 1)
   bool move_output;  // the output is computed in a buffer and moved: its strides do not suit the role
   bool move_residual;
+  bool turn;  // depthwise: a planar image is turned, some channels at a time, where its strides allow it
   std::vector<Chunk> chunks;
   int32_t winograd;  // outputs of a tile along an axis; 0: direct, as the rest says
   std::vector<Chunk> winograd_chunks;  // of the reduction, without taps

@@ -31,6 +31,7 @@ std::vector<Run<T>> forward_runs(const ConvDesc& desc, const Layer& l, const Mac
     const auto count = static_cast<int64_t>(phases);
     run.choice = choose(describe(run.job, sizeof(T), l.channels_last, mapped, l.algorithm, count), m);
     if (!run.choice.depthwise && run.choice.role == Role::pixel_rows) skip_pixels(&run.job);
+    if (run.choice.group > 1) split_groups(&run.job);
   };
   const Strides* residual = has_residual ? &l.r : nullptr;
   if (desc.transposed) {
@@ -89,6 +90,7 @@ std::vector<Run<T>> gradient_runs(const Layer& l, const Machine& m, const int64_
     merge_axes(&run.job);
     const auto count = static_cast<int64_t>(jobs.size());
     run.choice = choose(describe(run.job, sizeof(T), l.channels_last, false, l.algorithm, count), m);
+    if (run.choice.group > 1) split_groups(&run.job);
   }
   return runs;
 }
@@ -239,6 +241,7 @@ Status backward_input(const ConvDesc& desc, const ConvOperands& o) {
     job = fprop_job(g, l.y, l.x, nullptr, l.w);
     merge_axes(&job);
     runs[0].choice = choose(describe(job, sizeof(T), l.channels_last, false, l.algorithm), m);
+    if (runs[0].choice.group > 1) split_groups(&job);
     if ((s = check_algorithm(desc.algorithm, runs)) != Status::ok) return s;
     bind_runs(runs, o.y.data, o.w.data, o.x.data, nullptr);
     Block packed;
@@ -400,6 +403,7 @@ Decision summarise(const std::vector<Run<T>>& runs, const Machine& m, const Geom
     summarise_depthwise(m, c.role == Role::pixel_rows, &d);
     depthwise_block<T>(runs[first].job, c, m, &d.channel_block, &d.pixel_block);
     if (c.fft.rows) summarise_fft(c.fft, &d);
+    if (c.group > 1) d.algorithm = "direct";
   }
   if (c.depthwise) {
     d.workspace_per_thread = depthwise_workspace(runs, m);
@@ -665,6 +669,7 @@ Status decide(const ConvDesc& desc, Pass pass, const ConvOperands& o, Decision* 
       run.job = fprop_job(g, l.y, l.x, nullptr, l.w);
       merge_axes(&run.job);
       run.choice = choose(describe(run.job, sizeof(T), l.channels_last, false, l.algorithm), m);
+      if (run.choice.group > 1) split_groups(&run.job);
     } else {
       *out = summarise_weight_gradient<T>(weight_job(desc, l), m, g, least_bytes(g, false, sizeof(T)));
       return Status::ok;

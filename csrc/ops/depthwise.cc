@@ -142,14 +142,14 @@ void run_channels(const Run<T>& run, const Context<T>& ctx, const Piece& task, A
   if (moved.output || moved.residual) band = 1;
   ChannelsTask<T> s(input_lines(job, band), std::max<int64_t>(lines, 1), channels, arena);
   std::fill_n(s.zeros, channels, T{0});
-  for (int64_t r = 0; r < lines; ++r) s.weights[r] = run.packed + r * job.filter[2] * pitch + task.c0;
+  for (int64_t r = 0; r < lines; ++r) s.weights[r] = run.packed + r * job.filter[2] * choice.group * pitch + task.c0;
 
   DepthwiseChannelsArgs<T> g{};
   g.rows = s.rows, g.row_pitch = s.row_pitch, g.weights = s.weights;
   g.filter_rows = lines;
   g.row_stride = job.filter[0] > 1 ? 0 : job.stride[1], g.row_dilation = job.filter[0] > 1 ? 1 : job.dilation[1];
   g.weight_pitch = pitch, g.taps = job.filter[2], g.stride = job.stride[2], g.dilation = job.dilation[2];
-  g.channels = channels, g.pixels = q;
+  g.channels = channels, g.pixels = q, g.group = choice.group;
   // A broadcast image has columns 0 elements apart, as rows of zeros have.
   g.skip_zeros = run.skip_zeros && (copied || job.is.s[2] != 0);
   g.scale = ctx.finish.scale ? ctx.finish.scale + task.c0 : nullptr;
@@ -225,7 +225,7 @@ void run_channels(const Run<T>& run, const Context<T>& ctx, const Piece& task, A
       g.residual_row_pitch = job.rs.s[1];
       g.residual_pitch = moved.residual ? moved.pitch : job.rs.s[2];
     }
-    ctx.kernels.depthwise_channels(g);
+    choice.group > 1 ? ctx.kernels.grouped_channels(g) : ctx.kernels.depthwise_channels(g);
     if (moved.output)
       move_out(ctx.kernels, out, moved.output, moved.pitch, moved.row_offset, moved.column_offset, q, channels,
                ctx.accumulate);
@@ -431,6 +431,21 @@ void pack_filters(const Run<T>& run, const Machine& machine, const KernelTable<T
   p.column_stride = job.wg, p.channel_stride = 0;
   p.tap_offset = offset;
   p.taps = taps, p.length = 1;
+  if (const int64_t group = run.choice.group; group > 1) {
+    // As (taps)(channels of a group)(channels).
+    const int64_t pitch = round_up(job.G, machine.lanes);
+    p.column_stride = job.wk, p.channel_stride = job.wc;
+    p.length = group, p.columns = pitch, p.valid = job.G;
+    if (job.wg == group * job.wk) return kernels.pack_weights(p);
+    std::fill_n(packed, taps * group * pitch, T{0});
+    for (int64_t t = 0; t < taps; ++t)
+      for (int64_t k = 0; k < group; ++k) {
+        const T* from = p.w + offset[t] + k * job.wc;
+        T* to = packed + (t * group + k) * pitch;
+        for (int64_t c = 0; c < job.G; ++c) to[c] = from[c / group * job.wg + c % group * job.wk];
+      }
+    return;
+  }
   if (run.choice.role == Role::pixel_rows) {
     p.columns = round_up(job.G, machine.lanes), p.valid = job.G;
     kernels.pack_weights(p);
@@ -498,8 +513,7 @@ struct TurnedCut {
     plane = 0;
     for (const Run<T>& run : runs) {
       const DenseJob& job = run.job;
-      if (run.choice.role != Role::pixel_rows || !dense_plane(job.in, job.is) || job.mode != PaddingMode::zeros ||
-          job.out[2] > 1024)
+      if (!run.choice.turn || !dense_plane(job.in, job.is) || job.mode != PaddingMode::zeros || job.out[2] > 1024)
         return;
       if (job.os.s[2] < 1 || job.os.s[1] < 0 || job.os.s[0] < 0 || job.os.c == 1) return;
       if (job.has_residual && (job.rs.c == 1 || run.residual_offset != run.output_offset)) return;
@@ -627,7 +641,7 @@ namespace {
 
 int64_t direct_filters_size(const DenseJob& job, const Choice& choice, const Machine& machine, bool keep) {
   if (choice.role == Role::pixel_columns && !keep && filters_are_rows(job)) return 0;
-  return job.taps() * (choice.role == Role::pixel_rows ? round_up(job.G, machine.lanes) : job.G);
+  return job.taps() * choice.group * (choice.role == Role::pixel_rows ? round_up(job.G, machine.lanes) : job.G);
 }
 
 }  // namespace
@@ -681,7 +695,7 @@ Status run_depthwise(const std::vector<Run<T>>& runs, const Machine& machine, co
   }
   const Context<T> ctx{machine, kernels, finish, map, gate_batch_stride, accumulate};
   double work = 0;
-  for (const Run<T>& run : runs) work += nanoseconds(run.job);
+  for (const Run<T>& run : runs) work += nanoseconds(run.job) * static_cast<double>(run.choice.group);
   const int64_t want = wanted_tasks(work);
   std::atomic<bool> failed{false};
   const TurnedCut turned(runs, machine);

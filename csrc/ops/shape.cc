@@ -284,6 +284,11 @@ void skip_pixels(DenseJob* job) {
   }
 }
 
+void split_groups(DenseJob* job) {
+  job->G *= job->C;
+  job->C = job->K = 1;
+}
+
 bool uniform_pixels(const int64_t out[3], const Strides& s, int64_t* step) {
   *step = s.s[2];
   int64_t next = s.s[2] * out[2];

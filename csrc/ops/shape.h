@@ -81,6 +81,8 @@ void merge_axes(DenseJob* job);
 // Along axes where a single tap moves by more than a pixel, the input becomes what is read of it: nobody copies the
 // rest.
 void skip_pixels(DenseJob* job);
+// Groups of as many channels out as in, as if each channel were a group. The strides of the weights stay.
+void split_groups(DenseJob* job);
 
 // Whether the flattened pixels of a tensor are `step` elements apart throughout.
 bool uniform_pixels(const int64_t out[3], const Strides& s, int64_t* step);
