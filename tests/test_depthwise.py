@@ -666,9 +666,27 @@ def test_groups_of_a_few_channels(isa: str, group: int, layout: str, dtype: Any)
         ):
             np.testing.assert_array_equal(function(functional.conv2d), function(reference.conv2d))
         dy = rng.integers(-3, 4, y.shape).astype(dtype)
+        if "padding_mode" not in options:
+            np.testing.assert_array_equal(
+                functional.conv_transpose2d(dy, w, bias, **options), reference.conv_transpose2d(dy, w, bias, **options)
+            )
         for name, arguments in (("input", (dy, w, x.shape)), ("weight", (dy, x, w.shape))):
             gradient = f"conv2d_backward_{name}"
             if name == "weight":
                 options.pop("algorithm", None)
             want = getattr(reference, gradient)(*arguments, **options)
             np.testing.assert_array_equal(getattr(functional, gradient)(*arguments, **options), want)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_groups_of_a_few_channels_in_space(isa: str, layout: str) -> None:
+    """All phases of a gradient are run alike, however many planes each has."""
+    rng = np.random.default_rng(0)
+    for depth, kernel in itertools.product((1, 2, 3, 5), ((1, 3, 3), (3, 3, 3), (3, 1, 2))):
+        options = {"groups": 8, "stride": 2, "padding": tuple(k // 2 for k in kernel), "layout": layout}
+        x = rng.integers(-3, 4, (2, depth, 6, 7, 32) if layout == "NHWC" else (2, 32, depth, 6, 7)).astype(np.float32)
+        w = rng.integers(-3, 4, (32, 4, *kernel)).astype(np.float32)
+        y = reference.conv3d(x, w, **options)
+        np.testing.assert_array_equal(functional.conv3d(x, w, **options), y)
+        want = reference.conv3d_backward_input(y, w, x.shape, **options)
+        np.testing.assert_array_equal(functional.conv3d_backward_input(y, w, x.shape, **options), want)

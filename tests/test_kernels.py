@@ -2215,9 +2215,9 @@ def test_depthwise_channels_of_every_filter(rng, isa, dtype, shape, taps):
 
 
 @covers("grouped_channels")
-@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("taps", "stride"), [(3, 1), (3, 2), (2, 1), (1, 1)])
 @pytest.mark.parametrize("group", [2, 4, 8, 16])
-def test_grouped_channels(rng, isa, dtype, shape, group, stride):
+def test_grouped_channels(rng, isa, dtype, shape, group, taps, stride):
     lanes = shape["lanes"]
     if not has_own_sizes(isa) or lanes % group:
         job = Grouped(rng, isa, dtype, group=group, channels=group, pixels=1, stride=stride)
@@ -2225,7 +2225,7 @@ def test_grouped_channels(rng, isa, dtype, shape, group, stride):
             job.run()
         return
     for pixels, rows in itertools.product((*range(1, 12), 14, 17, 18), (1, 3, 9)):
-        first, beyond = edges(rng, 3)
+        first, beyond = edges(rng, taps)
         channels = group * int(rng.integers(1, 3 * lanes // group + 1))
         job = Grouped(
             rng,
@@ -2236,6 +2236,7 @@ def test_grouped_channels(rng, isa, dtype, shape, group, stride):
             pixels=pixels,
             out_rows=rows,
             filter_rows=int(rng.integers(1, 4)),
+            taps=taps,
             stride=stride,
             row_stride=int(rng.integers(1, 3)),
             row_dilation=int(rng.integers(1, 3)),

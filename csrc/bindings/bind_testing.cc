@@ -891,8 +891,9 @@ void depthwise_channels(const std::string& isa, const Array<T>& rows, const Indi
                         const Optional<T>& shift, int32_t activation, T a, T b, bool accumulate, int64_t group) {
   const KernelTable<T>& kernels = table<T>(isa);
   const auto filter_rows = static_cast<int64_t>(weight_starts.size());
-  require(group == 1 || (taps == 3 && (stride == 1 || stride == 2) && dilation == 1 && isa_of(isa) != Isa::portable),
-          "groups have 3 taps with stride 1 or 2, on an ISA that has them");
+  require(group == 1 || (taps <= 3 && (stride == 1 || (stride == 2 && taps == 3)) && dilation == 1 &&
+                         isa_of(isa) != Isa::portable),
+          "groups have up to 3 taps with stride 1, or 3 and 2, on an ISA that has them");
   require(group >= 1 && kernels.lanes % group == 0 && channels % group == 0, "a vector holds whole groups");
   channel_rows_within(rows, row_starts, row_pitch, lines_read(out_rows, row_stride, filter_rows, row_dilation),
                       first_column, columns, pixels, stride, taps, dilation, channels);

@@ -163,8 +163,8 @@ struct PixelSlabArgs {
 // the pitch 0; where skip_zeros is set it may be passed over. Rows of weights hold whole vectors, `taps` of them
 // weight_pitch apart.
 //
-// Of groups of `group` channels, as many out as in (grouped_channels; 3 taps, stride 1 or 2, dilation 1): output c sums
-// over the channels k of its group, too, with weights[r][(s * group + k) * weight_pitch + c].
+// Of groups of `group` channels, as many out as in (grouped_channels; up to 3 taps, stride 1, or 3 and 2, dilation 1):
+// output c sums over the channels k of its group, too, with weights[r][(s * group + k) * weight_pitch + c].
 template <class T>
 struct DepthwiseChannelsArgs {
   const T* const* rows;

@@ -77,6 +77,7 @@ Problem describe(const DenseJob& job, int64_t item_size, bool channels_last, boo
   Problem p{};
   p.algorithm = algorithm;
   p.phases = phases;
+  p.most_taps = std::max(job.filter[2], job.most_taps);
   p.channels_last = channels_last;
   p.groups = job.G, p.C = job.C, p.K = job.K;
   bool padded = false;
@@ -256,10 +257,11 @@ Choice choose_depthwise(const Problem& p, const Machine& m) {
 // (Zen 4, AVX-512, one thread; the time of a product for each group over this one's stands in docs/design.md).
 bool suits_groups(const Problem& p, const Machine& m) {
   if (p.groups < 2 || p.C != p.K || p.C < 2 || m.lanes % (2 * p.C) || 2 * p.groups * p.C <= m.lanes) return false;
-  if (p.produced || p.part || p.phases > 1 || m.isa == Isa::portable) return false;
+  if (p.produced || p.part || m.isa == Isa::portable) return false;
   if (p.algorithm != Algorithm::automatic && p.algorithm != Algorithm::direct) return false;
-  if (p.filter[0] != 1 || p.out[0] != 1 || p.filter[2] != 3 || p.stride[0] != 1) return false;
-  return p.dilation[2] == 1 && p.stride[2] <= 2 && p.filter[1] > 0 && p.out[1] * p.out[2] > 0;
+  // All phases or none: of those of a stride, some may have no taps, but one row of them at least.
+  if (p.filter[0] > 1 || p.out[0] != 1 || p.stride[0] != 1 || p.dilation[2] != 1) return false;
+  return p.phases > 1 ? p.most_taps <= 3 : p.filter[2] == 3 && p.filter[0] * p.filter[1] > 0 && p.stride[2] <= 2;
 }
 
 Choice choose_groups(const Problem& p) {

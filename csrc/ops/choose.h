@@ -45,6 +45,7 @@ struct Problem {
   bool produced;                             // the input is computed block by block (Producer)
   bool part;                                 // the output is: another product's input
   int64_t phases;                            // products that write between each other's pixels, this one included
+  int64_t most_taps;                         // as of a DenseJob, at least those of this one
   Algorithm algorithm;                       // what the caller asks for
 };
 

@@ -252,7 +252,9 @@ std::vector<PhaseJob> dgrad_jobs(const Geometry& g, const int64_t origin[3], con
             if (job.out[a] == 1) s->s[a] = a == 2 ? 1 : s->s[a + 1] * job.out[a + 1];
         jobs.push_back(p);
       }
-  for (PhaseJob& p : jobs) p.job.phase = jobs.size() > 1;
+  int64_t most = extent[0] > 1 || g.filter[0] > 1 ? g.filter[0] * g.filter[2] * extent[0] + 3 : 0;
+  for (const PhaseJob& p : jobs) most = std::max(most, p.job.filter[2]);
+  for (PhaseJob& p : jobs) p.job.phase = jobs.size() > 1, p.job.most_taps = most;
   return jobs;
 }
 

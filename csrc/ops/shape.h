@@ -38,6 +38,7 @@ struct DenseJob {
   const void* weight;
   int64_t wg, wk, wc, wf[3];  // strides of group, output channel, input channel, tap
   bool phase;                 // one of several products whose weights lie between each other's
+  int64_t most_taps;          // along the columns, of any of them; more than 3 where there is more than one plane
   int64_t taps() const { return filter[0] * filter[1] * filter[2]; }
   int64_t pixels() const { return out[0] * out[1] * out[2]; }
 };
