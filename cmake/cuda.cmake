@@ -32,6 +32,8 @@ if(FASTCONV_CUDA)
   endif()
   find_package(CUDAToolkit REQUIRED)
   string(REPLACE ";" " " targets "${FASTCONV_CUDA_ARCHITECTURES}")
+  message(STATUS "_cuda for ${targets}: one that fits the GPU builds in a third of the time, "
+    "-DFASTCONV_CUDA_ARCHITECTURES=90a-real")
   fastconv_add_cuda_module(_cuda "${targets}" "nvcc ${CMAKE_CUDA_COMPILER_VERSION}")
   set_target_properties(_cuda PROPERTIES
     CUDA_ARCHITECTURES "${FASTCONV_CUDA_ARCHITECTURES}" CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON

@@ -4,7 +4,7 @@ Each csrc/cuda/*.cu states them in lines of the form
 
     // gate: <kernel> registers <most> [shared <most bytes>]
     // gate: <kernel> vectors           its loads and stores are of 128 bits, in the forms whose operands allow it
-    // gate: <kernel> vector loads      its loads are
+    // gate: <kernel> vector loads      its loads are; likewise vector stores
     // gate: <kernel> asynchronous      it copies to shared memory by LDGSTS
 
 Every kernel has a line. No kernel has a stack frame, so that none spills and none indexes registers at run time. Shared
@@ -29,11 +29,14 @@ SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
 ARCHITECTURES = ("80", "90a")
 NVCC = shutil.which("nvcc")
 BUILT = os.environ.get("FASTCONV_CUDA_BUILD")
-GATE = re.compile(r"^// gate: (\w+) (?:registers (\d+)(?: shared (\d+))?|(vectors|vector loads|asynchronous))$", re.M)
+GATE = re.compile(
+    r"^// gate: (\w+) (?:registers (\d+)(?: shared (\d+))?|(vectors|vector loads|vector stores|asynchronous))$", re.M
+)
 # sm_80 has the loads' 128 bits in the same words.
 EXPECTED = {
     "vectors": ("LDG.E.128", "STG.E.128"),
     "vector loads": ("LDG.E.128",),
+    "vector stores": ("STG.E.128",),
     "asynchronous": ("LDGSTS.E.BYPASS.128",),
 }
 

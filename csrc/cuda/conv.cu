@@ -11,10 +11,10 @@
 //   wgrad   rows: output channels; columns: input channels x taps; terms: output pixels, in pieces of fixed length
 //           whose sums go to the workspace and are joined in order
 //
-// Registers: 16 accumulators, 8 operands, 8 loaded terms, coordinates: at most 128 (255 for double), so that 2 blocks
-// share a multiprocessor. Shared memory: 2 x 16 x 68 accumulators, and 64 pixels.
+// Registers: 16 accumulators, 8 operands, 8 loaded terms, coordinates: at most 128, so that 2 blocks
+// share a multiprocessor (168 of double, one block). Shared memory: 2 x 16 x 68 accumulators, and 64 pixels.
 //
-// gate: product_tiles registers 128 shared 18432
+// gate: product_tiles registers 168 shared 18432
 // gate: add_pieces registers 40
 // gate: bias_sums registers 40 shared 2048
 #include "cuda/conv.cuh"
@@ -73,7 +73,7 @@ struct Matrices {
 };
 
 template <Product kProduct, bool kPrepared, class T>
-__global__ void __launch_bounds__(kConvThreads, 2)
+__global__ void __launch_bounds__(kConvThreads, sizeof(T) == 8 ? 1 : 2)
     product_tiles(ConvShape s, Before<T> before, After<T> after, Terms terms, int64_t piece, unsigned pieces,
                   const T* in, const T* out, const T* w, T* to, Acc<T>* sums) {
   using A = Acc<T>;

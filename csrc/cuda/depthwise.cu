@@ -6,9 +6,10 @@
 // fprop and dgrad: a thread a result, in the order of the memory that is written, which adds up its channels and taps
 // in their order. wgrad: a block of 256 threads a weight and piece of pixels, whose parts are joined by halves; pieces
 // have a fixed length and are joined in order. Registers: a sum, coordinates of a pixel and a tap, offsets of 64 bits:
-// at most 64, so that 4 blocks share a multiprocessor. Shared memory: 256 sums, of wgrad alone.
+// at most 64, so that 4 blocks share a multiprocessor (80 of double, 3 blocks). Shared memory: 256 sums, of wgrad
+// alone.
 //
-// gate: thin_products registers 64
+// gate: thin_products registers 80
 // gate: thin_weights registers 64 shared 2048
 #include "cuda/conv.cuh"
 #include "cuda/launch.h"
@@ -17,7 +18,7 @@ namespace fastconv::cuda {
 namespace {
 
 template <bool kForward, bool kInner, bool kPrepared, class T>
-__global__ void __launch_bounds__(kConvThreads, 4)
+__global__ void __launch_bounds__(kConvThreads, sizeof(T) == 8 ? 3 : 4)
     thin_products(ConvShape s, Before<T> before, After<T> after, Divider64 by_inner, Divider by_channels,
                   Divider by_group, const T* read, const T* w, T* to) {
   const Pixels& pixels = kForward ? s.out_pixels : s.in_pixels;

@@ -33,8 +33,9 @@
 // gate: depthwise_backward registers 184 shared 98304
 // gate: join_sums registers 40 shared 2048
 // gate: depthwise_forward asynchronous
-// gate: depthwise_forward vectors
-// gate: depthwise_backward vectors
+// gate: depthwise_forward vector stores
+// gate: depthwise_backward asynchronous
+// gate: depthwise_backward vector stores
 #include <algorithm>
 #include <initializer_list>
 #include <utility>
@@ -150,6 +151,19 @@ __device__ __forceinline__ void read_vector(const T* from, Acc<T> (&to)[kLength]
   }
 }
 
+// A vector of the filter's, widened, of which kLength are a multiple of 16 bytes: 16 bytes a load.
+template <int kLength, class A>
+__device__ __forceinline__ void read_wide(const A* from, A (&to)[kLength]) {
+  constexpr int kEach = Vector<A>::kLength;
+  static_assert(kLength % kEach == 0);
+#pragma unroll
+  for (int l = 0; l < kLength; l += kEach) {
+    const Vector<A> v = load_vector(from + l);
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) to[l + i] = v.at[i];
+  }
+}
+
 // 4 elements of a planar row at a multiple of 4.
 template <class T>
 struct alignas(4 * sizeof(T) < 16 ? 4 * sizeof(T) : 16) Four {
@@ -231,9 +245,12 @@ __global__ void __launch_bounds__(kThreads, 2) depthwise_forward(ForwardArgs<T> 
         if constexpr (kTaps > 0) {
           A weight[kTaps][kLength];
 #pragma unroll
-          for (int t = 0; t < kTaps; ++t)
-#pragma unroll
-            for (int l = 0; l < kLength; ++l) weight[t][l] = own[kPlanar ? t : t * width + l];
+          for (int t = 0; t < kTaps; ++t) {
+            if constexpr (kPlanar)
+              weight[t][0] = own[t];
+            else
+              read_wide(own + t * width, weight[t]);
+          }
           constexpr int kColumns = (kStrip - 1) * kStride + kTaps;
           Four<T> four;
 #pragma unroll
@@ -257,8 +274,10 @@ __global__ void __launch_bounds__(kThreads, 2) depthwise_forward(ForwardArgs<T> 
           const int step = kPlanar ? 1 : a.box.pitch;
           for (int t = 0; t < s.filter[2]; ++t) {
             A weight[kLength];
-#pragma unroll
-            for (int l = 0; l < kLength; ++l) weight[l] = own[kPlanar ? t : t * width + l];
+            if constexpr (kPlanar)
+              weight[0] = own[t];
+            else
+              read_wide(own + t * width, weight);
 #pragma unroll
             for (int i = 0; i < kStrip; ++i) {
               A x[kLength];
@@ -355,9 +374,15 @@ __device__ __forceinline__ int output_at(const ConvShape& s, int a, int ahead) {
   return o * static_cast<int>(s.stride[a].divisor) == ahead && o < s.out[a] ? o : -1;
 }
 
-// Seven taps of 8 channels are 56 sums: one block a multiprocessor has the registers for them.
+// Seven taps of 8 channels are 56 sums: one block a multiprocessor has the registers for them. ptxas wants a few more
+// than 128 for three taps, too, on what came before sm_90.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr bool kEarlier = true;
+#else
+constexpr bool kEarlier = false;
+#endif
 template <int kTaps, bool kPlanar, class T>
-constexpr int kBlocksOf = kTaps == 7 && kLengthOf<kPlanar, T> == 8 ? 1 : 2;
+constexpr int kBlocksOf = kLengthOf<kPlanar, T> == 8 && (kTaps == 7 || (kTaps == 3 && kEarlier)) ? 1 : 2;
 
 template <int kTaps, bool kPlanar, class T>
 __global__ void __launch_bounds__(kThreads, kBlocksOf<kTaps, kPlanar, T>) depthwise_backward(BackwardArgs<T> a) {
@@ -440,9 +465,12 @@ __global__ void __launch_bounds__(kThreads, kBlocksOf<kTaps, kPlanar, T>) depthw
             if constexpr (kTaps > 0) {
               A weight[kTaps][kLength];
 #pragma unroll
-              for (int t = 0; t < kTaps; ++t)
-#pragma unroll
-                for (int l = 0; l < kLength; ++l) weight[t][l] = own[kPlanar ? t : t * width + l];
+              for (int t = 0; t < kTaps; ++t) {
+                if constexpr (kPlanar)
+                  weight[t][0] = own[t];
+                else
+                  read_wide(own + t * width, weight[t]);
+              }
               Four<T> four;
 #pragma unroll
               for (int c = 0; c < kStrip + kTaps - 1; ++c) {
@@ -464,8 +492,10 @@ __global__ void __launch_bounds__(kThreads, kBlocksOf<kTaps, kPlanar, T>) depthw
             } else {
               for (int t = 0; t < s.filter[2]; ++t) {
                 A weight[kLength];
-#pragma unroll
-                for (int l = 0; l < kLength; ++l) weight[l] = own[kPlanar ? t : t * width + l];
+                if constexpr (kPlanar)
+                  weight[0] = own[t];
+                else
+                  read_wide(own + t * width, weight);
 #pragma unroll
                 for (int i = 0; i < kStrip; ++i) {
                   const int ow = output_at(s, 2, corner.at[2] + w0 + i + s.pad[2] - t * s.dilation[2]);

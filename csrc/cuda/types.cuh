@@ -125,6 +125,7 @@ Status launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, 
   return status_of(cudaGetLastError());
 #else
   (void)queue;
+  if (const cudaError_t failure = cuda_host_take_failure(); failure != cudaSuccess) return status_of(failure);
   const bool ok = cuda_host::run_grid(grid, block, shared_bytes, [&] { kernel(static_cast<P>(args)...); });
   return status_of(ok ? cudaSuccess : cudaErrorLaunchFailure);
 #endif

@@ -193,7 +193,7 @@ def _backward(
     channels = (lambda w: w[1] * spec.groups) if spec.transposed else (lambda w: w[0])
     into = _args.gradient_targets(needs, accumulate, reads, channels)
     try:
-        shared = _core_backward(spec, dy, x, weight, *(name in needs for name in ConvGradients._fields), *into)
+        shared = _core_backward(spec, dy, x, weight, "input" in needs, "weight" in needs, "bias" in needs, *into)
     except _core.Refused:
         shared = None  # the passes one by one say what is wrong
     if shared is not None:

@@ -24,6 +24,8 @@ enum cudaError_t {
   cudaErrorMemoryAllocation = 2,
   cudaErrorNoDevice = 100,
   cudaErrorInvalidDevice = 101,
+  cudaErrorNoKernelImageForDevice = 209,
+  cudaErrorIllegalAddress = 700,
   cudaErrorLaunchFailure = 719,
 };
 enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2 };
@@ -57,6 +59,9 @@ cudaError_t cudaGetLastError();
 const char* cudaGetErrorString(cudaError_t error);
 // For the launch, which knows what its fibers did.
 void cuda_host_set_last_error(cudaError_t error);
+// The next launch fails with this error and runs nothing.
+void cuda_host_fail_next_launch(cudaError_t error);
+cudaError_t cuda_host_take_failure();
 
 // --- device functions ------------------------------------------------------------------------------------------
 
