@@ -30,6 +30,9 @@
 // gate: pool_gather vectors
 // gate: pool_tiles vectors
 // gate: pool_rows vectors
+#include <algorithm>
+#include <iterator>
+
 #include "cuda/axis.h"
 #include "cuda/index.h"
 #include "cuda/launch.h"
@@ -630,6 +633,13 @@ bool small(const Pool& p, const Strides& in, const Strides& out, const Strides& 
          std::max(reach_of(p.N, p.C, size.in, other), reach_of(p.N, p.C, size.out, other)) <= kMost32;
 }
 
+// Adaptive axes beyond what their dividers take.
+bool too_long(const Pool& p) {
+  return std::any_of(std::begin(p.axis), std::end(p.axis), [](const ops::Axis& axis) {
+    return axis.adaptive && std::max(axis.in, axis.out) > DeviceAxis<int64_t>::kMostAdaptive;
+  });
+}
+
 template <class I>
 Place<I> place_of(const Strides& s) {
   return {static_cast<I>(s.n),
@@ -796,6 +806,7 @@ Status pool_forward(const PoolDesc& desc, const TensorView& x, const TensorView&
   Strides xs, ys, is;
   const Status s = ops::check_pool_forward(Device::cuda, desc, x, y, indices, &p, &xs, &ys, &is);
   if (s != Status::ok || p.N == 0 || p.out_pixels() == 0) return s;
+  if (too_long(p)) return Status::overflow;
   return for_any_dtype(p.dtype, [&](auto* type) {
     using T = Pointee<decltype(type)>;
     constexpr int kVector = Vector<T>::kLength;
@@ -841,6 +852,7 @@ Status pool_backward(const PoolDesc& desc, const TensorView& dy, const TensorVie
   Strides xs, ys, ds, is;
   const Status s = ops::check_pool_backward(Device::cuda, desc, dy, x, indices, dx, &p, &ys, &xs, &is, &ds);
   if (s != Status::ok || p.N == 0) return s;
+  if (too_long(p)) return Status::overflow;
   if (p.taps() > kMost32 && p.kind == PoolKind::max && !indices.data) return Status::unsupported;
   if (queue.workspace_bytes < pool_backward_workspace(desc, x, indices.data != nullptr)) return Status::out_of_memory;
   return for_dtype(p.dtype, [&](auto* type) {
