@@ -115,7 +115,8 @@ def check_cubin(source, cubin):
         found.add(kernel)
         assert registers <= budgets[kernel][0], f"{symbol} takes {registers} registers"
         assert frame == 0, f"{symbol} has a stack frame of {frame} bytes: it spills"
-        assert shared == 0, f"{symbol} has {shared} bytes of static shared memory"
+        # A kilobyte of every block is the system's.
+        assert shared <= 1024, f"{symbol} has {shared} bytes of static shared memory"
     assert found == set(budgets)
     if not claims:
         return
