@@ -132,9 +132,10 @@ def test_reads_beyond_an_array_are_found(sanitized):
     assert "heap-buffer-overflow" in done.stderr
 
 
+@pytest.mark.timeout(600)
 def test_kernels_under_the_sanitizers(sanitized):
-    """The tests of all kernels once more, with AddressSanitizer and UBSan."""
-    others = ("test_cuda_host.py", "test_cuda_codegen.py", "test_cuda_bench.py")
+    """The tests of all kernels once more, with AddressSanitizer and UBSan; test_cuda_gpu has no kernel of its own."""
+    others = ("test_cuda_host.py", "test_cuda_codegen.py", "test_cuda_bench.py", "test_cuda_gpu.py")
     tests = sorted(str(p) for p in Path(__file__).parent.glob("test_cuda_*.py") if p.name not in others)
     done = sanitized("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not gpu and not slow", *tests)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
