@@ -1,6 +1,5 @@
 """Fixtures that every test file shares."""
 
-import importlib.util
 import os
 import zlib
 from collections.abc import Iterator
@@ -40,10 +39,8 @@ def rng(request: pytest.FixtureRequest) -> np.random.Generator:
     return np.random.default_rng(list(request.node.name.encode()))
 
 
-# The kernels on fibers of the host, and, where it was built, the module for GPUs.
-_MODULES = ["_cuda_host"]
-if importlib.util.find_spec("fastconv._cuda"):
-    _MODULES.append(pytest.param("_cuda", marks=pytest.mark.gpu))
+# The kernels on fibers of the host, and the module for GPUs, which is skipped where it or its device is not there.
+_MODULES = ["_cuda_host", pytest.param("_cuda", marks=pytest.mark.gpu)]
 
 
 @pytest.fixture(params=_MODULES)

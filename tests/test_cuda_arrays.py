@@ -209,6 +209,148 @@ def test_refusals_are_named(rng):
     np.testing.assert_array_equal(cuda.to_host(functional.relu(cuda.to_device(x))), np.maximum(x, 0))
 
 
+class Deleted(Interface):
+    """A producer like a JAX array that was deleted or donated: it has a shape, and its memory is gone."""
+
+    def __init__(self, array):
+        self.shape = array.shape
+
+    @property
+    def __cuda_array_interface__(self):
+        raise RuntimeError("Array has been deleted with shape=float32[2,3,4,5].")
+
+
+class DeletedDlpack(Dlpack):
+    def __dlpack__(self, **options):
+        raise BufferError("the buffer was donated")
+
+
+def one_value(device, elements):
+    """An array of that many elements, all of them the same one."""
+    whole = cuda.to_device(np.ones(1, np.float32))
+    return cuda.DeviceArray(whole._memory, whole.pointer, "float32", (elements,), (0,))
+
+
+def test_bad_input_is_named_and_harms_nothing(rng):
+    """Wrong ordinals, other devices, deleted or read-only arrays, old devices, no memory."""
+    x = image(rng)
+    d = cuda.to_device(x)
+    count = cuda.device_count()
+    several = count > 1
+    other = cuda.to_device(x, device=1) if several else d
+    cases = [
+        (lambda: cuda.to_device(x, device=97), ValueError, f"device (=97) must be from 0 to {count - 1}"),
+        (lambda: cuda.empty(3, device=-1), ValueError, "device (=-1) must be from 0 to"),
+        (lambda: cuda.synchronize(97), ValueError, "device (=97) must be from 0 to"),
+        (
+            lambda: functional.add(d, Deleted(d)),
+            ValueError,
+            "y (of type Deleted) cannot be read where it lies: Array has",
+        ),
+        (lambda: functional.relu(Deleted(d)), ValueError, "x (of type Deleted) cannot be read where it lies"),
+        (lambda: functional.relu(d, out=Deleted(d)), ValueError, "out (of type Deleted) cannot be read where it lies"),
+        (
+            lambda: functional.conv2d(d, d[:, :, :3, :3], out=Deleted(d)),
+            ValueError,
+            "out (of type Deleted) cannot be read",
+        ),
+        (
+            lambda: functional.max_pool2d(d, 2, out=DeletedDlpack(d)),
+            ValueError,
+            "out (of type DeletedDlpack) cannot be read where it lies: the buffer was donated",
+        ),
+        (
+            lambda: functional.relu(Interface(d, data=(0, False))),
+            ValueError,
+            "x (shape (2, 3, 4, 5)) must have memory: its storage has been freed",
+        ),
+        (
+            lambda: functional.relu(Interface(d, data=(x.ctypes.data, False))),
+            ValueError,
+            "must lie in a CUDA device's memory, and that address does not",
+        ),
+        (
+            lambda: functional.relu(d, out=Interface(d, data=(d.pointer, True))),
+            ValueError,
+            "out (read-only) must be writ",
+        ),
+        (
+            lambda: functional.conv2d(d, d[:, :, :3, :3], out=Dlpack(cuda.empty((2, 2, 2, 3)))),
+            ValueError,
+            "out (read-only) must be writable",
+        ),
+        (
+            lambda: functional.batch_norm_train(d, Interface(cuda.empty(3), data=(d.pointer, True)), cuda.empty(3)),
+            ValueError,
+            "read-only",
+        ),
+    ]
+    if several:
+        on = "(on cuda:1) must be on the device of"
+        w, v = d[:, :, :3, :3], other[:, :, :3, :3]
+        cases += [
+            (lambda: functional.conv2d(d, v), TypeError, f"weight {on} x, cuda:0"),
+            (lambda: functional.conv2d(d, w, out=other), TypeError, f"out {on} x, cuda:0"),
+            (lambda: functional.conv2d_backward(other[..., :2, :3], d, w[:2]), TypeError, "must be on the device of"),
+            (lambda: functional.batch_norm(d, other[0, :, 0, 0], d[0, :, 0, 0]), TypeError, on),
+            (lambda: functional.max_pool2d(d, 2, out=other), TypeError, f"out {on} x, cuda:0"),
+            (lambda: functional.softmax(d, 1, out=other), TypeError, f"out {on} x, cuda:0"),
+        ]
+    for call, error, message in cases:
+        with pytest.raises(error, match=re.escape(message)):
+            call()
+        # The context is as it was.
+        np.testing.assert_array_equal(cuda.to_host(functional.relu(d)), np.maximum(x, 0))
+
+
+def test_no_memory_for_a_result(device, rng):
+    d = cuda.to_device(image(rng))
+    before = cuda.to_host(functional.relu(d))
+    # Its result is larger than the device, and no array of that size is needed to ask for it.
+    large = one_value(device, device.device_info(0)["memory"] // 4 + 1)
+    for call in (lambda: functional.relu(large), lambda: functional.add(large, large)):
+        with pytest.raises(MemoryError, match="out of memory"):
+            call()
+        np.testing.assert_array_equal(cuda.to_host(functional.relu(d)), before)
+
+
+def test_a_device_that_is_too_old(device, rng, monkeypatch):
+    class Old:
+        """The module, of a device of an earlier architecture."""
+
+        def __getattr__(self, name):
+            return getattr(device, name)
+
+        def device_info(self, ordinal):
+            return {**device.device_info(ordinal), "name": "Tesla T4", "capability": (7, 5)}
+
+    d = cuda.to_device(image(rng))
+    with monkeypatch.context() as patch:
+        patch.setattr(cuda, "_module", Old)
+        cuda._check_capability.cache_clear()
+        words = r"cuda:0 \(Tesla T4, compute capability 7.5\) is not supported: it must have 8.0 or a later one"
+        for call in (lambda: cuda.empty(3), lambda: functional.relu(d), lambda: functional.max_pool2d(d, 2)):
+            with pytest.raises(RuntimeError, match=words):
+                call()
+    cuda._check_capability.cache_clear()
+    assert functional.relu(d).shape == d.shape
+
+
+def test_what_the_device_refuses_is_said(device, rng):
+    if not hasattr(device, "fail_next_launch"):
+        pytest.skip("needs the module _cuda_host")
+    x = image(rng)
+    d = cuda.to_device(x)
+    for code, words in (
+        (209, "no kernel image is available for execution on the device"),
+        (700, "illegal memory access"),
+    ):
+        device.fail_next_launch(code)
+        with pytest.raises(RuntimeError, match=f"the device refused the call: .*{words}"):
+            functional.relu(d)
+        np.testing.assert_array_equal(cuda.to_host(functional.relu(d)), np.maximum(x, 0))
+
+
 def test_another_device(rng):
     if cuda.device_count() < 2:
         pytest.skip("needs two devices")

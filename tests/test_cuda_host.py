@@ -1,6 +1,7 @@
 """The host build of the GPU's kernels: that it finds what it is there to find."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import fastconv
+from fastconv import cuda, functional
 
 PLANTED = "alignment barrier beyond divergent lanes short_tail stages tail wait warp".split()  # noqa: SIM905
 
@@ -40,6 +42,39 @@ def test_what_is_found_is_named(host):
 
 def test_index_arithmetic(host):
     assert host.check_index() == ""
+
+
+def test_launches_stay_within_their_shared_memory(host, rng):
+    """The `shared` of the gates, at calls that take the most of each family; the kernels say how much is theirs."""
+    budgets = {}
+    for source in (Path(__file__).parents[1] / "csrc" / "cuda").glob("*.cu"):
+        for kernel, most in re.findall(r"^// gate: (\w+) registers \d+(?: shared (\d+))?$", source.read_text(), re.M):
+            budgets[kernel] = int(most or 0)
+
+    def on(*shape, dtype="float64"):
+        return cuda.to_device(rng.standard_normal(shape), dtype=dtype)
+
+    d, depthwise = functional, {"groups": 16, "padding": 15, "dilation": 15}
+    x, w, half = on(1, 16, 40, 40), on(16, 1, 3, 3), on(1, 40, 40, 16, dtype="float16")
+    weights = on(16, 1, 3, 3, dtype="float16")
+    for kernel, call, least in (
+        ("depthwise_forward", lambda: d.conv2d(x, w, **depthwise), 1),
+        ("depthwise_forward", lambda: d.conv2d(half, weights, layout="NHWC", **depthwise), 1),
+        ("depthwise_backward", lambda: d.conv2d_backward(x, x, w, **depthwise), 1),
+        ("depthwise_backward", lambda: d.conv2d_backward(half, half, weights, layout="NHWC", **depthwise), 1),
+        ("product_tiles", lambda: d.conv2d(x, on(16, 16, 3, 3)), 1),
+        ("thin_weights", lambda: d.conv2d_backward_weight(on(1, 2, 9, 9), on(1, 2, 9, 9), (2, 2, 1, 1)), 1),
+        ("bias_sums", lambda: d.conv2d_backward_bias(x), 1),
+        ("channel_sums", lambda: d.batch_norm_train(x), 1),
+        ("reduce", lambda: d.group_norm(x, 2), 1),
+        ("softmax_rows", lambda: d.softmax(x, -1), 1),
+        ("pool_large", lambda: d.global_max_pool2d(x), 1),
+        ("map_dense", lambda: d.relu(x), 0),
+        ("softmax_columns", lambda: d.softmax(x, 1), 0),
+    ):
+        host.take_most_shared()
+        call()
+        assert least <= host.take_most_shared() <= budgets[kernel], kernel
 
 
 def test_orders_follow_the_seed(host):
@@ -97,9 +132,10 @@ def test_reads_beyond_an_array_are_found(sanitized):
     assert "heap-buffer-overflow" in done.stderr
 
 
+@pytest.mark.timeout(600)
 def test_kernels_under_the_sanitizers(sanitized):
-    """The tests of all kernels once more, with AddressSanitizer and UBSan."""
-    others = ("test_cuda_host.py", "test_cuda_codegen.py")
+    """The tests of all kernels once more, with AddressSanitizer and UBSan; test_cuda_gpu has no kernel of its own."""
+    others = ("test_cuda_host.py", "test_cuda_codegen.py", "test_cuda_bench.py", "test_cuda_gpu.py")
     tests = sorted(str(p) for p in Path(__file__).parent.glob("test_cuda_*.py") if p.name not in others)
     done = sanitized("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not gpu and not slow", *tests)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]

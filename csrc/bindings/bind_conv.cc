@@ -144,6 +144,41 @@ py::object conv_backward_bias_entry(PyObject* const* args) {
   return std::move(db.array);
 }
 
+// (spec, dy, x, weight, needs_input, needs_weight, needs_bias, into_input, into_weight, into_bias) -> (dx, dw, db)
+// None, with nothing written, where the gradients share no pass over their operands; on the CPU they never do.
+py::object conv_backward_entry(PyObject* const* args) {
+  const ConvDesc& desc = value_of<ConvSpec>(args[0], spec_type).desc;
+  const TensorView leading = array_view(args[1]);
+  if (leading.device == Device::cpu) return py::none();
+  const auto query = current_device_call().backend->conv_backward_workspace;
+  ConvGradients op;
+  bool batched = false;
+  op.dy = leading_image(leading, desc, batched);
+  op.x = array_view(args[2]);
+  complete_image(op.x, desc, batched);
+  op.w = array_view(args[3]);
+  // Without outputs: whether the layer has such a pass.
+  if (!query || query(desc, op) == 0) return py::none();
+  const Read dy{args[1], op.dy}, x{args[2], op.x}, w{args[3], op.w};
+  Result dx{py::none(), {}}, dw{py::none(), {}}, db{py::none(), {}};
+  if (read_flag(args[4])) dx = make_image(args[7], desc, op.dy, op.x.shape, batched, {dy, x, w});
+  if (read_flag(args[5])) dw = make_output(args[8], op.w, nullptr, {dy, x, w});
+  if (read_flag(args[6])) {
+    TensorView expected;
+    expected.dtype = op.dy.dtype;
+    expected.device = op.dy.device;
+    expected.ndim = 1;
+    expected.shape[0] = op.w.shape[0];
+    db = make_output(args[9], expected, nullptr, {dy, x, w});
+  }
+  op.dx = dx.view, op.dw = dw.view, op.db = db.view;
+  op.accumulate_dx = args[7] != Py_None, op.accumulate_dw = args[8] != Py_None, op.accumulate_db = args[9] != Py_None;
+  if (query(desc, op) == 0) return py::none();
+  const Scratch scratch(op.dy.device, &Backend::conv_backward_workspace, desc, op);
+  check(run_operation(op.dy.device, &Backend::conv_backward, desc, op));
+  return py::make_tuple(std::move(dx.array), std::move(dw.array), std::move(db.array));
+}
+
 // (spec, x_shape, w_shape)
 py::object output_shape(PyObject* const* args) {
   const ConvDesc& desc = value_of<ConvSpec>(args[0], spec_type).desc;
@@ -284,6 +319,9 @@ PyMethodDef functions[] = {
     method<conv_backward_input, 6>("conv_backward_input", "(spec, dy, weight, input_shape, accumulate, out) -> dx"),
     method<conv_backward_weight, 6>("conv_backward_weight", "(spec, dy, x, weight_shape, accumulate, out) -> dw"),
     method<conv_backward_bias_entry, 4>("conv_backward_bias", "(spec, dy, accumulate, out) -> db"),
+    method<conv_backward_entry, 10>("conv_backward",
+                                    "(spec, dy, x, weight, needs_input, needs_weight, needs_bias, into_input, "
+                                    "into_weight, into_bias) -> (dx, dw, db) or None"),
     method<conv_plan_entry, 9>("conv_plan",
                                "(spec, x_like, weight, bias, scale, shift, input_scale, input_shift, gated) -> "
                                "ConvPlan"),

@@ -120,6 +120,9 @@ DeviceView view_from_dlpack(const py::capsule& capsule) {
   } else {
     pack_strides(view, nullptr);
   }
+  bool empty = false;
+  for (int i = 0; i < tensor.ndim; ++i) empty = empty || tensor.shape[i] == 0;
+  if (!tensor.data && !empty) throw Refusal{"bad_device"};
   view.data = tensor.data ? static_cast<char*>(tensor.data) + tensor.byte_offset : reinterpret_cast<char*>(no_data);
   result.ordinal = tensor.device.device_id;
   result.owner = py::capsule(managed, [](void* pointer) {

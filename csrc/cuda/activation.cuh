@@ -34,7 +34,7 @@ __device__ __forceinline__ double erf_complement(double x) { return erfc(x); }
 
 template <class A>
 __device__ __forceinline__ A sigmoid(A x) {
-  return A(1) / (A(1) + exponential(-x));
+  return reciprocal(A(1) + exponential(-x));
 }
 
 // Twice the argument of gelu_tanh's tanh: 0.5 * (1 + tanh(u)) is sigmoid(2 u).
@@ -51,9 +51,9 @@ __device__ __forceinline__ A act_value(A x, A a, A b) {
   if constexpr (kKind == K::leaky_relu) return x < A(0) ? a * x : x;
   // Where exp(-x) overflows the quotient is 0 and so is the product, but for x = -inf, as in the formula.
   if constexpr (kKind == K::silu) return x * sigmoid(x);
-  if constexpr (kKind == K::hardswish) return x * clamp(x / A(6) + A(0.5), A(0), A(1));
+  if constexpr (kKind == K::hardswish) return x * clamp(x * A(1.0 / 6) + A(0.5), A(0), A(1));
   if constexpr (kKind == K::sigmoid) return sigmoid(x);
-  if constexpr (kKind == K::hardsigmoid) return clamp(x / A(6) + A(0.5), A(0), A(1));
+  if constexpr (kKind == K::hardsigmoid) return clamp(x * A(1.0 / 6) + A(0.5), A(0), A(1));
   if constexpr (kKind == K::tanh) return hyperbolic_tangent(x);
   if constexpr (kKind == K::gelu) return A(0.5) * x * erf_complement(x * A(-0.70710678118654752));
   if constexpr (kKind == K::gelu_tanh) return x * sigmoid(gelu_argument(x));
@@ -72,9 +72,9 @@ __device__ __forceinline__ A act_gradient(A dy, A x, A a, A b) {
     const A s = sigmoid(x);
     return dy * (s * (A(1) + x * (A(1) - s)));
   }
-  if constexpr (kKind == K::hardswish) return dy * (x <= A(-3) ? A(0) : x >= A(3) ? A(1) : x / A(3) + A(0.5));
+  if constexpr (kKind == K::hardswish) return dy * (x <= A(-3) ? A(0) : x >= A(3) ? A(1) : x * A(1.0 / 3) + A(0.5));
   if constexpr (kKind == K::sigmoid) return dy * x * (A(1) - x);
-  if constexpr (kKind == K::hardsigmoid) return x <= A(-3) || x >= A(3) ? A(0) : dy / A(6);
+  if constexpr (kKind == K::hardsigmoid) return x <= A(-3) || x >= A(3) ? A(0) : dy * A(1.0 / 6);
   if constexpr (kKind == K::tanh) return dy * (A(1) - x * x);
   if constexpr (kKind == K::gelu)
     return dy * (A(0.5) * erf_complement(x * A(-0.70710678118654752)) +

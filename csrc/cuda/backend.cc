@@ -30,6 +30,8 @@ Backend make_row() {
   row.conv_workspace = &conv_workspace;
   row.conv_run = &conv_run;
   row.conv_backward_bias = &conv_backward_bias;
+  row.conv_backward_workspace = &conv_backward_workspace;
+  row.conv_backward = &conv_backward;
   row.separable_workspace = &separable_workspace;
   row.separable_run = &separable_run;
   row.inverted_workspace = &inverted_workspace;

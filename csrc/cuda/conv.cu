@@ -11,13 +11,12 @@
 //   wgrad   rows: output channels; columns: input channels x taps; terms: output pixels, in pieces of fixed length
 //           whose sums go to the workspace and are joined in order
 //
-// Registers: 16 accumulators, 8 operands, 8 loaded terms, coordinates: at most 128 (255 for double), so that 2 blocks
-// share a multiprocessor. Shared memory: 2 x 16 x 68 accumulators, and 64 pixels.
+// Registers: 16 accumulators, 8 operands, 8 loaded terms, coordinates: at most 128, so that 2 blocks
+// share a multiprocessor (168 of double, one block). Shared memory: 2 x 16 x 68 accumulators, and 64 pixels.
 //
-// Spills are of dgrad with a prologue and of its 16-bit forms, around the calls of functions of single elements.
-// gate: product_tiles registers 128 spills 16
-// gate: add_pieces registers 40 spills 0
-// gate: bias_sums registers 40 spills 0
+// gate: product_tiles registers 168 shared 18432
+// gate: add_pieces registers 40
+// gate: bias_sums registers 40 shared 2048
 #include "cuda/conv.cuh"
 
 #include "cuda/launch.h"
@@ -74,22 +73,22 @@ struct Matrices {
 };
 
 template <Product kProduct, bool kPrepared, class T>
-__global__ void __launch_bounds__(kConvThreads)
-    product_tiles(ConvShape s, Before<T> before, After<T> after, Terms terms, int64_t piece, int64_t pieces,
+__global__ void __launch_bounds__(kConvThreads, sizeof(T) == 8 ? 1 : 2)
+    product_tiles(ConvShape s, Before<T> before, After<T> after, Terms terms, int64_t piece, unsigned pieces,
                   const T* in, const T* out, const T* w, T* to, Acc<T>* sums) {
   using A = Acc<T>;
   auto* left = shared_memory<A>();
   A* right = left + kDepth * kPitch;
   auto* pixels = reinterpret_cast<Pixel*>(right + kDepth * kPitch);
   constexpr bool kWeight = kProduct == Product::wgrad;
-  const auto z = static_cast<int64_t>(blockIdx.z);
-  const int g = static_cast<int>(kWeight ? z / pieces : z);
+  const unsigned z = blockIdx.z, g_of = kWeight ? z / pieces : z;
+  const int g = static_cast<int>(g_of);
   Matrices<kProduct, kPrepared, T> m{s, before, in, out, w, g, terms, 0, 0, 0};
   const Pixels& of_rows = kProduct == Product::dgrad ? s.in_pixels : s.out_pixels;
   m.rows = kWeight ? s.K : of_rows.count;
   m.columns = kProduct == Product::fprop ? s.K : kWeight ? static_cast<int64_t>(s.C) * s.tap_count : s.C;
   m.length = kWeight ? s.out_pixels.count : static_cast<int64_t>(kProduct == Product::fprop ? s.C : s.K) * s.tap_count;
-  const int64_t begin = kWeight ? z % pieces * piece : 0;
+  const int64_t begin = kWeight ? static_cast<int64_t>(z - g_of * pieces) * piece : 0;
   const int64_t end = kWeight && begin + piece < m.length ? begin + piece : m.length;
   const int64_t row0 = static_cast<int64_t>(blockIdx.x) * kTile, column0 = static_cast<int64_t>(blockIdx.y) * kTile;
   const int tid = static_cast<int>(threadIdx.x);
@@ -332,6 +331,66 @@ Status check(const ConvDesc& desc, Pass pass, const ConvOperands& o, Call* call)
   return fits(call->layer.geometry) ? Status::ok : Status::overflow;
 }
 
+// The weight gradient of a depthwise layer by tiles: its workspace, 0 where it goes another way.
+int64_t tiled_workspace(const ConvDesc& desc, const ConvOperands& o, const ops::Layer& l) {
+  if (desc.transposed) return 0;
+  int64_t bytes = 0;
+  for_dtype(l.geometry.dtype, [&](auto* type) {
+    using T = Pointee<decltype(type)>;
+    DepthwiseGradients<T> to{};
+    to.dw = static_cast<T*>(o.w.data);
+    bytes = depthwise_backward_workspace<T>(shape_of(l.geometry, l.x, l.y, l.w), data_of<T>(o.x), data_of<T>(o.y), to);
+    return Status::ok;
+  });
+  return bytes;
+}
+
+// A product of a depthwise layer by tiles; `unsupported` where it has none.
+template <class T>
+Status run_tiled(Product product, bool transposed, const ConvShape& s, const Before<T>& before, const After<T>& after,
+                 T* in, T* out, T* w, const Queue& queue) {
+  if (before.active) return Status::unsupported;
+  if (product == Product::fprop) return run_depthwise<T>(s, after, in, w, out, queue);
+  if (transposed) return Status::unsupported;
+  DepthwiseGradients<T> to{};
+  if (product == Product::dgrad)
+    to.dx = in, to.dx_strides = s.is, to.accumulate_dx = after.accumulate;
+  else
+    to.dw = w, to.accumulate_dw = after.accumulate;
+  return run_depthwise_backward<T>(s, in, out, w, to, queue);
+}
+
+// The layer of a call for several gradients; `unsupported` where they share no pass.
+Status check_gradients(const ConvDesc& desc, const ConvGradients& o, Call* call, Strides* dx) {
+  if (desc.transposed) return Status::unsupported;
+  ConvOperands of;
+  of.x = o.x, of.y = o.dy, of.w = o.dw.data ? o.dw : o.w;
+  Status s = ops::check_operands_device(Device::cuda, of);
+  if (s == Status::ok) s = check(desc, o.dw.data ? Pass::backward_weight : Pass::backward_input, of, call);
+  if (s != Status::ok) return s;
+  if (o.dx.data) {
+    Call other;
+    of.x = o.dx, of.w = o.w;
+    if ((s = check(desc, Pass::backward_input, of, &other)) != Status::ok) return s;
+    *dx = other.layer.x;
+    call->layer.w = other.layer.w;
+  }
+  if (o.db.data && (s = ops::check_backward_bias(Device::cuda, desc, o.dy, o.db)) != Status::ok) return s;
+  return is_thin(call->layer.geometry, Product::wgrad) && call->layer.geometry.N > 0 ? Status::ok : Status::unsupported;
+}
+
+template <class T>
+DepthwiseGradients<T> gradients_of(const ConvGradients& o, const Strides& dx) {
+  return {static_cast<T*>(o.dx.data),
+          static_cast<T*>(o.dw.data),
+          static_cast<T*>(o.db.data),
+          dx,
+          step_of(o.db),
+          o.accumulate_dx,
+          o.accumulate_dw,
+          o.accumulate_db};
+}
+
 }  // namespace
 
 template <class T>
@@ -355,6 +414,7 @@ int64_t conv_workspace(const ConvDesc& desc, Pass pass, const ConvOperands& o) {
   Call call;
   if (pass != Pass::backward_weight || check(desc, pass, o, &call) != Status::ok) return 0;
   const Geometry& g = call.layer.geometry;
+  if (const int64_t bytes = tiled_workspace(desc, o, call.layer)) return bytes;
   const int64_t pixels = g.N * g.out[0] * g.out[1] * g.out[2];
   const int64_t item = g.dtype == DType::f64 ? 8 : 4;
   return std::max<int64_t>(1, cut_of(g, call.product, pixels).pieces) * g.G * g.K * g.C * g.taps() * item;
@@ -381,6 +441,10 @@ Status conv_run(const ConvDesc& desc, Pass pass, const ConvOperands& o, const Qu
     // Without pixels there are no pieces: the sums are zero.
     if (pass == Pass::backward_weight && shape.out_pixels.count == 0)
       return join_pieces<T>(nullptr, g.G * g.K * g.C * g.taps(), 0, o.accumulate, w, queue);
+    if (is_thin(g, call.product)) {
+      const Status tiled = run_tiled<T>(call.product, t, shape, before, after, in, out, w, queue);
+      if (tiled != Status::unsupported) return tiled;
+    }
     if (is_thin(g, call.product)) return run_thin<T>(call.product, shape, before, after, in, out, w, queue);
     switch (call.product) {
       case Product::fprop: return run_tiles<Product::fprop, T>(shape, before, after, in, out, w, queue);
@@ -388,6 +452,34 @@ Status conv_run(const ConvDesc& desc, Pass pass, const ConvOperands& o, const Qu
       case Product::wgrad: return run_tiles<Product::wgrad, T>(shape, before, after, in, out, w, queue);
     }
     return Status::unsupported;
+  });
+}
+
+int64_t conv_backward_workspace(const ConvDesc& desc, const ConvGradients& o) {
+  Call call;
+  Strides dx{};
+  int64_t bytes = 0;
+  if (check_gradients(desc, o, &call, &dx) != Status::ok) return 0;
+  const ops::Layer& l = call.layer;
+  for_dtype(l.geometry.dtype, [&](auto* type) {
+    using T = Pointee<decltype(type)>;
+    bytes = depthwise_backward_workspace<T>(shape_of(l.geometry, l.x, l.y, l.w), data_of<T>(o.x), data_of<T>(o.dy),
+                                            gradients_of<T>(o, dx));
+    return Status::ok;
+  });
+  return bytes;
+}
+
+Status conv_backward(const ConvDesc& desc, const ConvGradients& o, const Queue& queue) {
+  Call call;
+  Strides dx{};
+  const Status s = check_gradients(desc, o, &call, &dx);
+  if (s != Status::ok) return s;
+  const ops::Layer& l = call.layer;
+  return for_dtype(l.geometry.dtype, [&](auto* type) {
+    using T = Pointee<decltype(type)>;
+    return run_depthwise_backward<T>(shape_of(l.geometry, l.x, l.y, l.w), data_of<T>(o.x), data_of<T>(o.dy),
+                                     data_of<T>(o.w), gradients_of<T>(o, dx), queue);
   });
 }
 

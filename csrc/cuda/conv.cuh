@@ -212,6 +212,24 @@ template <class T>
 Status run_thin(Product product, const ConvShape& s, const Before<T>& before, const After<T>& after, T* in, T* out,
                 T* w, const Queue& queue);
 
+// By tiles in shared memory (depthwise_tile.cu), forward and the gradients that are wanted, which share one pass;
+// `unsupported`, before anything is launched, where the layer has none.
+template <class T>
+struct DepthwiseGradients {
+  T *dx, *dw, *db;  // null: not wanted; dw is one run
+  Strides dx_strides;
+  int64_t db_stride;
+  bool accumulate_dx, accumulate_dw, accumulate_db;
+};
+template <class T>
+Status run_depthwise(const ConvShape& s, const After<T>& after, const T* in, const T* w, T* out, const Queue& queue);
+// At least 1 where the pass is served; 0 where it is not.
+template <class T>
+int64_t depthwise_backward_workspace(const ConvShape& s, const T* in, const T* out, const DepthwiseGradients<T>& to);
+template <class T>
+Status run_depthwise_backward(const ConvShape& s, const T* in, const T* out, const T* w,
+                              const DepthwiseGradients<T>& to, const Queue& queue);
+
 // Joins the pieces of a weight gradient in their order; dw is one run of `count` elements.
 template <class T>
 Status join_pieces(const Acc<T>* pieces, int64_t count, int64_t number, bool accumulate, T* dw, const Queue& queue);

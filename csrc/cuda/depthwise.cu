@@ -1,15 +1,16 @@
-// Convolutions of thin groups (depthwise layers among them), in all three products, of any size, stride and dilation.
+// Convolutions of thin groups in all three products, of any size, stride and dilation: what has no tiles
+// (depthwise_tile.cu) among depthwise layers, and groups that write fewer than kThin channels.
 //
 // Bytes: in and out once, since what taps share is read from L1 and L2; flops: 2 a tap and element.
 //
 // fprop and dgrad: a thread a result, in the order of the memory that is written, which adds up its channels and taps
 // in their order. wgrad: a block of 256 threads a weight and piece of pixels, whose parts are joined by halves; pieces
 // have a fixed length and are joined in order. Registers: a sum, coordinates of a pixel and a tap, offsets of 64 bits:
-// at most 64, so that 4 blocks share a multiprocessor. Shared memory: 256 sums, of wgrad alone.
+// at most 64, so that 4 blocks share a multiprocessor (80 of double, 3 blocks). Shared memory: 256 sums, of wgrad
+// alone.
 //
-// Spills are around the calls of functions of single elements (most of them double's), outside of the sums.
-// gate: thin_products registers 64 spills 76
-// gate: thin_weights registers 64 spills 0
+// gate: thin_products registers 80
+// gate: thin_weights registers 64 shared 2048
 #include "cuda/conv.cuh"
 #include "cuda/launch.h"
 
@@ -17,8 +18,8 @@ namespace fastconv::cuda {
 namespace {
 
 template <bool kForward, bool kInner, bool kPrepared, class T>
-__global__ void __launch_bounds__(kConvThreads)
-    thin_products(ConvShape s, Before<T> before, After<T> after, Divider by_channels, Divider by_plane,
+__global__ void __launch_bounds__(kConvThreads, sizeof(T) == 8 ? 3 : 4)
+    thin_products(ConvShape s, Before<T> before, After<T> after, Divider64 by_inner, Divider by_channels,
                   Divider by_group, const T* read, const T* w, T* to) {
   const Pixels& pixels = kForward ? s.out_pixels : s.in_pixels;
   const int64_t channels = by_channels.divisor;
@@ -28,14 +29,14 @@ __global__ void __launch_bounds__(kConvThreads)
   int64_t pixel = 0;
   int channel = 0;
   if constexpr (kInner) {
-    pixel = number / channels;
+    pixel = static_cast<int64_t>(by_inner.quotient(static_cast<uint64_t>(number)));
     channel = static_cast<int>(number - pixel * channels);
   } else {
-    const int64_t plane = number / by_plane.divisor;
-    const auto p = static_cast<uint32_t>(plane);
+    const auto area = static_cast<int64_t>(by_inner.divisor);
+    const auto p = static_cast<uint32_t>(by_inner.quotient(static_cast<uint64_t>(number)));
     const uint32_t n = by_channels.quotient(p);
     channel = static_cast<int>(p - n * by_channels.divisor);
-    pixel = static_cast<int64_t>(n) * by_plane.divisor + (number - plane * by_plane.divisor);
+    pixel = n * area + (number - p * area);
   }
   const auto g = static_cast<int>(by_group.quotient(static_cast<uint32_t>(channel)));
   const int own = channel - g * static_cast<int>(by_group.divisor);
@@ -56,8 +57,10 @@ __global__ void __launch_bounds__(kConvThreads)
         }
   }
   Acc<T> result[1] = {finished(after, at, channel, sum)};
+  // The place first: little is to be kept over the calls of an activation.
+  T* place = to + offset_in(kForward ? s.os : s.is, at, channel);
   activate(after.act, result);
-  store_result(after, to, kForward ? s.os : s.is, at, channel, result[0]);
+  *place = narrow<T>(after.accumulate ? result[0] + widen(*place) : result[0]);
 }
 
 template <class T>
@@ -115,13 +118,13 @@ Status run_thin(Product product, const ConvShape& s, const Before<T>& before, co
   int64_t plane = 1;
   for (int a = 0; a < 3; ++a) plane *= pixels.size[a].divisor;
   const bool inner = (forward ? s.os : s.is).c == 1 && channels > 1;
-  const Divider by_channels(static_cast<uint32_t>(channels)), by_plane(static_cast<uint32_t>(plane)),
-      by_group(static_cast<uint32_t>(group));
+  const Divider by_channels(static_cast<uint32_t>(channels)), by_group(static_cast<uint32_t>(group));
+  const Divider64 by_inner(static_cast<uint64_t>(inner ? channels : plane));
   const int64_t blocks = ceil_div(pixels.count * channels, kConvThreads);
   if (pixels.count / plane * channels > kMost32 || blocks > kMost32) return Status::overflow;
   auto run = [&](auto* kernel, const T* read, T* to) {
-    return launch(kernel, static_cast<unsigned>(blocks), kConvThreads, 0, queue, s, before, after, by_channels,
-                  by_plane, by_group, read, w, to);
+    return launch(kernel, static_cast<unsigned>(blocks), kConvThreads, 0, queue, s, before, after, by_inner,
+                  by_channels, by_group, read, w, to);
   };
   auto choose = [&](auto prepared) {
     constexpr bool kPrepared = decltype(prepared)::value;

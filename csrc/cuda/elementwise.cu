@@ -9,8 +9,8 @@
 // most 64, so that 4 blocks share a multiprocessor and 64 KB are under way in it. Anything else: an element a thread,
 // its offsets by dividers.
 //
-// gate: map_dense registers 64 spills 0
-// gate: map_strided registers 40 spills 0
+// gate: map_dense registers 64
+// gate: map_strided registers 40
 // gate: map_dense vectors
 #include "cuda/activation.cuh"
 #include "cuda/index.h"

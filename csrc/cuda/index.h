@@ -30,7 +30,23 @@ struct Divider {
   }
 };
 
-// Indices of 32 bits where all fits, with dividers; of 64 bits, with divisions, elsewhere.
+// The same of indices below 2^63, by a product of 128 bits: a division of 64 bits is a call on a device.
+struct Divider64 {
+  uint64_t divisor = 1, factor = 1, shift = 0;
+
+  Divider64() = default;
+  FASTCONV_BOTH constexpr explicit Divider64(uint64_t d) : divisor(d) {
+    using Wide = unsigned __int128;
+    while (shift < 63 && (uint64_t{1} << shift) < d) ++shift;
+    factor = static_cast<uint64_t>((static_cast<Wide>((uint64_t{1} << shift) - d) << 64) / d + 1);
+  }
+  FASTCONV_BOTH constexpr uint64_t quotient(uint64_t n) const {
+    const auto high = static_cast<uint64_t>(static_cast<unsigned __int128>(n) * factor >> 64);
+    return (high + n) >> shift;
+  }
+};
+
+// Indices of 32 bits where all fits, of 64 bits elsewhere.
 template <class Index>
 struct Radix;
 template <>
@@ -47,11 +63,11 @@ struct Radix<uint32_t> {
 };
 template <>
 struct Radix<uint64_t> {
-  uint64_t divisor = 1;
+  Divider64 by;
   Radix() = default;
-  FASTCONV_BOTH constexpr explicit Radix(int64_t n) : divisor(static_cast<uint64_t>(n)) {}
+  FASTCONV_BOTH constexpr explicit Radix(int64_t n) : by(static_cast<uint64_t>(n)) {}
   FASTCONV_BOTH constexpr uint64_t split(uint64_t& n) const {
-    const uint64_t q = n / divisor, r = n - q * divisor;
+    const uint64_t q = by.quotient(n), r = n - q * by.divisor;
     n = q;
     return r;
   }

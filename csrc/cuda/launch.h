@@ -48,6 +48,10 @@ Status conv_run(const ConvDesc& desc, Pass pass, const ConvOperands& operands, c
 Status conv_backward_bias(const ConvDesc& desc, const TensorView& dy, const TensorView& db, bool accumulate,
                           const Queue& queue);
 
+// Depthwise layers: dx, dw and db in one pass. 0 and `unsupported` for others.
+int64_t conv_backward_workspace(const ConvDesc& desc, const ConvGradients& operands);
+Status conv_backward(const ConvDesc& desc, const ConvGradients& operands, const Queue& queue);
+
 // Stage by stage.
 int64_t separable_workspace(const ConvDesc& desc, const SeparableOperands& operands);
 Status separable_run(const ConvDesc& desc, const SeparableOperands& operands, const Queue& queue);

@@ -17,14 +17,22 @@
 // Registers: reduce holds a shift, two or three sums and offsets, apply 16 bytes of each operand and their wide
 // elements: at most 64, so that 4 blocks of 256 share a multiprocessor. Shared memory: 256 partial sums of 24 bytes.
 //
-// gate: reduce registers 64 spills 0
-// gate: finish_moments registers 64 spills 0
-// gate: given_moments registers 32 spills 0
-// gate: finish_slopes registers 64 spills 0
-// gate: apply registers 64 spills 0
-// gate: apply_gradient registers 64 spills 0
-// gate: clear registers 16 spills 0
-// gate: response registers 64 spills 0
+// Batch norm is two kernels a direction (a memset of tickets before them): channel_sums reads x (and dy) by 16 bytes, 4
+// vectors of a thread under way (2 of each operand in the backward pass), and the last block of a channel, or of a row
+// of 8 vectors of channels, to end merges its pieces in their order: which block that is leaves no trace in the bits.
+// apply then goes through the blocks from the end: what channel_sums read last is still in L2. Registers: 8 channels of
+// a thread with a shift and two sums, or three sums, a mean and a factor: at most 128, 2 blocks a multiprocessor.
+//
+// gate: reduce registers 64 shared 7168
+// gate: finish_moments registers 64
+// gate: given_moments registers 32
+// gate: finish_slopes registers 64
+// gate: channel_sums registers 128 shared 7424
+// gate: apply registers 64
+// gate: apply_gradient registers 64
+// gate: clear registers 16
+// gate: response registers 64
+// gate: channel_sums vector loads
 // gate: apply vectors
 // gate: apply_gradient vectors
 #include "cuda/activation.cuh"
@@ -183,10 +191,24 @@ __device__ void blend(T* to, double momentum, double value) {
   *to = narrow<T>(static_cast<Acc<T>>((1 - momentum) * static_cast<double>(widen(*to)) + momentum * value));
 }
 
+// What a set's moments come to.
+template <class T>
+__device__ void leave_moments(int64_t set, const Partial& sum, double n, Stat<Acc<T>>* stats, const Outputs<T>& out) {
+  using A = Acc<T>;
+  const double inv = 1 / sqrt(sum.b / n + out.eps);
+  const A high = static_cast<A>(sum.a);
+  const double low = sum.a - static_cast<double>(high);
+  stats[set] = {high, low == low ? static_cast<A>(low) : A(0), static_cast<A>(inv)};
+  if (out.mean) out.mean[set * out.mean_stride] = narrow<T>(high);
+  if (out.inv_std) out.inv_std[set * out.inv_stride] = narrow<T>(static_cast<A>(inv));
+  if (out.running_mean) blend(out.running_mean + set * out.running_mean_stride, out.momentum, sum.a);
+  if (out.running_var)
+    blend(out.running_var + set * out.running_var_stride, out.momentum, sum.b / (out.unbiased ? n - 1 : n));
+}
+
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     finish_moments(Sets sets, const Partial* partials, Stat<Acc<T>>* stats, Outputs<T> out) {
-  using A = Acc<T>;
   const int64_t set = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (set >= sets.count) return;
   Partial sum{0, 0, 0};
@@ -199,15 +221,7 @@ __global__ void __launch_bounds__(kThreads)
     sum.a = k ? sum.a + delta * (m / (n + m)) : next.a;
     n += m;
   }
-  const double inv = 1 / sqrt(sum.b / n + out.eps);
-  const A high = static_cast<A>(sum.a);
-  const double low = sum.a - static_cast<double>(high);
-  stats[set] = {high, low == low ? static_cast<A>(low) : A(0), static_cast<A>(inv)};
-  if (out.mean) out.mean[set * out.mean_stride] = narrow<T>(high);
-  if (out.inv_std) out.inv_std[set * out.inv_stride] = narrow<T>(static_cast<A>(inv));
-  if (out.running_mean) blend(out.running_mean + set * out.running_mean_stride, out.momentum, sum.a);
-  if (out.running_var)
-    blend(out.running_var + set * out.running_var_stride, out.momentum, sum.b / (out.unbiased ? n - 1 : n));
+  leave_moments(set, sum, n, stats, out);
 }
 
 // The statistics of inference, or those that the forward pass of a gradient left: a variance, or the reciprocal itself.
@@ -222,13 +236,31 @@ __global__ void __launch_bounds__(kThreads)
   stats[c] = {widen(mean[c * mean_stride]), A(0), static_cast<A>(variance ? 1 / sqrt(value + eps) : value)};
 }
 
-// What the gradients of sets subtract, and the gradients of weight and bias; each may be absent. `given`: the mean is
+// What the gradient of a channel subtracts and leaves.
+template <class T>
+struct Weights {
+  const T* weight;
+  T *dw, *db;
+  int64_t weight_stride, dw_stride, db_stride;
+};
+
+// What the gradient of a set subtracts, and the gradients of weight and bias; each may be absent. `given`: the mean is
 // one that has been rounded, whose error is the mean of xhat.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
-    finish_slopes(Sets sets, const Partial* partials, bool given, Slope<Acc<T>>* slopes, const T* weight,
-                  int64_t weight_stride, T* dw, int64_t dw_stride, T* db, int64_t db_stride) {
+__device__ void leave_slopes(int64_t set, const Partial& sum, double n, bool given, Slope<Acc<T>>* slopes,
+                             const Weights<T>& own) {
   using A = Acc<T>;
+  const double low = given ? sum.c / n : 0, product = sum.b - low * sum.a;
+  if (own.dw) own.dw[set * own.dw_stride] = narrow<T>(static_cast<A>(product));
+  if (own.db) own.db[set * own.db_stride] = narrow<T>(static_cast<A>(sum.a));
+  if (!slopes) return;
+  const double w = own.weight ? static_cast<double>(widen(own.weight[set * own.weight_stride])) : 1;
+  slopes[set] = {static_cast<A>(sum.a * w / n), static_cast<A>(product * w / n), static_cast<A>(low)};
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    finish_slopes(Sets sets, const Partial* partials, Slope<Acc<T>>* slopes, Weights<T> own) {
   const int64_t set = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (set >= sets.count) return;
   Partial sum{0, 0, 0};
@@ -236,13 +268,201 @@ __global__ void __launch_bounds__(kThreads)
     const Partial next = partials[set * sets.pieces + k];
     sum.a += next.a, sum.b += next.b, sum.c += next.c;
   }
-  const auto n = static_cast<double>(sets.size);
-  const double low = given ? sum.c / n : 0, product = sum.b - low * sum.a;
-  if (dw) dw[set * dw_stride] = narrow<T>(static_cast<A>(product));
-  if (db) db[set * db_stride] = narrow<T>(static_cast<A>(sum.a));
-  if (!slopes) return;
-  const double w = weight ? static_cast<double>(widen(weight[set * weight_stride])) : 1;
-  slopes[set] = {static_cast<A>(sum.a * w / n), static_cast<A>(product * w / n), static_cast<A>(low)};
+  leave_slopes(set, sum, static_cast<double>(sets.size), false, slopes, own);
+}
+
+template <int kLength, class T>
+__device__ void read(const T* from, Acc<T> (&to)[kLength]) {
+  if constexpr (kLength > 1) {
+    const Vector<T> v = load_vector(from);
+#pragma unroll
+    for (int l = 0; l < kLength; ++l) to[l] = widen(v.at[l]);
+  } else {
+    to[0] = widen(*from);
+  }
+}
+
+// --- batch norm --------------------------------------------------------------------------------------------------
+
+template <class T>
+struct ChannelSums {
+  int64_t C;
+  Lay at_x, at_dy, at_y;
+  Divider by_row;  // vectors of a plane; pixels of an image
+  int64_t count;  // vectors of a channel; pixels
+  int64_t piece, pieces;
+  int lanes;  // a power of two
+  double n;
+  const T *x, *dy, *y;
+  bool clamped;
+  Acc<T> lower, upper;
+  const T *mean, *inv;  // slopes: of the forward pass
+  int64_t mean_stride, inv_stride;
+  Partial* partials;  // [piece][channel]
+  unsigned* tickets;  // zero before the launch
+  Stat<Acc<T>>* stats;
+  Slope<Acc<T>>* slopes;
+  Outputs<T> out;
+  Weights<T> own;
+};
+
+// The numbers of elements of a piece, of [begin, end), that the thread at `first` with a step of `step` takes.
+__device__ __forceinline__ int taken(int64_t begin, int64_t end, int first, int step) {
+  const int64_t left = end - begin - first;
+  return left <= 0 ? 0 : static_cast<int>((static_cast<unsigned>(left) + step - 1) / static_cast<unsigned>(step));
+}
+
+// kByLanes: a block has `lanes` vectors of channels and a piece of the pixels, 256 / lanes rows of threads; else a
+// piece of one channel, whose vectors are of pixels.
+template <Reduce kReduce, bool kByLanes, int kLength, class T>
+__global__ void __launch_bounds__(kThreads, 2) channel_sums(ChannelSums<T> a) {
+  using A = Acc<T>;
+  constexpr bool kMoments = kReduce == Reduce::moments;
+  // Sums of a thread: by channels, or one for all of its elements.
+  constexpr int kSums = kByLanes ? kLength : 1, kUnder = kMoments ? 4 : 2;
+  auto* shared = shared_memory<Partial>();
+  int* counts = reinterpret_cast<int*>(shared + kThreads);
+  int* last = counts + kThreads;
+  const int tid = static_cast<int>(threadIdx.x);
+  const int lanes = kByLanes ? a.lanes : 1, lane = tid & (lanes - 1), t = tid / lanes, rows = kThreads / lanes;
+  const int64_t first_channel = static_cast<int64_t>(blockIdx.x) * (kByLanes ? lanes * kLength : 1);
+  const int64_t channel = first_channel + (kByLanes ? lane * kLength : 0);
+  const bool real = channel < a.C;
+  const int64_t begin = blockIdx.y * a.piece, end = begin + a.piece < a.count ? begin + a.piece : a.count;
+  const int mine = real ? taken(begin, end, t, rows) : 0;
+  A shift[kSums] = {}, first[kSums] = {}, second[kSums] = {}, third[kSums] = {};
+  A mean[kSums] = {}, inv[kSums] = {};
+  if constexpr (!kMoments) {
+    if (real) {
+#pragma unroll
+      for (int l = 0; l < kSums; ++l) {
+        mean[l] = widen(a.mean[(channel + l) * a.mean_stride]);
+        inv[l] = widen(a.inv[(channel + l) * a.inv_stride]);
+      }
+    }
+  }
+  // The offset of the i-th element (vector) of this thread.
+  auto offset = [&](const Lay& at, int64_t i) {
+    const auto e = static_cast<uint32_t>(begin + t + i * rows);
+    const uint32_t n = a.by_row.quotient(e), p = e - n * a.by_row.divisor;
+    return n * at.n + channel * at.c + p * (kByLanes ? at.p : int64_t{kLength});
+  };
+  if (mine > 0 && kMoments) {
+    A start[kLength];
+    read(a.x + offset(a.at_x, 0), start);
+#pragma unroll
+    for (int l = 0; l < kSums; ++l) shift[l] = start[l];
+  }
+  auto add = [&](const A(&v)[kLength], const A(&g)[kLength]) {
+#pragma unroll
+    for (int l = 0; l < kLength; ++l) {
+      const int k = kByLanes ? l : 0;
+      if constexpr (kMoments) {
+        const A d = v[l] - shift[k];
+        first[k] += d;
+        second[k] += d * d;
+      } else {
+        const A hat = (v[l] - mean[k]) * inv[k];
+        first[k] += g[l];
+        second[k] += g[l] * hat;
+        third[k] += hat;
+      }
+    }
+  };
+  using Loaded = std::conditional_t<kLength == 1, T, Vector<T>>;
+  auto load = [&](const T* from) { return *reinterpret_cast<const Loaded*>(from); };
+  auto wide = [&](const Loaded& v, A(&to)[kLength]) {
+    if constexpr (kLength == 1) {
+      to[0] = widen(v);
+    } else {
+#pragma unroll
+      for (int l = 0; l < kLength; ++l) to[l] = widen(v.at[l]);
+    }
+  };
+  for (int i = 0; i < mine; i += kUnder) {
+    Loaded x[kUnder], dy[kMoments ? 1 : kUnder], y[kMoments ? 1 : kUnder];
+#pragma unroll
+    for (int u = 0; u < kUnder; ++u) {
+      if (i + u >= mine) continue;
+      x[u] = load(a.x + offset(a.at_x, i + u));
+      if constexpr (!kMoments) {
+        dy[u] = load(a.dy + offset(a.at_dy, i + u));
+        if (a.clamped) y[u] = load(a.y + offset(a.at_y, i + u));
+      }
+    }
+#pragma unroll
+    for (int u = 0; u < kUnder; ++u) {
+      if (i + u >= mine) continue;
+      A v[kLength], g[kLength] = {};
+      wide(x[u], v);
+      if constexpr (!kMoments) {
+        wide(dy[u], g);
+        if (a.clamped) {
+          A result[kLength];
+          wide(y[u], result);
+#pragma unroll
+          for (int l = 0; l < kLength; ++l)
+            if (result[l] <= a.lower || result[l] >= a.upper) g[l] = 0;
+        }
+      }
+      add(v, g);
+    }
+  }
+
+  // The threads of a channel are joined by halves, one of a thread's channels after the other.
+  const int64_t of_piece = static_cast<int64_t>(blockIdx.y) * a.C;
+#pragma unroll
+  for (int l = 0; l < kSums; ++l) {
+    int n = mine * (kByLanes ? 1 : kLength);
+    Partial sum{static_cast<double>(first[l]), static_cast<double>(second[l]), static_cast<double>(third[l])};
+    if constexpr (kMoments) {
+      if (n > 0) {
+        sum.a = static_cast<double>(first[l]) / n;
+        sum.b = static_cast<double>(second[l]) - sum.a * static_cast<double>(first[l]);
+        if (sum.b < 0) sum.b = 0;
+        sum.a += static_cast<double>(shift[l]);
+      }
+    }
+    for (int half = rows / 2; half > 0; half /= 2) {
+      shared[tid] = sum, counts[tid] = n;
+      __syncthreads();
+      if (t < half) merge<kReduce>(sum, n, shared[tid + half * lanes], counts[tid + half * lanes]);
+      __syncthreads();
+    }
+    if (t == 0 && real) a.partials[of_piece + channel + l] = sum;
+  }
+
+  // The last block to come here has all pieces.
+  __threadfence();
+  __syncthreads();
+  if (tid == 0) *last = atomicAdd(a.tickets + blockIdx.x, 1u) == static_cast<unsigned>(a.pieces) - 1;
+  __syncthreads();
+  if (!*last) return;
+  __threadfence();
+  const int channels = kByLanes ? lanes * kLength : 1, own = tid & (channels - 1), part = tid / channels;
+  const int parts = kThreads / channels;
+  const int64_t c = first_channel + own;
+  const int64_t run = (a.pieces + parts - 1) / parts, from = part * run;
+  Partial sum{0, 0, 0};
+  int n = 0;
+  for (int64_t k = from; k < from + run && k < a.pieces && c < a.C; ++k) {
+    const int64_t left = a.count - k * a.piece;
+    const auto m = static_cast<int>((left < a.piece ? left : a.piece) * (kByLanes ? 1 : kLength));
+    merge<kReduce>(sum, n, a.partials[k * a.C + c], m);
+  }
+  for (int half = parts / 2; half > 0; half /= 2) {
+    shared[tid] = sum, counts[tid] = n;
+    __syncthreads();
+    if (part < half) merge<kReduce>(sum, n, shared[tid + half * channels], counts[tid + half * channels]);
+    __syncthreads();
+  }
+  if (part != 0 || c >= a.C) return;
+  if constexpr (kMoments) {
+    leave_moments(c, sum, a.n, a.stats, a.out);
+  } else {
+    a.stats[c] = {widen(a.mean[c * a.mean_stride]), A(0), widen(a.inv[c * a.inv_stride])};
+    leave_slopes(c, sum, a.n, a.slopes != nullptr, a.slopes, a.own);
+  }
 }
 
 // Where the elements of apply lie, and to which sets they belong.
@@ -283,17 +503,6 @@ struct Elements {
 __device__ int64_t offset_of(const Lay& s, int64_t n, int64_t c, int64_t p) { return n * s.n + c * s.c + p * s.p; }
 
 template <int kLength, class T>
-__device__ void read(const T* from, Acc<T> (&to)[kLength]) {
-  if constexpr (kLength > 1) {
-    const Vector<T> v = load_vector(from);
-#pragma unroll
-    for (int l = 0; l < kLength; ++l) to[l] = widen(v.at[l]);
-  } else {
-    to[0] = widen(*from);
-  }
-}
-
-template <int kLength, class T>
 __device__ void write(T* to, const Acc<T> (&from)[kLength]) {
   if constexpr (kLength > 1) {
     Vector<T> v;
@@ -309,18 +518,26 @@ template <int kLength, class T, class Index>
 __global__ void __launch_bounds__(kThreads) apply(Elements<Index> at, Act<Acc<T>> act, const T* x, const T* residual,
                                                   Vectors<T> v, const Stat<Acc<T>>* stats, T* y) {
   using A = Acc<T>;
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const int64_t i = static_cast<int64_t>(gridDim.x - 1 - blockIdx.x) * kThreads + threadIdx.x;
   if (i >= at.count) return;
   const auto place = at.template place<kLength>(i);
   A value[kLength], added[kLength];
   read(x + offset_of(at.x, place.n, place.c, place.p), value);
   if (residual) read(residual + offset_of(at.other, place.n, place.c, place.p), added);
+  // A vector of pixels of one plane has one mean and one weight, but where pixels have their own.
+  const bool alike = !at.columns && at.kind != NormKind::channels;
+  Stat<A> s{};
+  A factor = 1, bias = 0;
 #pragma unroll
   for (int l = 0; l < kLength; ++l) {
-    const auto one = at.along(place, l);
-    const Stat<A> s = stats[at.set(one)];
-    value[l] = (value[l] - s.high - s.low) * (v.weight ? s.inv * widen(v.weight[one.c * v.weight_stride]) : s.inv);
-    if (v.bias) value[l] += widen(v.bias[one.c * v.bias_stride]);
+    if (l == 0 || !alike) {
+      const auto one = at.along(place, l);
+      s = stats[at.set(one)];
+      factor = v.weight ? s.inv * widen(v.weight[one.c * v.weight_stride]) : s.inv;
+      if (v.bias) bias = widen(v.bias[one.c * v.bias_stride]);
+    }
+    value[l] = (value[l] - s.high - s.low) * factor;
+    if (v.bias) value[l] += bias;
     if (residual) value[l] += added[l];
   }
   activate(act, value);
@@ -332,7 +549,7 @@ __global__ void __launch_bounds__(kThreads)
     apply_gradient(Elements<Index> at, const T* x, const T* dy, const T* clamp_result, Lay at_result, Acc<T> lower,
                    Acc<T> upper, Vectors<T> v, const Stat<Acc<T>>* stats, const Slope<Acc<T>>* slopes, T* dx) {
   using A = Acc<T>;
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const int64_t i = static_cast<int64_t>(gridDim.x - 1 - blockIdx.x) * kThreads + threadIdx.x;
   if (i >= at.count) return;
   const auto place = at.template place<kLength>(i);
   A value[kLength], g[kLength];
@@ -345,16 +562,21 @@ __global__ void __launch_bounds__(kThreads)
     for (int l = 0; l < kLength; ++l)
       if (result[l] <= lower || result[l] >= upper) g[l] = 0;
   }
+  const bool alike = !at.columns && at.kind != NormKind::channels;
+  Stat<A> s{};
+  Slope<A> k{};
+  A weight = 1;
 #pragma unroll
   for (int l = 0; l < kLength; ++l) {
-    const auto one = at.along(place, l);
-    const int64_t set = at.set(one);
-    const Stat<A> s = stats[set];
-    if (v.weight) g[l] *= widen(v.weight[one.c * v.weight_stride]);
-    if (slopes) {
-      const Slope<A> k = slopes[set];
-      g[l] -= k.first + ((value[l] - s.high - s.low) * s.inv - k.low) * k.second;
+    if (l == 0 || !alike) {
+      const auto one = at.along(place, l);
+      const int64_t set = at.set(one);
+      s = stats[set];
+      if (v.weight) weight = widen(v.weight[one.c * v.weight_stride]);
+      if (slopes) k = slopes[set];
     }
+    if (v.weight) g[l] *= weight;
+    if (slopes) g[l] -= k.first + ((value[l] - s.high - s.low) * s.inv - k.low) * k.second;
     value[l] = g[l] * s.inv;
   }
   write(dx + offset_of(at.y, place.n, place.c, place.p), value);
@@ -448,15 +670,48 @@ struct Layout {
 
 int64_t rounded(int64_t bytes) { return (bytes + 255) / 256 * 256; }
 
+// How batch norm's channels are summed: by lanes or by planes, and in which pieces, by the shape alone.
+struct ChannelPlan {
+  bool lanes_inner = false, wide = false;
+  int64_t length = 1, count = 0, piece = 0, pieces = 1, groups = 0;
+  int lanes = 1;
+
+  ChannelPlan(const Shape& s, bool columns, bool vectors, int64_t vector) : lanes_inner(columns) {
+    wide = vectors && (columns ? s.C : s.P) % vector == 0;
+    length = wide ? vector : 1;
+    count = columns ? s.N * s.P : s.N * s.P / length;
+    if (columns)
+      while (lanes < (wide ? 8 : 32) && lanes * length < s.C) lanes *= 2;
+    groups = columns ? ceil_div(s.C, lanes * length) : s.C;
+    // Blocks for every multiprocessor, and at least four loads a thread.
+    const int64_t least = int64_t{kThreads} / lanes * 4, most = std::max<int64_t>(1, count / least);
+    pieces = std::min({most, kMostPieces, std::max<int64_t>(1, ceil_div(792, groups))});
+    piece = ceil_div(count, pieces);
+    pieces = ceil_div(count, piece);
+  }
+  int64_t ticket_bytes() const { return 4 * groups; }
+};
+
 // The parts of the workspace.
 struct Scratch {
-  int64_t stats, slopes, partials, channel_partials, bytes;
+  int64_t stats, slopes, partials, channel_partials, tickets, bytes;
   Scratch(const Layout& layout, DType dtype, bool gradient) {
     const int64_t item = dtype == DType::f64 ? 8 : 4, sets = layout.sets();
     const Sets own = layout.make(false), channels = layout.make(true);
     stats = 0;
     slopes = rounded(3 * item * sets);
     partials = slopes + (gradient ? rounded(3 * item * sets) : 0);
+    if (layout.kind == NormKind::batch) {
+      // Whatever the width of the loads will be.
+      int64_t pieces = 1;
+      for (const bool wide : {false, true})
+        pieces = std::max(pieces, ChannelPlan(layout.shape, layout.columns, wide, 16 / item_size(dtype)).pieces);
+      channel_partials = partials;
+      tickets = partials + rounded(24 * layout.shape.C * pieces);
+      bytes = tickets + rounded(4 * layout.shape.C);
+      return;
+    }
+    tickets = 0;
     channel_partials = partials + rounded(24 * own.count * own.pieces);
     bytes = channel_partials + (gradient ? rounded(24 * channels.count * channels.pieces) : 0);
   }
@@ -493,6 +748,27 @@ Elements<Index> elements_of(const Layout& layout, const Lay* lays, int64_t lengt
   e.by_group = Divider(static_cast<uint32_t>(layout.each));
   e.x = lays[0], e.y = lays[1], e.other = lays[2];
   return e;
+}
+
+template <Reduce kReduce, class T>
+Status run_channels(const ChannelPlan& plan, const Shape& shape, ChannelSums<T> a, unsigned* tickets,
+                    const Queue& queue) {
+  constexpr int kVector = Vector<T>::kLength;
+  a.C = shape.C;
+  a.by_row = Divider(static_cast<uint32_t>(plan.lanes_inner ? shape.P : shape.P / plan.length));
+  a.count = plan.count, a.piece = plan.piece, a.pieces = plan.pieces, a.lanes = plan.lanes;
+  a.n = static_cast<double>(shape.N) * static_cast<double>(shape.P);
+  a.tickets = tickets;
+  const Status cleared = status_of(
+      cudaMemsetAsync(tickets, 0, static_cast<size_t>(plan.ticket_bytes()), static_cast<cudaStream_t>(queue.stream)));
+  if (cleared != Status::ok) return cleared;
+  const dim3 grid(static_cast<unsigned>(plan.groups), static_cast<unsigned>(plan.pieces));
+  const size_t shared = kThreads * (sizeof(Partial) + sizeof(int)) + 16;
+  auto run = [&](auto* kernel) { return launch(kernel, grid, kThreads, shared, queue, a); };
+  if (plan.wide)
+    return plan.lanes_inner ? run(&channel_sums<kReduce, true, kVector, T>)
+                            : run(&channel_sums<kReduce, false, kVector, T>);
+  return plan.lanes_inner ? run(&channel_sums<kReduce, true, 1, T>) : run(&channel_sums<kReduce, false, 1, T>);
 }
 
 // Calls f with Elements and the number of elements of a thread, as a constant.
@@ -568,11 +844,6 @@ Status norm_run(const NormDesc& desc, const NormOperands& o, const Queue& queue)
                     static_cast<const T*>(o.running_mean.data), stride_of(o.running_mean),
                     static_cast<const T*>(o.running_var.data), stride_of(o.running_var), true, desc.eps, stats);
     } else {
-      const Sets sets = layout.make(false);
-      Reads<T> reads{};
-      reads.x = x, reads.at_x = layout.lies(lays[0], false);
-      done = run_reduce<Reduce::moments, T>(sets, reads, Vectors<T>{}, nullptr, partials, queue);
-      if (done != Status::ok) return done;
       Outputs<T> out{};
       if (desc.kind == NormKind::batch) {
         out.mean = static_cast<T*>(o.mean.data), out.mean_stride = stride_of(o.mean);
@@ -581,7 +852,20 @@ Status norm_run(const NormDesc& desc, const NormOperands& o, const Queue& queue)
         out.running_var = static_cast<T*>(o.running_var.data), out.running_var_stride = stride_of(o.running_var);
       }
       out.eps = desc.eps, out.momentum = desc.momentum, out.unbiased = desc.unbiased;
-      done = launch(&finish_moments<T>, blocks_of(sets.count), kThreads, 0, queue, sets, partials, stats, out);
+      if (desc.kind == NormKind::batch) {
+        ChannelSums<T> sums{};
+        sums.x = x, sums.at_x = lays[0], sums.partials = partials, sums.stats = stats, sums.out = out;
+        const bool vectors_of_x = vector_lay(lays[0], columns, kVector) && aligned(x);
+        done = run_channels<Reduce::moments, T>(ChannelPlan(shape, columns, vectors_of_x, kVector), shape, sums,
+                                                reinterpret_cast<unsigned*>(memory + scratch.tickets), queue);
+      } else {
+        const Sets sets = layout.make(false);
+        Reads<T> reads{};
+        reads.x = x, reads.at_x = layout.lies(lays[0], false);
+        done = run_reduce<Reduce::moments, T>(sets, reads, Vectors<T>{}, nullptr, partials, queue);
+        if (done != Status::ok) return done;
+        done = launch(&finish_moments<T>, blocks_of(sets.count), kThreads, 0, queue, sets, partials, stats, out);
+      }
     }
     if (done != Status::ok) return done;
     const bool wide = vector_lay(lays[0], columns, kVector) && vector_lay(lays[1], columns, kVector) &&
@@ -650,46 +934,51 @@ Status norm_backward(const NormDesc& desc, const NormGradients& o, const Queue& 
     };
     const Sets sets = layout.make(false), channels = layout.make(true);
     auto *dw = static_cast<T*>(o.dw.data), *db = static_cast<T*>(o.db.data);
-    Status done;
+    // Inference's statistics are constants: nothing is subtracted.
+    const bool subtracts = !batch || desc.training;
+    bool wide = true;
+    for (int i = 0; i < 4; ++i)
+      wide = wide && (!views[i]->data || (vector_lay(lays[i], columns, kVector) && aligned(views[i]->data)));
+    Status done = Status::ok;
     lie(false);
-    if (batch) {
+    const Weights<T> own{weight.weight, dw, db, weight.weight_stride, stride_of(o.dw), stride_of(o.db)};
+    if (batch && !subtracts && !dw && !db) {
       done =
           launch(&given_moments<T>, blocks_of(shape.C), kThreads, 0, queue, shape.C, static_cast<const T*>(o.mean.data),
                  stride_of(o.mean), static_cast<const T*>(o.inv_std.data), stride_of(o.inv_std), false, 0.0, stats);
+    } else if (batch) {
+      ChannelSums<T> sums{};
+      sums.x = reads.x, sums.dy = reads.dy, sums.y = reads.y, sums.clamped = reads.clamped;
+      sums.lower = reads.lower, sums.upper = reads.upper;
+      sums.at_x = lays[0], sums.at_dy = lays[2], sums.at_y = lays[3];
+      sums.mean = static_cast<const T*>(o.mean.data), sums.mean_stride = stride_of(o.mean);
+      sums.inv = static_cast<const T*>(o.inv_std.data), sums.inv_stride = stride_of(o.inv_std);
+      sums.partials = partials, sums.stats = stats, sums.slopes = subtracts ? slopes : nullptr, sums.own = own;
+      done = run_channels<Reduce::slopes, T>(ChannelPlan(shape, columns, wide, kVector), shape, sums,
+                                             reinterpret_cast<unsigned*>(memory + scratch.tickets), queue);
     } else {
       done = run_reduce<Reduce::moments, T>(sets, reads, Vectors<T>{}, nullptr, partials, queue);
       if (done != Status::ok) return done;
       Outputs<T> out{};
       out.eps = desc.eps;
       done = launch(&finish_moments<T>, blocks_of(sets.count), kThreads, 0, queue, sets, partials, stats, out);
-    }
-    if (done != Status::ok) return done;
-    // Inference's statistics are constants: nothing is subtracted.
-    const bool subtracts = !batch || desc.training;
-    if (batch && (subtracts || dw || db)) {
-      done = run_reduce<Reduce::slopes, T>(sets, reads, Vectors<T>{}, stats, partials, queue);
-      if (done == Status::ok)
-        done = launch(&finish_slopes<T>, blocks_of(sets.count), kThreads, 0, queue, sets, partials, subtracts, slopes,
-                      weight.weight, weight.weight_stride, dw, stride_of(o.dw), db, stride_of(o.db));
-    } else if (!batch) {
-      if (o.dx.data) {
+      if (done == Status::ok && o.dx.data) {
         done = run_reduce<Reduce::slopes, T>(sets, reads, weight, stats, partials, queue);
         if (done == Status::ok)
-          done = launch(&finish_slopes<T>, blocks_of(sets.count), kThreads, 0, queue, sets, partials, false, slopes,
-                        nullptr, 0, nullptr, 0, nullptr, 0);
+          done = launch(&finish_slopes<T>, blocks_of(sets.count), kThreads, 0, queue, sets, partials, slopes,
+                        Weights<T>{});
       }
       if (done == Status::ok && (dw || db)) {
         lie(true);
         done = run_reduce<Reduce::slopes, T>(channels, reads, Vectors<T>{}, stats, channel_partials, queue);
+        Weights<T> sums = own;
+        sums.weight = nullptr;
         if (done == Status::ok)
           done = launch(&finish_slopes<T>, blocks_of(channels.count), kThreads, 0, queue, channels, channel_partials,
-                        false, nullptr, nullptr, 0, dw, stride_of(o.dw), db, stride_of(o.db));
+                        static_cast<Slope<Acc<T>>*>(nullptr), sums);
       }
     }
     if (done != Status::ok || !o.dx.data) return done;
-    bool wide = true;
-    for (int i = 0; i < 4; ++i)
-      wide = wide && (!views[i]->data || (vector_lay(lays[i], columns, kVector) && aligned(views[i]->data)));
     return for_elements<T>(layout, lays, wide, [&](auto elements, auto length) {
       using Index = std::conditional_t<std::is_same_v<decltype(elements), Elements<uint32_t>>, uint32_t, uint64_t>;
       return launch(&apply_gradient<decltype(length)::value, T, Index>, blocks_of(elements.count), kThreads, 0, queue,

@@ -12,16 +12,28 @@
 // Registers: kLength wide values and, for a maximum, as many taps (8 + 8 of the 16-bit types), three windows of three
 // words, offsets: at most 64 in the 32-bit forms (80 in the others), so that 4 blocks of 256 share a multiprocessor.
 //
-// Spills are of the forms with 64-bit numbers and of double: around the calls that divide 64 bits.
-// gate: pool_windows registers 80 spills 40
-// gate: pool_large registers 64 spills 0
-// gate: pool_gather registers 64 spills 8
-// gate: unpool_claim registers 40 spills 0
-// gate: fill_owner registers 16 spills 0
-// gate: unpool_gather registers 40 spills 0
-// gate: take_indices registers 40 spills 0
+// pool_tiles and pool_rows serve square windows of 2 and 3 at a stride of 1 or 2, where no index is wanted: a thread
+// has 2 x 2 outputs of 16 bytes of channels, or 2 rows of 4 outputs of a plane, and reads each element that they share
+// once: 25 vectors in place of 36 for 3x3 at a stride of 2, 16 at a stride of 1. Planar rows are read and written 4
+// elements at a time where they are aligned. Registers: 4 x 8 totals of the 16-bit types and 8 of an element.
+//
+// gate: pool_windows registers 80
+// gate: pool_large registers 64 shared 4096
+// gate: pool_gather registers 80
+// gate: pool_tiles registers 128
+// gate: pool_rows registers 80
+// gate: unpool_claim registers 40
+// gate: fill_owner registers 16
+// gate: unpool_gather registers 40
+// gate: take_indices registers 40
 // gate: pool_windows vectors
 // gate: pool_gather vectors
+// gate: pool_tiles vectors
+// gate: pool_rows vectors
+#include <algorithm>
+#include <iterator>
+
+#include "cuda/axis.h"
 #include "cuda/index.h"
 #include "cuda/launch.h"
 #include "cuda/types.cuh"
@@ -30,7 +42,6 @@
 namespace fastconv::cuda {
 namespace {
 
-using ops::AxisOf;
 using ops::Pool;
 using ops::RangeOf;
 using ops::Side;
@@ -77,7 +88,7 @@ struct Grid {
 
 template <class I>
 struct PoolArgs {
-  AxisOf<I> axis[3];
+  DeviceAxis<I> axis[3];
   Grid<I> x, y;  // y: also dy; x: also dx, whose strides are `dx`
   Place<I> dx, indices, codes;
   bool count_include_pad;
@@ -160,12 +171,12 @@ struct Total {
 template <class I>
 __device__ int64_t position_of(const PoolArgs<I>& a, const I (&o)[3], I tap) {
   if (tap < 0) return -1;
-  const I t[3] = {tap / a.axis[2].kernel / a.axis[1].kernel, tap / a.axis[2].kernel % a.axis[1].kernel,
-                  tap % a.axis[2].kernel};
+  const I row = DeviceAxis<I>::over(tap, a.axis[2].by_kernel), plane = DeviceAxis<I>::over(row, a.axis[1].by_kernel);
+  const I t[3] = {plane, row - plane * a.axis[1].kernel, tap - row * a.axis[2].kernel};
   int64_t position = 0;
 #pragma unroll
   for (int i = 0; i < 3; ++i) {
-    const AxisOf<I>& axis = a.axis[i];
+    const DeviceAxis<I>& axis = a.axis[i];
     const I begin = axis.adaptive ? axis.window(o[i]).first : o[i] * axis.stride - axis.pad;
     position = position * axis.in + begin + t[i] * axis.dilation;
   }
@@ -193,18 +204,19 @@ __device__ void leave(const PoolArgs<I>& a, const Place<I>& at, const Total<kKin
   for (int i = 0; i < kLength; ++i) v[i] = total.value[i];
   if constexpr (kKind != PoolKind::max) {
     const double size = divisor_of(a, at.s);
-    const double taps = static_cast<double>(a.axis[0].kernel) * static_cast<double>(a.axis[1].kernel) *
-                        static_cast<double>(a.axis[2].kernel);
+    [[maybe_unused]] const double taps = static_cast<double>(a.axis[0].kernel) * static_cast<double>(a.axis[1].kernel) *
+                                         static_cast<double>(a.axis[2].kernel);
 #pragma unroll
     for (int i = 0; i < kLength; ++i) {
-      if constexpr (kKind == PoolKind::average) v[i] = v[i] / static_cast<A>(size);
+      if constexpr (kKind == PoolKind::average)
+        v[i] = quotient(v[i], static_cast<A>(size), reciprocal(static_cast<A>(size)));
       if constexpr (kKind == PoolKind::lp) {
-        const A sum = size == taps ? v[i] : v[i] / static_cast<A>(size) * static_cast<A>(taps);
+        const A sum = size == taps ? v[i] : v[i] * reciprocal(static_cast<A>(size)) * static_cast<A>(taps);
         if constexpr (kLeave == Leave::result) v[i] = root(sum, a.norm);
         if constexpr (kLeave == Leave::factor) {
           const double slope = a.norm == 1 ? 1 : pow(static_cast<double>(sum), 1 / a.norm - 1);
           // PyTorch's convention: no gradient where the sum is 0.
-          v[i] = sum == A(0) ? A(0) : widen(to.dy[a.y.offset(at)]) * static_cast<A>(taps / size * slope);
+          v[i] = sum == A(0) ? A(0) : widen(to.dy[a.y.offset(at)]) * static_cast<A>(taps * reciprocal(size) * slope);
         }
       }
     }
@@ -237,7 +249,7 @@ __device__ void leave(const PoolArgs<I>& a, const Place<I>& at, const Total<kKin
 
 // A thread an output.
 template <PoolKind kKind, Leave kLeave, bool kInner, int kLength, class T, class Code, class I>
-__global__ void __launch_bounds__(kThreads) pool_windows(PoolArgs<I> a, const T* x, Results<T, Code> to) {
+__global__ void __launch_bounds__(kThreads, 3) pool_windows(PoolArgs<I> a, const T* x, Results<T, Code> to) {
   const int64_t number = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (number >= a.y.count) return;
   const Place<I> at = a.y.template place<kInner, kLength>(number);
@@ -265,36 +277,236 @@ __global__ void __launch_bounds__(kThreads) pool_windows(PoolArgs<I> a, const T*
   leave<kKind, kLeave>(a, at, total, to);
 }
 
+// --- square windows in register tiles ----------------------------------------------------------------------------
+
+struct TileArgs {
+  DeviceAxis<int32_t> axis[3];
+  Place<int64_t> x, y;
+  Divider by[4];  // tiles of a row, of a plane, planes, and channels (vectors)
+  int64_t count;
+  bool count_include_pad;
+  bool wide;  // rows are read and written 4 elements at a time
+  int32_t divisor;
+};
+
+// Where a thread's tile is.
+struct TilePlace { int n, c, d, h, w; };
+
+template <bool kInner>
+__device__ __forceinline__ TilePlace tile_place(const TileArgs& a, uint32_t rest) {
+  auto split = [&](const Divider& by) {
+    const uint32_t q = by.quotient(rest), r = rest - q * by.divisor;
+    rest = q;
+    return static_cast<int>(r);
+  };
+  TilePlace at{};
+  if constexpr (kInner) at.c = split(a.by[3]);
+  at.w = split(a.by[0]), at.h = split(a.by[1]), at.d = split(a.by[2]);
+  if constexpr (!kInner) at.c = split(a.by[3]);
+  at.n = static_cast<int>(rest);
+  return at;
+}
+
+// What an element outside the image counts for.
+template <PoolKind kKind, class A>
+__device__ __forceinline__ A neutral() {
+  return kKind == PoolKind::max ? -std::numeric_limits<A>::infinity() : A(0);
+}
+
+template <PoolKind kKind, class A>
+__device__ __forceinline__ void collect(A& total, A v) {
+  if constexpr (kKind == PoolKind::max)
+    total = !is_nan(total) && (v > total || is_nan(v)) ? v : total;
+  else
+    total += v;
+}
+
+// 1 / the divisor of an average, and the divisor.
+template <class A>
+__device__ __forceinline__ A tile_divisor(const TileArgs& a, int d, int h, int w) {
+  if (a.divisor) return static_cast<A>(a.divisor);
+  const int o[3] = {d, h, w};
+  A product = 1;
+#pragma unroll
+  for (int i = 0; i < 3; ++i) {
+    const int n = a.count_include_pad ? a.axis[i].pool_size(o[i]) : a.axis[i].window(o[i]).count;
+    product *= static_cast<A>(n < 1 ? 1 : n);
+  }
+  return product;
+}
+
+// Channels last: 2 x 2 outputs of a vector of channels.
+template <PoolKind kKind, int kKernel, int kStride, class T>
+__global__ void __launch_bounds__(kThreads, 2) pool_tiles(TileArgs a, const T* x, T* y) {
+  using A = Acc<T>;
+  constexpr int kLength = Vector<T>::kLength, kSpan = kStride + kKernel;
+  const int64_t number = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (number >= a.count) return;
+  const TilePlace at = tile_place<true>(a, static_cast<uint32_t>(number));
+  const int oh = 2 * at.h, ow = 2 * at.w, h0 = oh * kStride - a.axis[1].pad, w0 = ow * kStride - a.axis[2].pad;
+  const WindowOf<int> d = a.axis[0].window(at.d);
+  A total[2][2][kLength];
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+#pragma unroll
+    for (int l = 0; l < kLength; ++l) total[i / 2][i % 2][l] = neutral<kKind, A>();
+  const T* image = x + at.n * a.x.n + at.c * kLength;
+  for (int k = 0; k < d.count; ++k) {
+    const T* plane = image + (d.first + k * a.axis[0].dilation) * a.x.s[0];
+#pragma unroll
+    for (int r = 0; r < kSpan; ++r) {
+      const bool row_inside = h0 + r >= 0 && h0 + r < a.axis[1].in;
+#pragma unroll
+      for (int c = 0; c < kSpan; ++c) {
+        if (!row_inside || w0 + c < 0 || w0 + c >= a.axis[2].in) continue;
+        const Vector<T> v = load_vector(plane + (h0 + r) * a.x.s[1] + (w0 + c) * a.x.s[2]);
+#pragma unroll
+        for (int i = 0; i < 2; ++i)
+#pragma unroll
+          for (int j = 0; j < 2; ++j) {
+            if (r - i * kStride < 0 || r - i * kStride >= kKernel || c - j * kStride < 0 || c - j * kStride >= kKernel)
+              continue;
+#pragma unroll
+            for (int l = 0; l < kLength; ++l) collect<kKind>(total[i][j][l], widen(v.at[l]));
+          }
+      }
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < 2; ++i)
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+      if (oh + i >= a.axis[1].out || ow + j >= a.axis[2].out) continue;
+      Vector<T> result;
+      if constexpr (kKind == PoolKind::average) {
+        const A size = tile_divisor<A>(a, at.d, oh + i, ow + j), inverse = reciprocal(size);
+#pragma unroll
+        for (int l = 0; l < kLength; ++l) total[i][j][l] = quotient(total[i][j][l], size, inverse);
+      }
+#pragma unroll
+      for (int l = 0; l < kLength; ++l) result.at[l] = narrow<T>(total[i][j][l]);
+      store_vector(y + at.n * a.y.n + at.c * kLength + at.d * a.y.s[0] + (oh + i) * a.y.s[1] + (ow + j) * a.y.s[2],
+                   result);
+    }
+}
+
+// 4 elements of a row.
+template <class T>
+struct alignas(4 * sizeof(T) < 16 ? 4 * sizeof(T) : 16) Four {
+  T at[4];
+};
+
+// Planar, rows of neighbouring elements: 2 rows of 4 outputs. kPad: of W.
+template <PoolKind kKind, int kKernel, int kStride, int kPad, class T>
+__global__ void __launch_bounds__(kThreads, 3) pool_rows(TileArgs a, const T* x, T* y) {
+  using A = Acc<T>;
+  constexpr int kRows = kStride + kKernel, kColumns = 3 * kStride + kKernel;
+  const int64_t number = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (number >= a.count) return;
+  const TilePlace at = tile_place<false>(a, static_cast<uint32_t>(number));
+  const int oh = 2 * at.h, ow = 4 * at.w, h0 = oh * kStride - a.axis[1].pad, w0 = ow * kStride;
+  const WindowOf<int> d = a.axis[0].window(at.d);
+  const int width = a.axis[2].in;
+  const bool whole = a.wide && w0 + 4 * kStride <= width;
+  A total[2][4];
+#pragma unroll
+  for (int i = 0; i < 8; ++i) total[i / 4][i % 4] = neutral<kKind, A>();
+  const T* image = x + at.n * a.x.n + at.c * a.x.c;
+  for (int k = 0; k < d.count; ++k)
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      if (h0 + r < 0 || h0 + r >= a.axis[1].in) continue;
+      const T* row = image + (d.first + k * a.axis[0].dilation) * a.x.s[0] + (h0 + r) * a.x.s[1] + w0;
+      // Column c is element c - kPad of the row from w0; those from 0 to 4 * kStride - 1 are whole vectors.
+      A v[kColumns];
+      Four<T> four[kStride] = {};
+      if (whole) {
+#pragma unroll
+        for (int q = 0; q < kStride; ++q) four[q] = reinterpret_cast<const Four<T>*>(row)[q];
+      }
+#pragma unroll
+      for (int c = 0; c < kColumns; ++c) {
+        const int e = c - kPad;
+        v[c] = neutral<kKind, A>();
+        if (e >= 0 && e < 4 * kStride && whole) {
+          v[c] = widen(four[(e < 0 ? 0 : e) / 4 % kStride].at[(e < 0 ? 0 : e) % 4]);
+        } else if (w0 + e >= 0 && w0 + e < width) {
+          v[c] = widen(row[e]);
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        if (r - i * kStride < 0 || r - i * kStride >= kKernel) continue;
+#pragma unroll
+        for (int j = 0; j < 4; ++j)
+#pragma unroll
+          for (int t = 0; t < kKernel; ++t) collect<kKind>(total[i][j], v[j * kStride + t]);
+      }
+    }
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    if (oh + i >= a.axis[1].out) continue;
+    Four<T> result;
+    T* to = y + at.n * a.y.n + at.c * a.y.c + at.d * a.y.s[0] + (oh + i) * a.y.s[1] + ow;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      if constexpr (kKind == PoolKind::average) {
+        const A size = tile_divisor<A>(a, at.d, oh + i, ow + j);
+        total[i][j] = quotient(total[i][j], size, reciprocal(size));
+      }
+      result.at[j] = narrow<T>(total[i][j]);
+    }
+    const int left = a.axis[2].out - ow;
+    if (a.wide && left >= 4) {
+      *reinterpret_cast<Four<T>*>(to) = result;
+    } else {
+#pragma unroll
+      for (int j = 0; j < 4; ++j)
+        if (j < left) to[j] = result.at[j];
+    }
+  }
+}
+
 // A block an output of one channel, or of kLanes neighbouring ones: kThreads / kLanes rows of threads go through the
 // taps, and their totals are joined by halves. Shared memory: kThreads totals.
 template <PoolKind kKind, Leave kLeave, int kLanes, class T, class Code, class I>
-__global__ void __launch_bounds__(kThreads) pool_large(PoolArgs<I> a, const T* x, Results<T, Code> to, I channels) {
+__global__ void __launch_bounds__(kThreads)
+    pool_large(PoolArgs<I> a, const T* x, Results<T, Code> to, I channels, Radix<Unsigned<I>> groups) {
   constexpr int kRows = kThreads / kLanes;
   using A = Acc<T>;
   auto* values = shared_memory<A>();
   I* taps = reinterpret_cast<I*>(values + kThreads);
   const int lane = static_cast<int>(threadIdx.x) % kLanes, row = static_cast<int>(threadIdx.x) / kLanes;
-  const I groups = (channels + kLanes - 1) / kLanes;
-  I rest = static_cast<I>(blockIdx.x);
+  auto rest = static_cast<Unsigned<I>>(blockIdx.x);
   Place<I> at;
-  at.c = rest % groups * kLanes + lane, rest /= groups;
-  at.s[2] = rest % a.axis[2].out, rest /= a.axis[2].out;
-  at.s[1] = rest % a.axis[1].out, rest /= a.axis[1].out;
-  at.s[0] = rest % a.axis[0].out;
-  at.n = rest / a.axis[0].out;
+  at.c = static_cast<I>(groups.split(rest)) * kLanes + lane;
+  at.s[2] = static_cast<I>(a.y.size[2].split(rest));
+  at.s[1] = static_cast<I>(a.y.size[1].split(rest));
+  at.s[0] = static_cast<I>(a.y.size[0].split(rest));
+  at.n = static_cast<I>(rest);
   const bool real = at.c < channels;
   const WindowOf<I> d = a.axis[0].window(at.s[0]), h = a.axis[1].window(at.s[1]), w = a.axis[2].window(at.s[2]);
   Total<kKind, 1, A, I> total;
   total.clear();
   const I count = real ? d.count * h.count * w.count : 0;
   const T* image = x + at.n * a.x.stride.n + at.c * a.x.stride.c;
+  // Taps as numbers of mixed radix: kRows is added to them, so that only the first ones are divided.
+  struct Digits { I i, j, k; };
+  auto digits = [&](I n) -> Digits {
+    const I across = n / w.count, down = across / h.count;
+    return {down, across - down * h.count, n - across * w.count};
+  };
+  Digits tap_at{0, 0, 0}, step{0, 0, 0};
+  if (row < count) tap_at = digits(row), step = digits(kRows);
   for (I n = row; n < count; n += kRows) {
-    const I k = n % w.count, j = n / w.count % h.count, i = n / w.count / h.count;
-    const I offset = (d.first + i * a.axis[0].dilation) * a.x.stride.s[0] +
-                     (h.first + j * a.axis[1].dilation) * a.x.stride.s[1] +
-                     (w.first + k * a.axis[2].dilation) * a.x.stride.s[2];
-    const I tap = ((d.tap + i) * a.axis[1].kernel + h.tap + j) * a.axis[2].kernel + w.tap + k;
+    const I offset = (d.first + tap_at.i * a.axis[0].dilation) * a.x.stride.s[0] +
+                     (h.first + tap_at.j * a.axis[1].dilation) * a.x.stride.s[1] +
+                     (w.first + tap_at.k * a.axis[2].dilation) * a.x.stride.s[2];
+    const I tap = ((d.tap + tap_at.i) * a.axis[1].kernel + h.tap + tap_at.j) * a.axis[2].kernel + w.tap + tap_at.k;
     total.take(0, widen(image[offset]), tap, a.norm);
+    tap_at.k += step.k, tap_at.j += step.j, tap_at.i += step.i;
+    if (tap_at.k >= w.count) tap_at.k -= w.count, ++tap_at.j;
+    if (tap_at.j >= h.count) tap_at.j -= h.count, ++tap_at.i;
   }
   for (int half = kRows / 2; half > 0; half /= 2) {
     values[threadIdx.x] = total.value[0];
@@ -317,27 +529,16 @@ struct Sources {
 };
 
 template <PoolKind kKind, bool kInner, int kLength, class T, class Code, class I>
-__global__ void __launch_bounds__(kThreads) pool_gather(PoolArgs<I> a, Sources<T, Code> from, T* dx) {
+__global__ void __launch_bounds__(kThreads, 3) pool_gather(PoolArgs<I> a, Sources<T, Code> from, T* dx) {
   using A = Acc<T>;
   const int64_t number = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (number >= a.x.count) return;
   const Place<I> at = a.x.template place<kInner, kLength>(number);
   RangeOf<I> range[3];
 #pragma unroll
-  for (int i = 0; i < 3; ++i) range[i] = a.axis[i].touching(at.s[i], at.s[i] + 1);
+  for (int i = 0; i < 3; ++i) range[i] = a.axis[i].touching(at.s[i]);
   // The tap by which the window at o covers this element, or -1.
-  auto tap_of = [&](int i, I o) -> I {
-    const AxisOf<I>& axis = a.axis[i];
-    if (axis.adaptive) {
-      const WindowOf<I> w = axis.window(o);
-      const I t = at.s[i] - w.first;
-      return t >= 0 && t < w.count ? t : -1;
-    }
-    const I ahead = at.s[i] + axis.pad - o * axis.stride;
-    if (ahead < 0) return -1;
-    const I t = ahead / axis.dilation;
-    return t * axis.dilation == ahead && t < axis.kernel ? t : -1;
-  };
+  auto tap_of = [&](int i, I o) { return a.axis[i].tap_of(at.s[i], o); };
   const int64_t own = (static_cast<int64_t>(at.s[0]) * a.axis[1].in + at.s[1]) * a.axis[2].in + at.s[2];
   A sum[kLength] = {}, slope[kLength];
   if constexpr (kKind == PoolKind::lp) slope[0] = a.norm == 1 ? A(1) : power(widen(from.x[a.x.offset(at)]), a.norm - 1);
@@ -372,9 +573,9 @@ __global__ void __launch_bounds__(kThreads) pool_gather(PoolArgs<I> a, Sources<T
           }
         }
         if constexpr (kKind == PoolKind::average) {
-          const A size = static_cast<A>(divisor_of(a, o.s));
+          const A size = static_cast<A>(divisor_of(a, o.s)), inverse = reciprocal(size);
 #pragma unroll
-          for (int i = 0; i < kLength; ++i) sum[i] += share[i] / size;
+          for (int i = 0; i < kLength; ++i) sum[i] += quotient(share[i], size, inverse);
         }
         if constexpr (kKind == PoolKind::lp) sum[0] += from.factors[offset_of(o, a.codes)] * slope[0];
       }
@@ -423,12 +624,20 @@ bool small(const Pool& p, const Strides& in, const Strides& out, const Strides& 
   const Sizes size(p);
   for (const auto& axis : p.axis)
     if (axis.in + axis.pad + axis.pad_after + axis.kernel * axis.dilation + axis.stride > kMost32 / 2 ||
-        axis.out * axis.stride > kMost32 || (axis.adaptive && std::max(axis.in, axis.out) > 65534))
+        axis.out * axis.stride > kMost32 ||
+        (axis.adaptive && std::max(axis.in, axis.out) > DeviceAxis<int32_t>::kMostAdaptive))
       return false;
   return p.N * p.C * p.in_pixels() <= kMost32 && p.N * p.C * p.out_pixels() <= kMost32 && p.taps() <= kMost32 &&
          p.divisor <= kMost32 && reach_of(p.N, p.C, size.in, in) <= kMost32 &&
          reach_of(p.N, p.C, size.out, out) <= kMost32 &&
          std::max(reach_of(p.N, p.C, size.in, other), reach_of(p.N, p.C, size.out, other)) <= kMost32;
+}
+
+// Adaptive axes beyond what their dividers take.
+bool too_long(const Pool& p) {
+  return std::any_of(std::begin(p.axis), std::end(p.axis), [](const ops::Axis& axis) {
+    return axis.adaptive && std::max(axis.in, axis.out) > DeviceAxis<int64_t>::kMostAdaptive;
+  });
 }
 
 template <class I>
@@ -452,13 +661,7 @@ Grid<I> grid_of(const Pool& p, const int64_t size[3], const Strides& s, int64_t 
 template <class I>
 PoolArgs<I> args_of(const Pool& p, const Strides& xs, const Strides& ys, int64_t length) {
   PoolArgs<I> a{};
-  for (int i = 0; i < 3; ++i) {
-    const auto& from = p.axis[i];
-    a.axis[i] = {static_cast<I>(from.in),        static_cast<I>(from.out),
-                 static_cast<I>(from.kernel),    static_cast<I>(from.stride),
-                 static_cast<I>(from.dilation),  static_cast<I>(from.pad),
-                 static_cast<I>(from.pad_after), from.adaptive};
-  }
+  for (int i = 0; i < 3; ++i) a.axis[i] = DeviceAxis<I>(p.axis[i]);
   const Sizes size(p);
   a.x = grid_of<I>(p, size.in, xs, length), a.y = grid_of<I>(p, size.out, ys, length);
   a.count_include_pad = p.count_include_pad;
@@ -511,7 +714,7 @@ Status run_windows(const Pool& p, Path path, const Strides& xs, const Strides& y
       if (blocks > kMost32) return Status::overflow;
       return launch(&pool_large<kKind, kLeave, kLanes, T, Code, I>, dim3(static_cast<unsigned>(blocks)), kThreads,
                     kThreads * (sizeof(Acc<T>) + sizeof(I)), queue, finish(args_of<I>(p, xs, ys, 1)), x, to,
-                    static_cast<I>(p.C));
+                    static_cast<I>(p.C), Radix<Unsigned<I>>(ceil_div(p.C, kLanes)));
     };
     using One = std::integral_constant<int, 1>;
     using Many = std::integral_constant<int, 32>;
@@ -532,6 +735,42 @@ Status run_windows(const Pool& p, Path path, const Strides& xs, const Strides& y
   if constexpr (kKind != PoolKind::lp)
     if (path == Path::vectors) return run(int32_t{}, std::true_type{}, std::integral_constant<int, kVector>{});
   return inner ? run(int32_t{}, std::true_type{}, One{}) : run(int32_t{}, std::false_type{}, One{});
+}
+
+// Square windows in register tiles; `unsupported` where the layer has none.
+template <PoolKind kKind, class T>
+Status run_tiles(const Pool& p, Path path, const Strides& xs, const Strides& ys, const T* x, T* y, const Queue& queue) {
+  const auto &h = p.axis[1], &w = p.axis[2];
+  for (const auto& axis : p.axis)
+    if (axis.adaptive) return Status::unsupported;
+  if (h.kernel != w.kernel || h.stride != w.stride || h.dilation != 1 || w.dilation != 1) return Status::unsupported;
+  const bool inner = path == Path::vectors;
+  if (!inner && (path != Path::planar || xs.s[2] != 1 || ys.s[2] != 1)) return Status::unsupported;
+  TileArgs a{};
+  for (int i = 0; i < 3; ++i) a.axis[i] = DeviceAxis<int32_t>(p.axis[i]);
+  a.x = place_of<int64_t>(xs), a.y = place_of<int64_t>(ys);
+  const int64_t across = ceil_div(w.out, inner ? 2 : 4), down = ceil_div(h.out, 2);
+  const int64_t channels = inner ? p.C / Vector<T>::kLength : p.C;
+  const int64_t sizes[4] = {across, down, p.axis[0].out, channels};
+  for (int i = 0; i < 4; ++i) a.by[i] = Divider(static_cast<uint32_t>(sizes[i]));
+  a.count = p.N * channels * p.axis[0].out * down * across;
+  a.count_include_pad = p.count_include_pad;
+  a.divisor = static_cast<int32_t>(p.divisor);
+  auto fours = [](const void* data, const Strides& s) {
+    return reinterpret_cast<uintptr_t>(data) % alignof(Four<T>) == 0 && s.n % 4 == 0 && s.c % 4 == 0 &&
+           s.s[0] % 4 == 0 && s.s[1] % 4 == 0;
+  };
+  a.wide = fours(x, xs) && fours(y, ys);
+  dim3 grid;
+  if (a.count > kMost32 || blocks_of(a.count, &grid) != Status::ok) return Status::unsupported;
+  auto run = [&](auto* kernel) { return launch(kernel, grid, kThreads, 0, queue, a, x, y); };
+  if (inner && h.kernel == 3 && h.stride == 1) return run(&pool_tiles<kKind, 3, 1, T>);
+  if (inner && h.kernel == 3 && h.stride == 2) return run(&pool_tiles<kKind, 3, 2, T>);
+  if (!inner && h.kernel == 2 && h.stride == 2 && w.pad == 0) return run(&pool_rows<kKind, 2, 2, 0, T>);
+  if (!inner && h.kernel == 3 && h.stride == 1 && w.pad == 1) return run(&pool_rows<kKind, 3, 1, 1, T>);
+  if (!inner && h.kernel == 3 && h.stride == 2 && w.pad == 0) return run(&pool_rows<kKind, 3, 2, 0, T>);
+  if (!inner && h.kernel == 3 && h.stride == 2 && w.pad == 1) return run(&pool_rows<kKind, 3, 2, 1, T>);
+  return Status::unsupported;
 }
 
 template <PoolKind kKind, class T, class Code>
@@ -567,6 +806,7 @@ Status pool_forward(const PoolDesc& desc, const TensorView& x, const TensorView&
   Strides xs, ys, is;
   const Status s = ops::check_pool_forward(Device::cuda, desc, x, y, indices, &p, &xs, &ys, &is);
   if (s != Status::ok || p.N == 0 || p.out_pixels() == 0) return s;
+  if (too_long(p)) return Status::overflow;
   return for_any_dtype(p.dtype, [&](auto* type) {
     using T = Pointee<decltype(type)>;
     constexpr int kVector = Vector<T>::kLength;
@@ -579,6 +819,14 @@ Status pool_forward(const PoolDesc& desc, const TensorView& x, const TensorView&
     const auto* from = static_cast<const T*>(x.data);
     const Results<T, uint8_t> to{static_cast<T*>(y.data), static_cast<int64_t*>(indices.data), nullptr, nullptr,
                                  nullptr};
+    if constexpr (!std::is_integral_v<T>) {
+      Status tiled = Status::unsupported;
+      if (p.kind == PoolKind::max && !indices.data)
+        tiled = run_tiles<PoolKind::max, T>(p, path, xs, ys, from, to.y, queue);
+      else if (p.kind == PoolKind::average)
+        tiled = run_tiles<PoolKind::average, T>(p, path, xs, ys, from, to.y, queue);
+      if (tiled != Status::unsupported) return tiled;
+    }
     if (p.kind == PoolKind::max)
       return run_windows<PoolKind::max, Leave::result>(p, path, xs, ys, is, Strides{}, from, to, queue);
     if constexpr (!std::is_integral_v<T>) {
@@ -604,6 +852,7 @@ Status pool_backward(const PoolDesc& desc, const TensorView& dy, const TensorVie
   Strides xs, ys, ds, is;
   const Status s = ops::check_pool_backward(Device::cuda, desc, dy, x, indices, dx, &p, &ys, &xs, &is, &ds);
   if (s != Status::ok || p.N == 0) return s;
+  if (too_long(p)) return Status::overflow;
   if (p.taps() > kMost32 && p.kind == PoolKind::max && !indices.data) return Status::unsupported;
   if (queue.workspace_bytes < pool_backward_workspace(desc, x, indices.data != nullptr)) return Status::out_of_memory;
   return for_dtype(p.dtype, [&](auto* type) {

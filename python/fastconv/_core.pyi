@@ -84,6 +84,19 @@ def conv_backward_weight(
     spec: ConvSpec, dy: _Array, x: _Array, weight_shape: Any, accumulate: bool, out: _Array | None, /
 ) -> _Array: ...
 def conv_backward_bias(spec: ConvSpec, dy: _Array, accumulate: bool, out: _Array | None, /) -> _Array: ...
+def conv_backward(
+    spec: ConvSpec,
+    dy: _Array,
+    x: _Array,
+    weight: _Array,
+    needs_input: bool,
+    needs_weight: bool,
+    needs_bias: bool,
+    into_input: _Array | None,
+    into_weight: _Array | None,
+    into_bias: _Array | None,
+    /,
+) -> tuple[_Array | None, _Array | None, _Array | None] | None: ...
 def conv_plan(
     spec: ConvSpec,
     x_like: _Array | _Shape,

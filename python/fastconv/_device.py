@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,6 +31,10 @@ class Found(NamedTuple):
     view: _core.DeviceView
     stream: int
     allocate: Allocate
+
+
+class Unusable(ValueError):
+    """A device array whose elements cannot be reached; the words go after the argument's name."""
 
 
 class Shadow(np.ndarray[Any, np.dtype[Any]]):
@@ -52,6 +56,12 @@ def _allocate_own(ordinal: int, stream: int) -> Allocate:
     return allocate
 
 
+def _check_pointer(pointer: int, shape: Sequence[int]) -> None:
+    """Refuse what has elements and no memory: a kernel would end the context by reading it."""
+    if not pointer and 0 not in shape:
+        raise Unusable(f"(shape {tuple(shape)}) must have memory: its storage has been freed")
+
+
 def _find_own(value: cuda.DeviceArray) -> Found:
     stream = cuda._current_stream(value.device)
     return Found(cuda._view(value, writable=True), stream, _allocate_own(value.device, stream))
@@ -69,6 +79,7 @@ def _find_torch(torch: Any, value: Any) -> Found | None:
         raise TypeError("a tensor that requires grad must be detached: no gradient would flow; pass x.detach()")
     device = value.device
     ordinal = device.index or 0
+    _check_pointer(value.data_ptr(), value.shape)
 
     def allocate(dtype: int, shape: tuple[int, ...], strides: tuple[int, ...], nbytes: int) -> tuple[Any, int]:
         made = torch.empty_strided(shape, strides, dtype=getattr(torch, cuda._NAMES[dtype]), device=device)
@@ -103,7 +114,10 @@ def _find_interface(value: Any) -> Found:
     strides = interface.get("strides") or cuda._packed(shape, dtype.itemsize)
     if any(s % dtype.itemsize for s, n in zip(strides, shape, strict=True) if n > 1):
         raise _core.Refused("bad_alignment")
+    _check_pointer(pointer, shape)
     ordinal = cuda._module().device_of(pointer) if pointer else 0
+    if ordinal < 0:
+        raise Unusable(f"(at address {pointer:#x}) must lie in a CUDA device's memory, and that address does not")
     cupy = sys.modules.get("cupy")
     if cupy is not None and isinstance(value, cupy.ndarray):
         ordinal = int(value.device.id)
@@ -143,7 +157,12 @@ def is_device_array(value: object) -> bool:
             return int(value.__dlpack_device__()[0]) == cuda._DLPACK_CUDA
         except BufferError:
             return False
-    return hasattr(value, "__cuda_array_interface__")
+        except RuntimeError:  # JAX's, of an array that was deleted: `find` says so
+            return True
+    try:
+        return hasattr(value, "__cuda_array_interface__")
+    except RuntimeError:
+        return True
 
 
 def shape_of(value: Any) -> tuple[int, ...] | None:
@@ -159,9 +178,29 @@ def shape_of(value: Any) -> tuple[int, ...] | None:
 
 
 def find(value: object) -> Found | None:
-    """The value as a device array; None where it is none."""
+    """The value as a device array; None where it is none.
+
+    Raises Unusable where its library says that it has been deleted, or it has no memory.
+    """
     if not is_device_array(value):
         return None
+    cuda._module()
+    try:
+        found = _find(value)
+    except Unusable:
+        raise
+    except _core.Refused as refusal:
+        if refusal.args[0] != "bad_device":
+            raise
+        raise Unusable(f"(of type {type(value).__qualname__}) must have memory: its storage has been freed") from None
+    # JAX's arrays that were deleted or donated raise RuntimeError, DLPack's producers BufferError.
+    except (RuntimeError, BufferError, ReferenceError) as error:
+        raise Unusable(f"(of type {type(value).__qualname__}) cannot be read where it lies: {error}") from None
+    _check_pointer(found.view.pointer if found else 1, found.view.shape if found else ())
+    return found
+
+
+def _find(value: Any) -> Found | None:
     if isinstance(value, cuda.DeviceArray):
         return _find_own(value)
     torch = sys.modules.get("torch")
@@ -187,7 +226,10 @@ def serve(operands: tuple[Any, ...]) -> tuple[tuple[Any, ...], int, int, Allocat
     if not any(map(is_device_array, operands)):
         return None
     cuda._module()
-    found = [find(value) for value in operands]
+    try:
+        found = [find(value) for value in operands]
+    except Unusable:
+        raise _core.Refused("bad_device") from None  # _args says which one
     arrays = [f for f in found if f is not None]
     ordinal = arrays[0].view.ordinal
     if any(f.view.ordinal != ordinal for f in arrays) or any(isinstance(value, np.ndarray) for value in operands):

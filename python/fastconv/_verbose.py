@@ -119,6 +119,29 @@ def conv_backward_bias(spec: _core.ConvSpec, dy: Array, accumulate: bool, out: A
     return db
 
 
+def conv_backward(
+    spec: _core.ConvSpec,
+    dy: Array,
+    x: Array,
+    weight: Array,
+    needs_input: bool,
+    needs_weight: bool,
+    needs_bias: bool,
+    into_input: Array | None,
+    into_weight: Array | None,
+    into_bias: Array | None,
+    /,
+) -> tuple[Array | None, Array | None, Array | None] | None:
+    """`_core.conv_backward`, logged where it serves the call."""
+    needs, into = (needs_input, needs_weight, needs_bias), (into_input, into_weight, into_bias)
+    start = time.perf_counter_ns()
+    gradients = _core.conv_backward(spec, dy, x, weight, *needs, *into)
+    elapsed = time.perf_counter_ns() - start
+    if gradients is not None:
+        _log(_public_name("conv"), "all gradients", {"dy": dy, "x": x, "weight": weight}, None, elapsed)
+    return gradients
+
+
 class LoggedPlan:
     """A `_core.ConvPlan` whose `run` is logged."""
 

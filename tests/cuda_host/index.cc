@@ -3,6 +3,8 @@
 
 #include <string>
 
+#include "cuda/axis.h"
+
 #include "planted.h"
 
 namespace fastconv::planted {
@@ -67,9 +69,60 @@ std::string check_axes() {
   return "";
 }
 
+// Divisors around powers of two and others, at the multiples where a quotient changes and at the ends.
+std::string check_divider64(uint64_t d) {
+  const Divider64 by(d);
+  const uint64_t most = (uint64_t{1} << 63) - 1, last = most / d;
+  auto wrong = [&](uint64_t n) { return n <= most && by.quotient(n) != n / d; };
+  for (uint64_t i = 0; i < 300; ++i)
+    for (const uint64_t q : {i, last - (i < last ? i : last), last / 301 * i})
+      for (const uint64_t n : {q * d, q * d + 1, q * d + (d - 1)})
+        if (wrong(n)) return std::to_string(n) + " / " + std::to_string(d) + " of 64 bits";
+  return wrong(most) ? "2^63 - 1 over " + std::to_string(d) : "";
+}
+
+// Every axis of small sizes: the windows of the CPU's, which divides.
+template <class I>
+std::string check_axis() {
+  auto same = [](const ops::Axis& of) {
+    const DeviceAxis<I> axis(of);
+    for (int64_t o = 0; o < of.out; ++o) {
+      const auto a = of.window(o);
+      const auto b = axis.window(static_cast<I>(o));
+      if (a.first != b.first || a.count != b.count || a.tap != b.tap) return false;
+      if (!of.adaptive && of.pool_size(o) != axis.pool_size(static_cast<I>(o))) return false;
+      for (int64_t k = 0, i = a.first; k < a.count; ++k, i += of.dilation)
+        if (axis.tap_of(static_cast<I>(i), static_cast<I>(o)) != a.tap + k) return false;
+    }
+    for (int64_t i = 0; i < of.in; ++i) {
+      const auto a = of.touching(i, i + 1);
+      const auto b = axis.touching(static_cast<I>(i));
+      if (a.begin != b.begin || a.end != b.end) return false;
+    }
+    return true;
+  };
+  for (int64_t in = 1; in <= 9; ++in)
+    for (int64_t out = 1; out <= 9; ++out) {
+      if (!same({in, out, in, 1, 1, 0, 0, true})) return "an adaptive axis of " + std::to_string(in);
+      for (int64_t kernel = 1; kernel <= 4; ++kernel)
+        for (int64_t stride = 1; stride <= 4; ++stride)
+          for (int64_t dilation = 1; dilation <= 3; ++dilation)
+            for (int64_t pad = 0; pad <= 2; ++pad)
+              if (!same({in, out, kernel, stride, dilation, pad, 2 - pad})) return "an axis of " + std::to_string(in);
+    }
+  return "";
+}
+
 }  // namespace
 
 std::string check_index() {
+  for (uint64_t d = 1; d <= 2048; ++d)
+    if (std::string found = check_divider64(d); !found.empty()) return found;
+  for (int shift = 11; shift < 63; ++shift)
+    for (uint64_t d = (uint64_t{1} << shift) - 2; d <= (uint64_t{1} << shift) + 2; ++d)
+      if (std::string found = check_divider64(d); !found.empty()) return found;
+  for (const auto& found : {check_axis<int32_t>(), check_axis<int64_t>()})
+    if (!found.empty()) return found;
   for (uint32_t d = 1; d <= 4096; ++d)
     if (std::string found = check_divider(d); !found.empty()) return found;
   for (uint32_t shift = 12; shift < 31; ++shift)

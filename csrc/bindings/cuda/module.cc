@@ -11,6 +11,8 @@
 #include "cuda/runtime.h"
 
 #ifdef FASTCONV_CUDA_HOST
+#include <cuda_runtime.h>
+
 #include "fibers.h"
 #include "planted.h"
 #endif
@@ -103,6 +105,10 @@ PYBIND11_MODULE(FASTCONV_CUDA_MODULE, m, py::mod_gil_not_used()) {
   m.def("device_of", [](uintptr_t address) { return cuda::device_of(pointer(address)); }, py::arg("pointer"));
 #ifdef FASTCONV_CUDA_HOST
   m.def("set_seed", &fastconv::cuda_host::set_seed, py::arg("seed"));
+  m.def("take_most_shared", &fastconv::cuda_host::take_most_shared);
+  m.def(
+      "fail_next_launch", [](int error) { cuda_host_fail_next_launch(static_cast<cudaError_t>(error)); },
+      py::arg("error"));
   m.def("check_index", &fastconv::planted::check_index);
   m.def("planted", &fastconv::planted::run_planted, py::arg("name"), py::arg("corrected"),
         "Runs a kernel with a planted bug, or its corrected twin: '' or what was found.");

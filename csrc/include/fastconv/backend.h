@@ -21,6 +21,13 @@ struct Queue {
   int64_t workspace_bytes = 0;
 };
 
+// The gradients of a convolution that are wanted of one call: dx, dw and db, absent where they are not.
+struct ConvGradients {
+  TensorView dy, x, w;
+  TensorView dx, dw, db;
+  bool accumulate_dx = false, accumulate_dw = false, accumulate_db = false;
+};
+
 struct Backend {
   // sizeof(Backend) where the row was compiled: a module of another version is not taken.
   int64_t size;
@@ -64,6 +71,10 @@ struct Backend {
   Status (*conv_run)(const ConvDesc& desc, Pass pass, const ConvOperands& operands, const Queue& queue);
   Status (*conv_backward_bias)(const ConvDesc& desc, const TensorView& dy, const TensorView& db, bool accumulate,
                                const Queue& queue);
+
+  // Several gradients of a layer in one pass over its operands; a query that returns 0 has none for these.
+  int64_t (*conv_backward_workspace)(const ConvDesc& desc, const ConvGradients& operands);
+  Status (*conv_backward)(const ConvDesc& desc, const ConvGradients& operands, const Queue& queue);
 
   int64_t (*separable_workspace)(const ConvDesc& desc, const SeparableOperands& operands);
   Status (*separable_run)(const ConvDesc& desc, const SeparableOperands& operands, const Queue& queue);

@@ -295,6 +295,8 @@ def _check_array(name: str, value: object) -> Array:
     try:
         if (shadow := _device.shadow(value)) is not None:
             return shadow
+    except _device.Unusable as error:
+        raise ValueError(f"{name} {error}") from None
     except _core.Refused:
         raise TypeError(
             f"{name} (on a CUDA device) must be a dense array of float32, float64, float16, bfloat16 or an integer, "

@@ -59,11 +59,13 @@ from .. import _args, _core, _verbose
 from .._args import Activation, Array, Ints, Padding
 
 if _verbose.enabled:
+    from .._verbose import conv_backward as _core_backward
     from .._verbose import conv_backward_bias as _core_backward_bias
     from .._verbose import conv_backward_input as _core_backward_input
     from .._verbose import conv_backward_weight as _core_backward_weight
     from .._verbose import conv_forward as _core_forward
 else:
+    from .._core import conv_backward as _core_backward
     from .._core import conv_backward_bias as _core_backward_bias
     from .._core import conv_backward_input as _core_backward_input
     from .._core import conv_backward_weight as _core_backward_weight
@@ -190,6 +192,12 @@ def _backward(
     _args.check_types(reads)
     channels = (lambda w: w[1] * spec.groups) if spec.transposed else (lambda w: w[0])
     into = _args.gradient_targets(needs, accumulate, reads, channels)
+    try:
+        shared = _core_backward(spec, dy, x, weight, "input" in needs, "weight" in needs, "bias" in needs, *into)
+    except _core.Refused:
+        shared = None  # the passes one by one say what is wrong
+    if shared is not None:
+        return ConvGradients(*shared)
     return ConvGradients(
         _backward_input(spec, dy, weight, x.shape, into[0] is not None, into[0]) if "input" in needs else None,
         _backward_weight(spec, dy, x, weight.shape, into[1] is not None, into[1]) if "weight" in needs else None,

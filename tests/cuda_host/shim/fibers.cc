@@ -11,6 +11,7 @@
 #include <mutex>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -99,6 +100,7 @@ struct Machine {
   std::unique_ptr<char[]> shared;
   char* shared_begin = nullptr;
   std::string error;
+  size_t most_shared = 0;
   std::mt19937_64 order;
   uint64_t seed = 0;
   bool seeded = false;
@@ -314,6 +316,8 @@ void set_seed(uint64_t seed) {
   m.seeded = true;
 }
 
+size_t take_most_shared() { return std::exchange(machine().most_shared, 0); }
+
 const char* launch_error() { return machine().error.c_str(); }
 
 bool run_grid(const dim3& grid, const dim3& block, size_t shared_bytes, const std::function<void()>& body) {
@@ -333,6 +337,7 @@ bool run_grid(const dim3& grid, const dim3& block, size_t shared_bytes, const st
               std::to_string(shared_bytes) + " bytes of shared memory";
     return false;
   }
+  m.most_shared = std::max(m.most_shared, shared_bytes);
   m.order.seed(m.seed);
   m.body = &body;
   gridDim = grid, blockDim = block;

@@ -29,6 +29,8 @@ using Site = std::source_location;
 bool run_grid(const dim3& grid, const dim3& block, size_t shared_bytes, const std::function<void()>& body);
 // What went wrong in the last launch that failed.
 const char* launch_error();
+// The most shared memory that a launch has asked for since this was last called.
+size_t take_most_shared();
 // The seed of the orders; FASTCONV_CUDA_HOST_SEED sets the first.
 void set_seed(uint64_t seed);
 

@@ -3,6 +3,7 @@
 #include <cstdlib>
 #include <map>
 #include <mutex>
+#include <utility>
 
 #include "cuda_runtime.h"
 
@@ -39,6 +40,12 @@ bool whole(const char* guard) {
 }  // namespace
 
 void cuda_host_set_last_error(cudaError_t error) { last = error; }
+
+namespace {
+cudaError_t next_launch = cudaSuccess;
+}  // namespace
+void cuda_host_fail_next_launch(cudaError_t error) { next_launch = error; }
+cudaError_t cuda_host_take_failure() { return std::exchange(next_launch, cudaSuccess); }
 
 cudaError_t cudaGetDeviceCount(int* count) { return *count = kDevices, cudaSuccess; }
 cudaError_t cudaGetDevice(int* device) { return *device = current, cudaSuccess; }
@@ -109,6 +116,11 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpy
   return cudaSuccess;
 }
 
+cudaError_t cudaMemsetAsync(void* pointer, int value, size_t bytes, cudaStream_t) {
+  if (bytes) std::memset(pointer, value, bytes);
+  return cudaSuccess;
+}
+
 cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
 
 cudaError_t cudaGetLastError() {
@@ -124,6 +136,8 @@ const char* cudaGetErrorString(cudaError_t error) {
     case cudaErrorMemoryAllocation: return "out of memory";
     case cudaErrorNoDevice: return "no CUDA-capable device is detected";
     case cudaErrorInvalidDevice: return "invalid device ordinal";
+    case cudaErrorNoKernelImageForDevice: return "no kernel image is available for execution on the device";
+    case cudaErrorIllegalAddress: return "an illegal memory access was encountered";
     case cudaErrorLaunchFailure: return fastconv::cuda_host::launch_error();
   }
   return "unknown error";
