@@ -46,6 +46,10 @@ Where the padding copies elements (reflect, replicate, circular) their gradients
   of any stride), in one or two dimensions (in three, of kernel depth 1); its error is relative to the norm of the
   tile of x and of the filter, and tiles that hold a NaN or an infinity are computed directly. "auto" takes it for
   large filters, where it is clearly faster.
+- `max_error` (where `algorithm` is taken): admits an algorithm only if the proven constant of its error bound, the
+  `error_bound` that `fastconv.explain` tells, is at most this number: in units of eps, relative to what that
+  algorithm's bound is relative to (above). "auto" goes on to the cheapest that is admitted; an error names the bounds
+  if none is.
 - `accumulate` (gradients): add to what `out` holds.
 """
 
@@ -57,6 +61,7 @@ from typing import NamedTuple
 
 from .. import _args, _core, _verbose
 from .._args import Activation, Array, Ints, Padding
+from .._args import admission as _admission
 
 if _verbose.enabled:
     from .._verbose import conv_backward_bias as _core_backward_bias
@@ -132,7 +137,11 @@ def _forward(
     input_shift: Array | None,
     input_gate: Array | None,
     out: Array | None,
+    max_error: float | None,
 ) -> Array:
+    if max_error is not None:
+        vectors = (bias, scale, shift, residual, input_scale, input_shift, input_gate)
+        spec = _admission.admitted(spec, 0, x, weight, None, vectors, max_error)
     try:
         return _core_forward(spec, x, weight, bias, scale, shift, residual, input_scale, input_shift, input_gate, out)
     except _core.Refused as refusal:
@@ -152,8 +161,16 @@ def _forward(
 
 
 def _backward_input(
-    spec: _core.ConvSpec, dy: Array, weight: Array, input_shape: Sequence[int], accumulate: bool, out: Array | None
+    spec: _core.ConvSpec,
+    dy: Array,
+    weight: Array,
+    input_shape: Sequence[int],
+    accumulate: bool,
+    out: Array | None,
+    max_error: float | None,
 ) -> Array:
+    if max_error is not None:
+        spec = _admission.admitted(spec, 1, input_shape, weight, dy, (None,) * 7, max_error)
     try:
         return _core_backward_input(spec, dy, weight, input_shape, accumulate, out)
     except _core.Refused as refusal:
@@ -185,13 +202,16 @@ def _backward(
     weight: Array,
     needs: Sequence[str],
     accumulate: ConvGradients | Mapping[str, Array] | None,
+    max_error: float | None,
 ) -> ConvGradients:
     reads = {"dy": dy, "x": x, "weight": weight}
     _args.check_types(reads)
     channels = (lambda w: w[1] * spec.groups) if spec.transposed else (lambda w: w[0])
     into = _args.gradient_targets(needs, accumulate, reads, channels)
     return ConvGradients(
-        _backward_input(spec, dy, weight, x.shape, into[0] is not None, into[0]) if "input" in needs else None,
+        _backward_input(spec, dy, weight, x.shape, into[0] is not None, into[0], max_error)
+        if "input" in needs
+        else None,
         _backward_weight(spec, dy, x, weight.shape, into[1] is not None, into[1]) if "weight" in needs else None,
         _backward_bias(spec, dy, into[2] is not None, into[2]) if "bias" in needs else None,
     )
@@ -253,6 +273,7 @@ def conv1d(
     input_gate: Array | None = None,
     out: Array | None = None,
     algorithm: str = "auto",
+    max_error: float | None = None,
 ) -> Array:
     """1-D convolution: x (N, C, L), weight (K, C/groups, R), result (N, K, P).
 
@@ -261,7 +282,7 @@ def conv1d(
     spec = _args.conv_spec(
         1, False, stride, padding, 0, dilation, groups, padding_mode, layout, algorithm, activation, input_activation
     )
-    return _forward(spec, x, weight, bias, scale, shift, residual, input_scale, input_shift, input_gate, out)
+    return _forward(spec, x, weight, bias, scale, shift, residual, input_scale, input_shift, input_gate, out, max_error)
 
 
 def conv1d_backward_input(
@@ -278,13 +299,14 @@ def conv1d_backward_input(
     accumulate: bool = False,
     out: Array | None = None,
     algorithm: str = "auto",
+    max_error: float | None = None,
 ) -> Array:
     """The gradient of `conv1d` with respect to its input, of `input_shape`.
 
     `conv2d_backward_input` says the same of two dimensions, with every argument.
     """
     spec = _gradient_spec(1, False, stride, padding, 0, dilation, groups, padding_mode, layout, algorithm)
-    return _backward_input(spec, dy, weight, input_shape, accumulate, out)
+    return _backward_input(spec, dy, weight, input_shape, accumulate, out, max_error)
 
 
 def conv1d_backward_weight(
@@ -330,13 +352,14 @@ def conv1d_backward(
     padding_mode: str = "zeros",
     layout: str = "NCHW",
     algorithm: str = "auto",
+    max_error: float | None = None,
 ) -> ConvGradients:
     """Several gradients of `conv1d` in one call.
 
     `conv2d_backward` says the same of two dimensions, with every argument.
     """
     spec = _gradient_spec(1, False, stride, padding, 0, dilation, groups, padding_mode, layout, algorithm)
-    return _backward(spec, dy, x, weight, needs, accumulate)
+    return _backward(spec, dy, x, weight, needs, accumulate, max_error)
 
 
 def conv2d(
@@ -360,6 +383,7 @@ def conv2d(
     input_gate: Array | None = None,
     out: Array | None = None,
     algorithm: str = "auto",
+    max_error: float | None = None,
 ) -> Array:
     """2-D convolution with prologue and epilogue.
 
@@ -385,6 +409,7 @@ def conv2d(
         input_gate: (N, C) ((C,) without the batch), multiplies that: squeeze and excitation.
         out: (N, K, P, Q) in the axes of layout, any strides: where the result is written.
         algorithm: "auto", "direct", "winograd2", "winograd4" or "fft"; see the module's text.
+        max_error: admits only an algorithm whose `error_bound` (see `fastconv.explain`) is at most this; None: any.
 
     Returns:
         (N, K, P, Q) in the axes of layout, or (K, P, Q) for an x without the batch.
@@ -399,7 +424,7 @@ def conv2d(
     spec = _args.conv_spec(
         2, False, stride, padding, 0, dilation, groups, padding_mode, layout, algorithm, activation, input_activation
     )
-    return _forward(spec, x, weight, bias, scale, shift, residual, input_scale, input_shift, input_gate, out)
+    return _forward(spec, x, weight, bias, scale, shift, residual, input_scale, input_shift, input_gate, out, max_error)
 
 
 def conv2d_backward_input(
@@ -416,6 +441,7 @@ def conv2d_backward_input(
     accumulate: bool = False,
     out: Array | None = None,
     algorithm: str = "auto",
+    max_error: float | None = None,
 ) -> Array:
     """The gradient of `conv2d` with respect to its input.
 
@@ -434,6 +460,7 @@ def conv2d_backward_input(
         accumulate: add to what out holds; out is needed then.
         out: an array of input_shape, any strides: where the result is written.
         algorithm: "auto", "direct", "winograd2", "winograd4" or "fft".
+        max_error: admits only an algorithm whose `error_bound` (see `fastconv.explain`) is at most this; None: any.
 
     Returns:
         dx, of input_shape.
@@ -444,7 +471,7 @@ def conv2d_backward_input(
         MemoryError: there is no memory for the result.
     """
     spec = _gradient_spec(2, False, stride, padding, 0, dilation, groups, padding_mode, layout, algorithm)
-    return _backward_input(spec, dy, weight, input_shape, accumulate, out)
+    return _backward_input(spec, dy, weight, input_shape, accumulate, out, max_error)
 
 
 def conv2d_backward_weight(
@@ -511,6 +538,7 @@ def conv2d_backward(
     padding_mode: str = "zeros",
     layout: str = "NCHW",
     algorithm: str = "auto",
+    max_error: float | None = None,
 ) -> ConvGradients:
     """Several gradients of `conv2d` in one call.
 
@@ -530,6 +558,7 @@ def conv2d_backward(
         padding_mode: what the padding held.
         layout: the axes of dy and of x.
         algorithm: of the gradient of the input: "auto", "direct", "winograd2", "winograd4" or "fft".
+        max_error: of the gradient of the input: as there.
 
     Returns:
         ConvGradients(input, weight, bias), None where one is not needed.
@@ -540,7 +569,7 @@ def conv2d_backward(
         MemoryError: there is no memory for the result.
     """
     spec = _gradient_spec(2, False, stride, padding, 0, dilation, groups, padding_mode, layout, algorithm)
-    return _backward(spec, dy, x, weight, needs, accumulate)
+    return _backward(spec, dy, x, weight, needs, accumulate, max_error)
 
 
 def conv3d(
@@ -564,6 +593,7 @@ def conv3d(
     input_gate: Array | None = None,
     out: Array | None = None,
     algorithm: str = "auto",
+    max_error: float | None = None,
 ) -> Array:
     """3-D convolution: x (N, C, D, H, W), weight (K, C/groups, T, R, S), result (N, K, O, P, Q).
 
@@ -572,7 +602,7 @@ def conv3d(
     spec = _args.conv_spec(
         3, False, stride, padding, 0, dilation, groups, padding_mode, layout, algorithm, activation, input_activation
     )
-    return _forward(spec, x, weight, bias, scale, shift, residual, input_scale, input_shift, input_gate, out)
+    return _forward(spec, x, weight, bias, scale, shift, residual, input_scale, input_shift, input_gate, out, max_error)
 
 
 def conv3d_backward_input(
@@ -589,13 +619,14 @@ def conv3d_backward_input(
     accumulate: bool = False,
     out: Array | None = None,
     algorithm: str = "auto",
+    max_error: float | None = None,
 ) -> Array:
     """The gradient of `conv3d` with respect to its input, of `input_shape`.
 
     `conv2d_backward_input` says the same of two dimensions, with every argument.
     """
     spec = _gradient_spec(3, False, stride, padding, 0, dilation, groups, padding_mode, layout, algorithm)
-    return _backward_input(spec, dy, weight, input_shape, accumulate, out)
+    return _backward_input(spec, dy, weight, input_shape, accumulate, out, max_error)
 
 
 def conv3d_backward_weight(
@@ -641,13 +672,14 @@ def conv3d_backward(
     padding_mode: str = "zeros",
     layout: str = "NCHW",
     algorithm: str = "auto",
+    max_error: float | None = None,
 ) -> ConvGradients:
     """Several gradients of `conv3d` in one call.
 
     `conv2d_backward` says the same of two dimensions, with every argument.
     """
     spec = _gradient_spec(3, False, stride, padding, 0, dilation, groups, padding_mode, layout, algorithm)
-    return _backward(spec, dy, x, weight, needs, accumulate)
+    return _backward(spec, dy, x, weight, needs, accumulate, max_error)
 
 
 # ----------------------------------------------------------------------------------------------------- conv_transpose
@@ -674,6 +706,7 @@ def conv_transpose1d(
     input_gate: Array | None = None,
     out: Array | None = None,
     algorithm: str = "auto",
+    max_error: float | None = None,
 ) -> Array:
     """1-D transposed convolution: x (N, C, L), weight (C, K/groups, R), result (N, K, P).
 
@@ -693,7 +726,7 @@ def conv_transpose1d(
         activation,
         input_activation,
     )
-    return _forward(spec, x, weight, bias, scale, shift, residual, input_scale, input_shift, input_gate, out)
+    return _forward(spec, x, weight, bias, scale, shift, residual, input_scale, input_shift, input_gate, out, max_error)
 
 
 def conv_transpose1d_backward_input(
@@ -710,13 +743,14 @@ def conv_transpose1d_backward_input(
     accumulate: bool = False,
     out: Array | None = None,
     algorithm: str = "auto",
+    max_error: float | None = None,
 ) -> Array:
     """The gradient of `conv_transpose1d` with respect to its input, of `input_shape`.
 
     `conv_transpose2d_backward_input` says the same of two dimensions, with every argument.
     """
     spec = _gradient_spec(1, True, stride, padding, output_padding, dilation, groups, "zeros", layout, algorithm)
-    return _backward_input(spec, dy, weight, input_shape, accumulate, out)
+    return _backward_input(spec, dy, weight, input_shape, accumulate, out, max_error)
 
 
 def conv_transpose1d_backward_weight(
@@ -762,13 +796,14 @@ def conv_transpose1d_backward(
     groups: int = 1,
     layout: str = "NCHW",
     algorithm: str = "auto",
+    max_error: float | None = None,
 ) -> ConvGradients:
     """Several gradients of `conv_transpose1d` in one call.
 
     `conv_transpose2d_backward` says the same of two dimensions, with every argument.
     """
     spec = _gradient_spec(1, True, stride, padding, output_padding, dilation, groups, "zeros", layout, algorithm)
-    return _backward(spec, dy, x, weight, needs, accumulate)
+    return _backward(spec, dy, x, weight, needs, accumulate, max_error)
 
 
 def conv_transpose2d(
@@ -792,6 +827,7 @@ def conv_transpose2d(
     input_gate: Array | None = None,
     out: Array | None = None,
     algorithm: str = "auto",
+    max_error: float | None = None,
 ) -> Array:
     """2-D transposed convolution with prologue and epilogue.
 
@@ -817,6 +853,7 @@ def conv_transpose2d(
         input_gate: (N, C) ((C,) without the batch), multiplies that: squeeze and excitation.
         out: (N, K, P, Q) in the axes of layout, any strides: where the result is written.
         algorithm: "auto", "direct", "winograd2", "winograd4" or "fft"; see the module's text.
+        max_error: admits only an algorithm whose `error_bound` (see `fastconv.explain`) is at most this; None: any.
 
     Returns:
         (N, K, P, Q) in the axes of layout, or (K, P, Q) for an x without the batch.
@@ -842,7 +879,7 @@ def conv_transpose2d(
         activation,
         input_activation,
     )
-    return _forward(spec, x, weight, bias, scale, shift, residual, input_scale, input_shift, input_gate, out)
+    return _forward(spec, x, weight, bias, scale, shift, residual, input_scale, input_shift, input_gate, out, max_error)
 
 
 def conv_transpose2d_backward_input(
@@ -859,6 +896,7 @@ def conv_transpose2d_backward_input(
     accumulate: bool = False,
     out: Array | None = None,
     algorithm: str = "auto",
+    max_error: float | None = None,
 ) -> Array:
     """The gradient of `conv_transpose2d` with respect to its input.
 
@@ -877,6 +915,7 @@ def conv_transpose2d_backward_input(
         accumulate: add to what out holds; out is needed then.
         out: an array of input_shape, any strides: where the result is written.
         algorithm: "auto", "direct", "winograd2", "winograd4" or "fft".
+        max_error: admits only an algorithm whose `error_bound` (see `fastconv.explain`) is at most this; None: any.
 
     Returns:
         dx, of input_shape.
@@ -887,7 +926,7 @@ def conv_transpose2d_backward_input(
         MemoryError: there is no memory for the result.
     """
     spec = _gradient_spec(2, True, stride, padding, output_padding, dilation, groups, "zeros", layout, algorithm)
-    return _backward_input(spec, dy, weight, input_shape, accumulate, out)
+    return _backward_input(spec, dy, weight, input_shape, accumulate, out, max_error)
 
 
 def conv_transpose2d_backward_weight(
@@ -954,6 +993,7 @@ def conv_transpose2d_backward(
     groups: int = 1,
     layout: str = "NCHW",
     algorithm: str = "auto",
+    max_error: float | None = None,
 ) -> ConvGradients:
     """Several gradients of `conv_transpose2d` in one call.
 
@@ -973,6 +1013,7 @@ def conv_transpose2d_backward(
         groups: see the module's text.
         layout: the axes of dy and of x.
         algorithm: of the gradient of the input: "auto", "direct", "winograd2", "winograd4" or "fft".
+        max_error: of the gradient of the input: as there.
 
     Returns:
         ConvGradients(input, weight, bias), None where one is not needed.
@@ -983,7 +1024,7 @@ def conv_transpose2d_backward(
         MemoryError: there is no memory for the result.
     """
     spec = _gradient_spec(2, True, stride, padding, output_padding, dilation, groups, "zeros", layout, algorithm)
-    return _backward(spec, dy, x, weight, needs, accumulate)
+    return _backward(spec, dy, x, weight, needs, accumulate, max_error)
 
 
 def conv_transpose3d(
@@ -1007,6 +1048,7 @@ def conv_transpose3d(
     input_gate: Array | None = None,
     out: Array | None = None,
     algorithm: str = "auto",
+    max_error: float | None = None,
 ) -> Array:
     """3-D transposed convolution: x (N, C, D, H, W), weight (C, K/groups, T, R, S), result (N, K, O, P, Q).
 
@@ -1026,7 +1068,7 @@ def conv_transpose3d(
         activation,
         input_activation,
     )
-    return _forward(spec, x, weight, bias, scale, shift, residual, input_scale, input_shift, input_gate, out)
+    return _forward(spec, x, weight, bias, scale, shift, residual, input_scale, input_shift, input_gate, out, max_error)
 
 
 def conv_transpose3d_backward_input(
@@ -1043,13 +1085,14 @@ def conv_transpose3d_backward_input(
     accumulate: bool = False,
     out: Array | None = None,
     algorithm: str = "auto",
+    max_error: float | None = None,
 ) -> Array:
     """The gradient of `conv_transpose3d` with respect to its input, of `input_shape`.
 
     `conv_transpose2d_backward_input` says the same of two dimensions, with every argument.
     """
     spec = _gradient_spec(3, True, stride, padding, output_padding, dilation, groups, "zeros", layout, algorithm)
-    return _backward_input(spec, dy, weight, input_shape, accumulate, out)
+    return _backward_input(spec, dy, weight, input_shape, accumulate, out, max_error)
 
 
 def conv_transpose3d_backward_weight(
@@ -1095,13 +1138,14 @@ def conv_transpose3d_backward(
     groups: int = 1,
     layout: str = "NCHW",
     algorithm: str = "auto",
+    max_error: float | None = None,
 ) -> ConvGradients:
     """Several gradients of `conv_transpose3d` in one call.
 
     `conv_transpose2d_backward` says the same of two dimensions, with every argument.
     """
     spec = _gradient_spec(3, True, stride, padding, output_padding, dilation, groups, "zeros", layout, algorithm)
-    return _backward(spec, dy, x, weight, needs, accumulate)
+    return _backward(spec, dy, x, weight, needs, accumulate, max_error)
 
 
 # -------------------------------------------------------------------------------------------------- the dense layer
