@@ -481,7 +481,7 @@ def test_tune_reports_on_the_model(tmp_path: Path, capsys: pytest.CaptureFixture
     assert summary["layers"] == len(document["rows"])
     assert 0 < summary["with_a_choice"] <= summary["layers"]
     for row in document["rows"]:
-        assert row["taken"] in row["costs"]
+        assert row["taken"] in (*row["costs"], "model")
         assert not row["times"] or row["taken"] in row["times"]
 
 
@@ -516,8 +516,9 @@ def test_summary_counts() -> None:
     rows.append({"taken": "rows", "times": {}})
     s = choice.summary(rows)
     assert (s["layers"], s["with_a_choice"]) == (4, 3)
-    assert s["all"]["near"] == pytest.approx(2 / 3)
-    assert s["all"]["worst"] == 1.5
+    assert s["layer"]["near"] == s["plan"]["near"] == pytest.approx(2 / 3)
+    assert s["layer"]["of_all"] == pytest.approx(3 / 4)
+    assert s["plain"]["worst"] == pytest.approx(1.5)
     assert s["algorithms"]["near"] == 0
     assert choice.best_way(rows[1]) == "columns"
     assert choice.best_way(row("rows", rows=1.01, columns=1.0)) == "rows"

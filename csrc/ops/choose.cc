@@ -115,9 +115,9 @@ Problem describe(const DenseJob& job, int64_t item_size, bool channels_last, boo
 // --- What dense products cost
 
 // In steps of one vector's multiply-add. Fitted by least squares to the logarithms of measured ratios of the ways (see
-// docs/design.md, "How good the choice is"): the seeded layers of another seed than the benchmark's and the layers of
-// the tables, plans and plain calls, float32 and float64, both memory orders, one thread of Zen 4. A vector is one of
-// channels (of the input c, of the output k), or one of pixels.
+// docs/design.md, "How good the choice is"): 700 layers drawn with another seed than the benchmark's, plans and plain
+// calls, float32 and float64, both memory orders, one thread of Zen 4. A vector is one of channels (of the input c, of
+// the output k), or one of pixels. Terms for weights beyond L2 explained nothing more.
 struct DenseCost {
   double weights;            // rows: a weight vector is packed or fetched
   double pixel, result;      // a pixel's c where there are taps, and its k
@@ -126,6 +126,7 @@ struct DenseCost {
   double slab, slab_row;     // the same for every channel
   double in_place;           // a weight
   double store;              // a vector of the result
+  double apart;              // a row of the result, where phases write between each other's pixels
 };
 // The points of a patch, in c, the pixels of a tile, in k, and the points of a filter; what a product of few tiles
 // waits for them; and a tile's pixels in planar images, for each of two outputs along an axis.
@@ -135,9 +136,9 @@ struct ModelCost {
   PointCost points2, points4;
 };
 constexpr ModelCost kCost512{
-    {7.8, 6.6, 0.2, 4.3, 18, 4.3, 8.4, 6.6, 11, 0.46, 7}, {169, 104, 79, 1.9, 90}, {518, 291, 98, 1.6, 180}};
+    {7.8, 6.6, 0.2, 4.3, 18, 4.3, 8.4, 6.6, 11, 0.46, 7, 60}, {169, 104, 79, 1.9, 90}, {518, 291, 98, 1.6, 180}};
 constexpr ModelCost kCost256{
-    {20, 6.5, 0, 4.3, 31, 2.8, 26, 4.7, 31, 3.3, 10}, {157, 138, 153, 5.4, 169}, {525, 583, 179, 3.8, 338}};
+    {15, 13, 2.6, 4, 27, 2.3, 28, 4.9, 35, 2.3, 10, 60}, {185, 141, 142, 3.8, 146}, {592, 542, 187, 3, 292}};
 const ModelCost& cost_of(const Machine& m) { return m.isa == Isa::avx512 ? kCost512 : kCost256; }
 
 // A direct sum of a dense product, of one group.
@@ -153,7 +154,7 @@ double dense_cost(const Problem& p, const Machine& m, Role role) {
     return T * C * k * (P + cost.weights) + P * ((taps > 1 ? cost.pixel * c : 0) + cost.result * k) + turned;
   }
   const double v = up(p.out[0] * p.out[1] * p.out[2]), rows = static_cast<double>(p.out[0] * p.out[1]);
-  const double all = T * C * K * (v + cost.in_place) + cost.store * K * v;
+  const double all = T * C * K * (v + cost.in_place) + cost.store * K * v + (p.phases > 1 ? cost.apart * K * rows : 0);
   if (taps == 1 && strides == 1 && !p.padded && !p.mapped) return all;  // packed straight from the image
   return all + T * C * (cost.pack * v + cost.pack_row * rows) +
          C * (cost.slab * reached / static_cast<double>(m.lanes) + cost.slab_row * rows);
@@ -200,10 +201,10 @@ bool in_place(const Problem& p) {
 // Where planar images are turned, some channels at a time, so that lanes are channels (Zen 4, one thread, as the time
 // of lanes of pixels over that of turning). Phases that write between each other's pixels, as the gradients of strided
 // layers: 7.1 on 14 x 14, 3.7 on 56 x 56, 3.3 on 112 x 112 (AVX-512). Filters that lanes of pixels take from a slab:
-// 1.1 to 15 on 100 of 104 layers of one to three dimensions with AVX-512, strides of 3 and 7 x 7 ones of stride 2 most,
-// 0.9 to 6 with AVX2. Those taken in place: 7 x 7 filters 2.2 on rows of 7, 5 x 5 ones 1.5; on AVX2, which has no
-// registers for more than one vector of 7 x 7, these 1.2 up to rows of 16; any on rows of 4 1.1 to 1.7; 0.5 to 0.96
-// else.
+// of 131 layers of one to three dimensions 128 were faster turned with AVX-512, 123 with AVX2, 2.3 and 2.5 times in the
+// median, strides of 3 and three-dimensional filters most (15). Those taken in place: 7 x 7 filters 2.2 on rows of 7, 5
+// x 5 ones 1.5; on AVX2, which has no registers for more than one vector of 7 x 7, these 1.2 up to rows of 16; any on
+// rows of 4 1.1 to 1.7; 0.5 to 0.96 else.
 bool turning_pays(const Problem& p, const Machine& m) {
   if (!may_turn(p, m)) return false;
   const int64_t taps = p.filter[0] * p.filter[1] * p.filter[2];

@@ -47,6 +47,8 @@ Tables& tables() {
 
 void add(const Layer& l, DenseJob job, int64_t phases, bool mapped, const Machine& m,
          std::vector<ProductChoice>* choices) {
+  // A phase that no tap reaches is zeros.
+  if (job.taps() == 0 || job.pixels() == 0) return;
   merge_axes(&job);
   const int64_t item = l.geometry.dtype == DType::f32 ? 4 : 8;
   const Problem p = describe(job, item, l.channels_last, mapped, l.algorithm, phases);

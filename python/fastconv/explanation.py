@@ -324,7 +324,9 @@ def _candidates(call: Call, decision: Mapping[str, Any], products: Sequence[Any]
     taken, tuned = products[0][1], products[0][2]
     asked = call.asked
     direct = [cost for way, (cost, obstacle) in ways.items() if way in _ROLES and obstacle is None]
-    of = {way: cost / (ways[taken][0] if taken in _ROLES else min(direct)) for way, (cost, _) in ways.items()}
+    # Where every tap meets the padding there is nothing to do, and nothing to compare.
+    whole = (ways[taken][0] if taken in _ROLES else min(direct)) or 1.0
+    of = {way: cost / whole for way, (cost, _) in ways.items()}
     bounds = {_admission.ALGORITHM_OF_WAY[taken]: decision["error_bound"]}
     result = []
     for way, (_, obstacle) in ways.items():
@@ -374,7 +376,7 @@ def _why_not(
             if name in _ROLES[way]:
                 return why
         return "the rule on memory order and length says so"
-    if of[way] >= of[taken]:
+    if of[way] >= of[taken] > 0:
         return f"{of[way] / of[taken]:.2f} times the cost of the one taken"
     return "not enough cheaper, by the model, to be worth its error"
 

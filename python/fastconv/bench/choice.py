@@ -8,6 +8,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,6 +26,7 @@ Row = dict[str, Any]
 Document = dict[str, Any]
 
 SCHEMA = "choice 1"
+MODEL = "model"
 FORMS = ("plan", "plain")
 # A choice is right if it is so near the best one: below that, a second run would choose otherwise.
 NEAR = 1.05
@@ -94,9 +96,13 @@ def measure(layer: Layer, layout: str, effort: Effort) -> Row:
     if len(ways) < 2:
         return row
     function: Callable[..., Any] = getattr(functional, op)
+    if len({choice.way for choice in choices}) > 1:
+        # The model has chosen a way for each of several products: a contender of its own.
+        ways = [*ways, MODEL]
+        row["taken"] = MODEL
     runs: list[tuple[str, str, Callable[[], Any]]] = []
     for way in ways:
-        with tuning.forced(way, products):
+        with _forced(way, products):
             out = function(*operands, **options)
             if layer.direction == "forward":
                 plan = fastconv.plan(op, *operands, **options)
@@ -108,7 +114,7 @@ def measure(layer: Layer, layout: str, effort: Effort) -> Row:
         # Another neighbour each time.
         for way, form, run in runs[turn % len(runs) :] + runs[: turn % len(runs)]:
             if (way, form) not in hopeless:
-                with tuning.forced(way, products):
+                with _forced(way, products):
                     samples[way, form].append(_sample(run, effort.seconds))
         if turn == 1:
             for form in FORMS:
@@ -118,6 +124,10 @@ def measure(layer: Layer, layout: str, effort: Effort) -> Row:
         # Whatever else the machine does makes a turn slower, never faster.
         row["times"].setdefault(way, {})[form] = min(values)
     return row
+
+
+def _forced(way: str, products: Sequence[tuning.Product]) -> AbstractContextManager[None]:
+    return contextlib.nullcontext() if way == MODEL else tuning.forced(way, products)
 
 
 def _sample(run: Callable[[], Any], seconds: float) -> float:
@@ -158,12 +168,15 @@ def best_way(row: Row) -> str:
 
 def entries_of(row: Row, products: Iterable[tuning.Product], threads: int) -> list[tuning.Entry]:
     """The lines of a tune file that a measurement makes, one a product."""
-    if not row["times"]:
+    best = best_way(row) if row["times"] else MODEL
+    if best == MODEL:
         return []
     times = {
-        way: (1e6 * forms.get("plan", forms["plain"]), 1e6 * forms["plain"]) for way, forms in row["times"].items()
+        way: (1e6 * forms.get("plan", forms["plain"]), 1e6 * forms["plain"])
+        for way, forms in row["times"].items()
+        if way != MODEL
     }
-    return [tuning.Entry(tuning.cpu(), product, best_way(row), threads, times) for product in products]
+    return [tuning.Entry(tuning.cpu(), product, best, threads, times) for product in products]
 
 
 @contextlib.contextmanager
@@ -211,27 +224,36 @@ def losses(rows: Iterable[Row]) -> Iterator[tuple[Row, str, float]]:
 
 
 def summary(rows: Sequence[Row]) -> Row:
-    """How often the model's choice is within 5 % of the best, and what the others cost; with a choice, and of all."""
+    """How often the model's choice is within 5 % of the best, and what the others cost.
+
+    "layer" goes by the geometric mean of plan and plain call, which one way has to serve; then each by itself, as if it
+    had a choice of its own; "algorithms" are the layers that Winograd or FFT could take.
+    """
     result: Row = {"layers": len(rows), "with_a_choice": sum(bool(row["times"]) for row in rows)}
-    for name, of in (("all", FORMS), *((form, (form,)) for form in FORMS)):
-        values = sorted(loss for _, form, loss in losses(rows) if form in of)
-        if values:
-            result[name] = {
-                "measured": len(values),
-                "near": sum(v <= NEAR for v in values) / len(values),
-                "p95": values[min(len(values) - 1, math.ceil(0.95 * len(values)) - 1)],
-                "worst": values[-1],
-            }
-            # Where there is one way alone, it is the right one.
-            alone = sum(not row["times"] for row in rows) * len(of)
-            result[name]["of_all"] = (sum(v <= NEAR for v in values) + alone) / (len(values) + alone)
-    kinds = [(row, form, loss) for row, form, loss in losses(rows) if any(w in row["times"] for w in tuning.WAYS[2:])]
-    if kinds:
-        values = sorted(loss for *_, loss in kinds)
-        result["algorithms"] = {
-            "measured": len(values),
-            "near": sum(v <= NEAR for v in values) / len(values),
-            "p95": values[min(len(values) - 1, math.ceil(0.95 * len(values)) - 1)],
-            "worst": values[-1],
+
+    def account(values: Sequence[float], alone: int | None = None) -> Row:
+        ordered, near = sorted(values), sum(v <= NEAR for v in values)
+        found: Row = {
+            "measured": len(ordered),
+            "near": near / len(ordered),
+            "p95": ordered[min(len(ordered) - 1, math.ceil(0.95 * len(ordered)) - 1)],
+            "worst": ordered[-1],
         }
+        if alone is not None:
+            found["of_all"] = (near + alone) / (len(ordered) + alone)
+        return found
+
+    alone = len(rows) - result["with_a_choice"]
+    whole = [score(row["times"][row["taken"]]) / min(map(score, row["times"].values())) for row in rows if row["times"]]
+    if whole:
+        # Where there is one way alone, it is the right one.
+        result["layer"] = account(whole, alone)
+    for form in FORMS:
+        if values := [loss for _, f, loss in losses(rows) if f == form]:
+            result[form] = account(values)
+    special = [row for row in rows if any(way in row["times"] for way in tuning.WAYS[2:])]
+    if special:
+        result["algorithms"] = account(
+            [score(row["times"][row["taken"]]) / min(map(score, row["times"].values())) for row in special]
+        )
     return result

@@ -77,7 +77,7 @@ def pictures(document: Document, name: str) -> Iterator[Picture]:
                 "the memory, and the fastest that any layer's bytes have. Marks above the peak do fewer "
                 "multiplications than are counted (Winograd, FFT).",
                 partial(_roofline, rows=rows, ceiling=ceiling),
-                1.15,
+                1.3,
             ),
             (
                 "speedups",
@@ -93,13 +93,13 @@ def pictures(document: Document, name: str) -> Iterator[Picture]:
                 "Every contender of every layer: its largest error in units of eps * conv(|x|, |w|) and its speed as a "
                 "multiple of the best peer's (slower than 1/30 at the edge). Right and low is good.",
                 partial(_errors, rows=rows),
-                1.1,
+                1.25,
             ),
         ]
         for kind, title, text, draw, height in drawings:
             if not height:
                 families = len({row["family"] for row in rows})
-                height = (1.3 + 0.3 * families) / _WIDTH
+                height = (1.7 + 0.3 * families) / _WIDTH
             png = {theme.name: _drawn(draw, theme, height) for theme in (LIGHT, DARK)}
             if all(png.values()):
                 yield Picture(f"{end}-{kind}", title, text, png)
@@ -112,7 +112,7 @@ def _drawn(draw: Callable[[Any, Theme], bool], theme: Theme, height: float) -> b
     from matplotlib import pyplot
 
     style = {
-        "font.size": 9,
+        "font.size": 10.5,
         "font.family": "DejaVu Sans",
         "text.color": theme.ink,
         "axes.labelcolor": theme.ink,
@@ -127,7 +127,7 @@ def _drawn(draw: Callable[[Any, Theme], bool], theme: Theme, height: float) -> b
         "grid.color": theme.faint,
         "grid.linewidth": 0.5,
         "axes.axisbelow": True,
-        "legend.fontsize": 8,
+        "legend.fontsize": 9.5,
         "legend.frameon": False,
         "savefig.dpi": _DPI,
     }
@@ -233,7 +233,7 @@ def _speedups(axes: Any, theme: Theme, rows: list[Any]) -> bool:
     _times(axes, [v for places in values.values() for _, v in places])
     axes.grid(axis="y", linewidth=0.3)
     axes.set_xlabel("times as fast as the peer")
-    _legend(axes, 4)
+    _legend(axes, 3)
     return True
 
 
@@ -294,5 +294,5 @@ def _errors(axes: Any, theme: Theme, rows: list[Any]) -> bool:
     _times(axes, [x for values in groups.values() for x, _ in values])
     axes.set_xlabel("speed over the best peer's")
     axes.set_ylabel("largest error, eps * conv(|x|, |w|)")
-    _legend(axes, 3)
+    _legend(axes, 2)
     return True

@@ -22,7 +22,8 @@ _STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 1rem; max-width: 84rem; background: var(--paper); color: var(--ink);
        font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
-h1 { font-size: 1.6rem; margin: .5rem 0; } h2 { font-size: 1.25rem; margin: 2.5rem 0 .25rem; } h3 { font-size: 1rem; }
+h1 { font-size: 1.6rem; margin: .5rem 0; } h2 { font-size: 1.25rem; margin: 2.5rem 0 .25rem; }
+code { font-size: .875em; }
 p, li { max-width: 48rem; } .faint { color: var(--faint); font-size: .875rem; }
 nav ul { padding-left: 1.2rem; } a { color: inherit; }
 .pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: 1.5rem;
@@ -53,7 +54,7 @@ def write(directory: Path, documents: Sequence[tuple[str, Document]], choices: S
                 (directory / f"{picture.name}{'' if theme == 'light' else '-dark'}.png").write_bytes(data)
                 drawn += 1
         parts.append(_session(name, document, mine))
-    contents = "".join(f'<li><a href="#{_e(name)}">{_e(_title(document))}</a></li>' for name, document in documents)
+    contents = "".join(f'<li><a href="#{_e(name)}">{_title(document)}</a></li>' for name, document in documents)
     if choices:
         contents += '<li><a href="#choice">The choice among algorithms</a></li>'
         parts.append(_choices(choices))
@@ -78,11 +79,12 @@ def _e(text: object) -> str:
 
 
 def _title(document: Document) -> str:
+    """As HTML."""
     isa = document["ceilings"][0]["isa"] if document["ceilings"] else ""
     threads = "/".join(str(c["threads"]) for c in document["ceilings"])
-    return (
-        f"{document['machine']['cpu']}, {isa}, {threads} thread{'' if threads == '1' else 's'}: {document['command']}"
-    )
+    machine = f"{document['machine']['cpu']}, {isa}, {threads} thread{'' if threads == '1' else 's'}"
+    # A line may break after a comma of a list of names.
+    return f"{_e(machine)}: <code>{_e(document['command']).replace(',', ',<wbr>')}</code>"
 
 
 def _picture(picture: Picture) -> str:
@@ -100,7 +102,7 @@ def _session(name: str, document: Document, drawn: Sequence[Picture]) -> str:
     about = f"{machine['cores']} cores{', a virtual machine' if machine['virtual_machine'] else ''}; "
     about += f"{document['created'][:10]}; fastconv {document['fastconv']}, {report._versions(document)}. {notes}"
     return (
-        f'<section><h2 id="{_e(name)}">{_e(_title(document))}</h2><p class="faint">{_e(about)}</p>'
+        f'<section><h2 id="{_e(name)}">{_title(document)}</h2><p class="faint">{_e(about)}</p>'
         f'<div class="pictures">{"".join(_picture(p) for p in drawn)}</div>'
         f"{_summary(document)}<details><summary>Every layer</summary>{_layers(document)}</details></section>"
     )

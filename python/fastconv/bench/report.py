@@ -398,7 +398,13 @@ def choices(directory: Path) -> list[tuple[str, Document]]:
     return found
 
 
-CHOICE_HEAD = ("layers", "machine", "calls", "with a choice", "near", "of all calls", "95th percentile", "worst")
+CHOICE_HEAD = ("layers", "machine", "what", "with a choice", "near", "near of all", "95th percentile", "worst")
+CHOICE_TITLES = {
+    "layer": "plan and plain call",
+    "algorithms": "of these with Winograd or FFT",
+    "plan": "plans by themselves",
+    "plain": "plain calls by themselves",
+}
 
 
 def choice_rows(documents: Sequence[tuple[str, Document]]) -> Iterator[list[str]]:
@@ -406,8 +412,7 @@ def choice_rows(documents: Sequence[tuple[str, Document]]) -> Iterator[list[str]
     for _, document in documents:
         s = document["summary"]
         machine = f"{document['machine']['cpu']}, {document['isa']}, {document['threads']}t"
-        rows = [("plans and plain calls", "all"), ("plans", "plan"), ("plain calls", "plain")]
-        for title, key in (*rows, ("with Winograd or FFT", "algorithms")):
+        for title, key in CHOICE_TITLES.items():
             if key not in s:
                 continue
             v = s[key]
@@ -425,7 +430,10 @@ def choice_markdown(documents: Sequence[tuple[str, Document]]) -> str:
     lines += ["| " + " | ".join(row) + " |" for row in choice_rows(documents)]
     left = [f"{d['command'].removeprefix('tune ')}: {len(d['left_out'])}" for _, d in documents if d["left_out"]]
     lines.append("")
-    text = "Near: within 5 % of the fastest way. The last two columns: what the model's choice takes more than that."
+    text = (
+        "Near: within 5 % of the fastest way, of the layers (in a memory order) that have a choice, and of all. The "
+        "last two columns: what the model's choice takes more than the fastest way."
+    )
     if left:
         text += f" Layers left out for their size: {'; '.join(left)}."
     return "\n".join([*lines, text]) + "\n"

@@ -219,15 +219,11 @@ def _line(row: dict[str, Any]) -> str:
 
 def describe(document: dict[str, Any]) -> str:
     """The account of the model in a few lines."""
+    from fastconv.bench.report import CHOICE_TITLES
+
     s = document["summary"]
     lines = [f"{s['with_a_choice']} of {s['layers']} layers have a choice, {document['threads']} thread(s)"]
-    titles = {
-        "all": "plans and plain calls",
-        "plan": "plans",
-        "plain": "plain calls",
-        "algorithms": "with Winograd or FFT",
-    }
-    for key, title in titles.items():
+    for key, title in CHOICE_TITLES.items():
         if key in s:
             v = s[key]
             lines.append(
