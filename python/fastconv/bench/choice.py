@@ -92,7 +92,7 @@ def measure(layer: Layer, layout: str, effort: Effort) -> Row:
     }
     ways = ways_of(choices)
     for way in ways:
-        row["costs"][way] = sum(c.cost for choice in choices for c in choice.candidates if c.way == way)
+        row["costs"][way] = round(sum(c.cost for choice in choices for c in choice.candidates if c.way == way))
     if len(ways) < 2:
         return row
     function: Callable[..., Any] = getattr(functional, op)
@@ -122,7 +122,7 @@ def measure(layer: Layer, layout: str, effort: Effort) -> Row:
                 hopeless |= {k for k, v in samples.items() if k[1] == form and min(v) > _HOPELESS * best}
     for (way, form), values in samples.items():
         # Whatever else the machine does makes a turn slower, never faster.
-        row["times"].setdefault(way, {})[form] = min(values)
+        row["times"].setdefault(way, {})[form] = float(f"{min(values):.4g}")
     return row
 
 

@@ -412,7 +412,7 @@ def choice_rows(documents: Sequence[tuple[str, Document]]) -> Iterator[list[str]
     for _, document in documents:
         s = document["summary"]
         machine = f"{document['machine']['cpu']}, {document['isa']}, {document['threads']}t"
-        for title, key in CHOICE_TITLES.items():
+        for key, title in CHOICE_TITLES.items():
             if key not in s:
                 continue
             v = s[key]

@@ -162,7 +162,10 @@ def _main(arguments: argparse.Namespace) -> int:
     if arguments.report is not None:
         document = choice.document(rows, arguments.threads, _command(arguments), [v.id for v in large], effort)
         arguments.report.parent.mkdir(parents=True, exist_ok=True)
-        arguments.report.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="ascii")
+        # A row a line: a file of hundreds of rows that can be read, and compared line by line.
+        rows_text = ",\n".join(json.dumps(row, allow_nan=False) for row in document.pop("rows"))
+        head = json.dumps(document, indent=1, allow_nan=False).removesuffix("\n}")
+        arguments.report.write_text(f'{head},\n "rows": [\n{rows_text}\n]}}\n', encoding="ascii")
         print(describe(document))
     else:
         tuning.write_tune_file(output, entries)
