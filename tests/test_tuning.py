@@ -471,7 +471,7 @@ def test_tune_writes_what_load_takes(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_tune_reports_on_the_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "choice.json"
-    arguments = ["--seeded", "12", "--max-gflop", "0.01", "--layout", "NCHW"]
+    arguments = ["--seeded", "12", "--seed", "5", "--max-gflop", "0.01", "--layout", "NCHW"]
     assert main(["tune", *arguments, *_QUICK, "--report", str(path)]) == 0
     assert "within 5 % of the best" in capsys.readouterr().out
     document = json.loads(path.read_text())
@@ -496,6 +496,7 @@ def test_tune_reports_on_the_model(tmp_path: Path, capsys: pytest.CaptureFixture
         ([*_CONV, "--threads", "100000"], "--threads (=100000)"),
         ([*_CONV, "--op", "backward-weight"], "no candidates"),
         (["--net", "nonet"], "--net (='nonet')"),
+        (["--net", "resnet50", "--seed", "1"], "--seed belongs to --seeded"),
         (["--merge", "no such file"], "no such file"),
         ([*_CONV, "--isa", "mmx"], "isa (='mmx')"),
     ],

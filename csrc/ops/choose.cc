@@ -114,8 +114,8 @@ Problem describe(const DenseJob& job, int64_t item_size, bool channels_last, boo
 
 // --- What dense products cost
 
-// In steps of one vector's multiply-add. Fitted by least squares to the logarithms of measured ratios of the ways (see
-// docs/design.md, "How good the choice is"): 700 layers drawn with another seed than the benchmark's, plans and plain
+// In steps of one vector's multiply-add. Fitted by bench/fit_choice.py to the logarithms of measured ratios of the ways
+// (docs/design.md, "How good the choice is"): 700 layers drawn with another seed than the benchmark's, plans and plain
 // calls, float32 and float64, both memory orders, one thread of Zen 4. A vector is one of channels (of the input c, of
 // the output k), or one of pixels. Terms for weights beyond L2 explained nothing more.
 struct DenseCost {

@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     choice.add_argument("--net", metavar="NAME", help="the layers of a network, such as resnet50")
     choice.add_argument("--all", action="store_true", help="the layers of every table")
     choice.add_argument("--seeded", metavar="N", type=int, nargs="?", const=200, help="layers that no table holds")
+    choice.add_argument("--seed", type=int, metavar="SEED", help="of these; default: the benchmark's own")
     layer = parser.add_argument_group("or one layer")
     _explain.add_layer(layer, required=False)  # type: ignore[arg-type]
     how = parser.add_argument_group("how")
@@ -60,18 +61,33 @@ def _layers(arguments: argparse.Namespace) -> tuple[list[Layer], list[Layer]]:
         raise ValueError("nothing to measure: --net, --all, --seeded or --conv with --weight")
     if not (arguments.net or arguments.all or arguments.seeded):
         return [], []
-    chosen, large = cases.select(
-        net=arguments.net,
-        everything=arguments.all,
-        drawn=arguments.seeded,
-        dtype=arguments.dtype,
-        max_gflop=arguments.max_gflop,
+    chosen, large = (
+        _drawn(arguments)
+        if arguments.seed is not None
+        else cases.select(
+            net=arguments.net,
+            everything=arguments.all,
+            drawn=arguments.seeded,
+            dtype=arguments.dtype,
+            max_gflop=arguments.max_gflop,
+        )
     )
     layers = [v for v in chosen if isinstance(v, cases.Layer) and v.op != "linear"]
     if arguments.direction != "forward":
         backward = [replace(v, direction="backward") for v in layers if v.direction == "forward"]
         layers = backward if arguments.direction == "backward" else layers + backward
     return layers, [v for v in large if isinstance(v, cases.Layer)]
+
+
+def _drawn(arguments: argparse.Namespace) -> tuple[list[Any], list[Any]]:
+    """Layers of another seed, as `cases.select` gives the benchmark's."""
+    from fastconv.bench import cases
+
+    if not arguments.seeded or arguments.net or arguments.all:
+        raise ValueError("--seed belongs to --seeded alone")
+    drawn = cases.seeded(arguments.seeded, arguments.seed)
+    limit = arguments.max_gflop * 1e9
+    return [v for v in drawn if v.flops <= limit], [v for v in drawn if v.flops > limit]
 
 
 def _one(arguments: argparse.Namespace) -> Layer:

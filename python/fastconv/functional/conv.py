@@ -41,11 +41,11 @@ Where the padding copies elements (reflect, replicate, circular) their gradients
   an error bound element by element and are exact on small integers. "winograd2" and "winograd4" (tiles of 2 x 2 and 4
   x 4 outputs; Lavin and Gray, arXiv:1509.09308) serve two-dimensional layers of kernel size 3 x 3, stride 1 and
   dilation 1; their error is relative to the largest sum of absolute terms about a tile, and tiles that come out with
-  a NaN or an infinity are computed directly. "auto" takes them where they are clearly faster. "fft" serves layers
-  with one channel in and out a group, of stride 1 (a transposed convolution, and the input gradient of a plain one,
-  of any stride), in one or two dimensions (in three, of kernel depth 1); its error is relative to the norm of the
-  tile of x and of the filter, and tiles that hold a NaN or an infinity are computed directly. "auto" takes it for
-  large filters, where it is clearly faster.
+  a NaN or an infinity are computed directly. "auto" takes them where a model of costs, or a tune file, says that they
+  are faster. "fft" serves layers with one channel in and out a group, of stride 1 (a transposed convolution, and the
+  input gradient of a plain one, of any stride), in one or two dimensions (in three, of kernel depth 1); its error is
+  relative to the norm of the tile of x and of the filter, and tiles that hold a NaN or an infinity are computed
+  directly. "auto" takes it for large filters, where it is faster by the same.
 - `max_error` (where `algorithm` is taken): admits an algorithm only if the proven constant of its error bound, the
   `error_bound` that `fastconv.explain` tells, is at most this number: in units of eps, relative to what that
   algorithm's bound is relative to (above). "auto" goes on to the cheapest that is admitted; an error names the bounds
