@@ -471,11 +471,14 @@ def test_tune_writes_what_load_takes(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_tune_reports_on_the_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "choice.json"
-    arguments = ["--seeded", "12", "--seed", "5", "--max-gflop", "0.01", "--layout", "NCHW"]
+    before = fastconv.get_isa()
+    arguments = ["--isa", "portable", "--seeded", "12", "--seed", "5", "--max-gflop", "0.01", "--layout", "NCHW"]
     assert main(["tune", *arguments, *_QUICK, "--report", str(path)]) == 0
     assert "within 5 % of the best" in capsys.readouterr().out
     document = json.loads(path.read_text())
     assert document["schema"] == "choice 1"
+    assert document["isa"] == "portable"
+    assert fastconv.get_isa() == before
     assert str(tmp_path) not in path.read_text()
     summary = document["summary"]
     assert summary["layers"] == len(document["rows"])

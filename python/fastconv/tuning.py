@@ -43,6 +43,7 @@ __all__ = [
     "cpu",
     "forced",
     "load_tune_file",
+    "model_alone",
     "products",
     "read_tune_file",
     "tune_file",
@@ -263,13 +264,7 @@ def write_tune_file(path: str | os.PathLike[str], entries: Iterable[Entry]) -> N
 # ------------------------------------------------------------------------------------------------------------ in use
 
 
-class _InUse(NamedTuple):
-    path: str
-    lines: int
-    table: int
-
-
-_in_use: _InUse | None = None
+_in_use: str | None = None
 
 
 @functools.cache
@@ -299,9 +294,8 @@ def load_tune_file(path: str | os.PathLike[str]) -> int:
     """
     global _in_use
     mine = [(entry.product, entry.way) for entry in read_tune_file(path) if entry.cpu == cpu()]
-    table = _core.make_tune_table(mine)
-    _core.use_tune_table(table)
-    _in_use = _InUse(os.fspath(path), len(mine), table)
+    _core.use_tune_table(_core.make_tune_table(mine))
+    _in_use = os.fspath(path)
     return len(mine)
 
 
@@ -314,7 +308,7 @@ def clear_tune_file() -> None:
 
 def tune_file() -> str | None:
     """The path of the file that is in use, as it was named; None where there is none."""
-    return None if _in_use is None else _in_use.path
+    return _in_use
 
 
 def _load_named() -> None:
@@ -355,6 +349,16 @@ def forced(way: str, products: Iterable[Product]) -> Iterator[None]:
     if way not in WAYS:
         raise ValueError(f"way (={way!r}) must be one of {', '.join(WAYS)}")
     before = _core.use_tune_table(_table(way, tuple(products)))
+    try:
+        yield
+    finally:
+        _core.use_tune_table(before)
+
+
+@contextmanager
+def model_alone() -> Iterator[None]:
+    """A scope in which no tune file is in use, whatever has been loaded."""
+    before = _core.use_tune_table(0)
     try:
         yield
     finally:

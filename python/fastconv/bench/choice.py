@@ -196,7 +196,9 @@ def pinned(threads: int) -> Iterator[None]:
 # ------------------------------------------------------------------------------------------------- the model's account
 
 
-def document(rows: list[Row], threads: int, command: str, left_out: Sequence[str], effort: Effort) -> Document:
+def document(
+    rows: list[Row], isa: str, threads: int, command: str, left_out: Sequence[str], effort: Effort
+) -> Document:
     """A measurement of the model, as it is written to a file."""
     result: Document = {
         "schema": SCHEMA,
@@ -204,7 +206,7 @@ def document(rows: list[Row], threads: int, command: str, left_out: Sequence[str
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": command,
         "machine": timing.machine(),
-        "isa": fastconv.get_isa(),
+        "isa": isa,
         "threads": threads,
         "rounds": effort.rounds,
         "seconds_a_round": effort.seconds,

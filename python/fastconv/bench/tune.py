@@ -169,14 +169,15 @@ def _main(arguments: argparse.Namespace) -> int:
         if arguments.isa is not None:
             scope.enter_context(fastconv.isa(arguments.isa))
         # What is measured is the model and its candidates, whatever file is in use.
-        scope.enter_context(_without_table())
+        scope.enter_context(tuning.model_alone())
         scope.enter_context(choice.pinned(arguments.threads))
         rows, interrupted = _measure(layers, layouts, effort, arguments.threads, entries)
+        isa = fastconv.get_isa()
     if large:
         text = ", ".join(v.id for v in large)
         print(f"left out, above {arguments.max_gflop:g} GFLOP (--max-gflop): {text}", file=sys.stderr)
     if arguments.report is not None:
-        document = choice.document(rows, arguments.threads, _command(arguments), [v.id for v in large], effort)
+        document = choice.document(rows, isa, arguments.threads, _command(arguments), [v.id for v in large], effort)
         arguments.report.parent.mkdir(parents=True, exist_ok=True)
         # A row a line: a file of hundreds of rows that can be read, and compared line by line.
         rows_text = ",\n".join(json.dumps(row, allow_nan=False) for row in document.pop("rows"))
@@ -187,19 +188,6 @@ def _main(arguments: argparse.Namespace) -> int:
         tuning.write_tune_file(output, entries)
         print(f"{output}: {len({entry.key for entry in entries})} products")
     return 130 if interrupted else 0
-
-
-@contextlib.contextmanager
-def _without_table() -> Any:
-    from fastconv import tuning
-
-    path = tuning.tune_file()
-    tuning.clear_tune_file()
-    try:
-        yield
-    finally:
-        if path is not None:
-            tuning.load_tune_file(path)
 
 
 def _measure(
