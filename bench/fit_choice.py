@@ -28,6 +28,7 @@ _BYTES = {"float32": 4, "float64": 8}
 # As in choose.cc: DenseCost without `apart`, then the two PointCosts; `turn` of 4 x 4 is twice that of 2 x 2.
 _NAMES = (
     "weights",
+    "missed",
     "pixel",
     "result",
     "turn_in",
@@ -39,8 +40,9 @@ _NAMES = (
     "in_place",
     "store",
 )
-_POINTS = ("patch", "tile", "filter", "fill")
-_START = (10, 10, 5, 3, 10, 5, 8, 3, 17, 0.2, 9, 300, 145, 200, 2.7, 960, 376, 180, 2.2, 50)
+_POINTS = ("patch", "tile", "filter", "fill", "missed")
+_START = (10, 2, 10, 5, 3, 10, 5, 8, 3, 17, 0.2, 9, 300, 145, 200, 2.7, 2, 960, 376, 180, 2.2, 50)
+_L2 = 1 << 20  # of the machine that was measured
 _GAIN = 0.95
 
 
@@ -73,14 +75,22 @@ def read(path: Path) -> list[Layer]:
 
 def cost(x: np.ndarray[Any, Any], layer: Layer, way: str) -> float:
     """What the model says of a way."""
-    weights, pixel, result, turn_in, turn_out, pack, pack_row, slab, slab_row, in_place, store = x[:11]
+    weights, missed, pixel, result, turn_in, turn_out, pack, pack_row, slab, slab_row, in_place, store = x[:12]
     p, lanes = layer.product, layer.lanes
     taps, pixels, strides = math.prod(p.kernel), math.prod(p.size), math.prod(p.stride)
     c, k, v = -(-p.c // lanes), -(-p.k // lanes), -(-pixels // lanes)
     rows = p.size[0] * p.size[1]
+
+    def beyond(vectors: int) -> float:
+        return max(0.0, 1 - 2 * _L2 / (vectors * lanes * _BYTES[p.dtype]))
+
     if way == "rows":
         turned = 0 if p.channels_last else turn_in * c * pixels * strides + turn_out * k * pixels
-        return float(taps * p.c * k * (pixels + weights) + pixels * ((taps > 1) * pixel * c + result * k) + turned)
+        return float(
+            taps * p.c * k * (pixels + weights + missed * beyond(taps * p.c * k))
+            + pixels * ((taps > 1) * pixel * c + result * k)
+            + turned
+        )
     if way == "columns":
         whole = taps * p.c * p.k * (v + in_place) + store * p.k * v
         if taps == 1 and strides == 1:
@@ -88,11 +98,15 @@ def cost(x: np.ndarray[Any, Any], layer: Layer, way: str) -> float:
         packed = taps * p.c * (pack * v + pack_row * rows)
         return float(whole + packed + p.c * (slab * pixels * strides / lanes + slab_row * rows))
     outputs = 2 if way == "winograd2" else 4
-    patch, tile, points, fill = x[11:15] if outputs == 2 else x[15:19]
+    patch, tile, points, fill = x[12:16] if outputs == 2 else x[17:21]
     tiles = -(-p.size[1] // outputs) * -(-p.size[2] // outputs)
-    turn = 0 if p.channels_last else x[19] * outputs / 2
+    turn = 0 if p.channels_last else x[21] * outputs / 2
     of = (outputs + 2) ** 2
-    return float(of * p.c * k * (tiles + fill) + points * p.c * k + tiles * (patch * c + (tile + turn) * k))
+    return float(
+        of * p.c * k * (tiles + fill + x[16] * beyond(of * p.c * k))
+        + points * p.c * k
+        + tiles * (patch * c + (tile + turn) * k)
+    )
 
 
 def fit(layers: list[Layer]) -> np.ndarray[Any, Any]:
@@ -140,11 +154,11 @@ def main() -> None:
     parser.add_argument("--judge", nargs="*", default=[], type=Path, help="accounts of other layers")
     arguments = parser.parse_args()
     x = fit([layer for path in arguments.accounts for layer in read(path)])
-    for name, value in zip(_NAMES, x[:11], strict=True):
+    for name, value in zip(_NAMES, x[:12], strict=True):
         print(f"{name:10} {value:.3g}")
-    for outputs, values in ((2, x[11:15]), (4, x[15:19])):
+    for outputs, values in ((2, x[12:17]), (4, [*x[17:21], x[16]])):
         text = ", ".join(f"{name} {value:.3g}" for name, value in zip(_POINTS, values, strict=True))
-        print(f"points{outputs}    {text}, turn {x[19] * outputs / 2:.3g}")
+        print(f"points{outputs}    {text}, turn {x[21] * outputs / 2:.3g}")
     for path in (*arguments.accounts, *arguments.judge):
         print(f"{path}: {judge(x, read(path))}")
 

@@ -572,7 +572,7 @@ def _accounts(directory: Path, **summary: Any) -> None:
     figures = {"measured": 20, "near": 0.95, "of_all": 0.97, "p95": 1.07, "worst": 1.4}
     document = {
         "schema": report.CHOICE_SCHEMA,
-        "command": "tune --seeded 200",
+        "command": "tune --isa avx2 --max-gflop 0.5 --seeded 200",
         "machine": {"cpu": "A <processor>"},
         "isa": "avx2",
         "threads": 1,
@@ -590,8 +590,9 @@ def test_the_account_of_the_choice_goes_to_the_docs(tmp_path: Path) -> None:
     assert report.sessions(tmp_path) == []
     inner = report.choice_markdown(report.choices(tmp_path))
     assert report.rewrite(design, report.CHOICE_BEGIN, report.CHOICE_END, inner)
-    assert "| --seeded 200 | A <processor>, avx2, 1t | plan and plain call | 20 | 95.0% | 97.0% | +7% | +40% |" in (
-        design.read_text()
+    assert (
+        "| seeded 200, up to 0.5 GFLOP | A <processor>, avx2, 1t | plan and plain call | 20 | 95.0% | 97.0% | +7% | +40% |"
+        in (design.read_text())
     )
     assert not report.rewrite(design, report.CHOICE_BEGIN, report.CHOICE_END, inner)
     (tmp_path / "choice-two.json").write_text("{}")

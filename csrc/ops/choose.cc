@@ -115,11 +115,12 @@ Problem describe(const DenseJob& job, int64_t item_size, bool channels_last, boo
 // --- What dense products cost
 
 // In steps of one vector's multiply-add. Fitted by bench/fit_choice.py to the logarithms of measured ratios of the ways
-// (docs/design.md, "How good the choice is"): 700 layers drawn with another seed than the benchmark's, plans and plain
-// calls, float32 and float64, both memory orders, one thread of Zen 4. A vector is one of channels (of the input c, of
-// the output k), or one of pixels. Terms for weights beyond L2 explained nothing more.
+// (docs/design.md, "How good the choice is"): 700 layers drawn with another seed than the benchmark's and those of the
+// tables, plans and plain calls, float32 and float64, both memory orders, one thread of Zen 4. A vector is one of
+// channels (of the input c, of the output k), or one of pixels.
 struct DenseCost {
-  double weights;            // rows: a weight vector is packed or fetched
+  double weights;            // rows: a weight vector is packed or fetched,
+  double missed;             // and comes from beyond L2
   double pixel, result;      // a pixel's c where there are taps, and its k
   double turn_in, turn_out;  // planar images: an element of the input that is reached, in c, and a pixel's k
   double pack, pack_row;     // columns: a vector of pixels for every tap and channel, and the beginning of a row
@@ -129,17 +130,25 @@ struct DenseCost {
   double apart;              // a row of the result, where phases write between each other's pixels
 };
 // The points of a patch, in c, the pixels of a tile, in k, and the points of a filter; what a product of few tiles
-// waits for them; and a tile's pixels in planar images, for each of two outputs along an axis.
-struct PointCost { double patch, tile, filter, fill, turn; };
+// waits for them, and more where they come from beyond L2; and a tile's pixels in planar images, in k.
+struct PointCost { double patch, tile, filter, fill, missed, turn; };
 struct ModelCost {
   DenseCost dense;
   PointCost points2, points4;
 };
-constexpr ModelCost kCost512{
-    {7.8, 6.6, 0.2, 4.3, 18, 4.3, 8.4, 6.6, 11, 0.46, 7, 60}, {169, 104, 79, 1.9, 90}, {518, 291, 98, 1.6, 180}};
-constexpr ModelCost kCost256{
-    {15, 13, 2.6, 4, 27, 2.3, 28, 4.9, 35, 2.3, 10, 60}, {185, 141, 142, 3.8, 146}, {592, 542, 187, 3, 292}};
+constexpr ModelCost kCost512{{7.5, 3.4, 4.1, 0, 3.5, 17, 3.3, 9.4, 6, 9, 0.33, 6.3, 60},
+                             {159, 103, 73, 2.4, 2.7, 85},
+                             {506, 292, 81, 1.8, 2.7, 170}};
+constexpr ModelCost kCost256{{3.4, 2.8, 15, 2.8, 4.1, 25, 3.5, 22, 4.1, 54, 0, 11, 60},
+                             {194, 142, 78, 1.8, 11, 135},
+                             {655, 584, 114, 1.8, 11, 270}};
 const ModelCost& cost_of(const Machine& m) { return m.isa == Isa::avx512 ? kCost512 : kCost256; }
+
+// The part of some vectors of weights that twice L2 does not hold.
+double missed(const Problem& p, const Machine& m, double vectors) {
+  const double bytes = vectors * static_cast<double>(m.lanes * p.item_size);
+  return std::max(0.0, 1 - 2 * static_cast<double>(m.l2) / bytes);
+}
 
 // A direct sum of a dense product, of one group.
 double dense_cost(const Problem& p, const Machine& m, Role role) {
@@ -151,7 +160,8 @@ double dense_cost(const Problem& p, const Machine& m, Role role) {
   if (role == Role::pixel_rows) {
     const double c = up(p.C), k = up(p.K);
     const double turned = p.channels_last ? 0 : cost.turn_in * c * reached + cost.turn_out * k * P;
-    return T * C * k * (P + cost.weights) + P * ((taps > 1 ? cost.pixel * c : 0) + cost.result * k) + turned;
+    return T * C * k * (P + cost.weights + cost.missed * missed(p, m, T * C * k)) +
+           P * ((taps > 1 ? cost.pixel * c : 0) + cost.result * k) + turned;
   }
   const double v = up(p.out[0] * p.out[1] * p.out[2]), rows = static_cast<double>(p.out[0] * p.out[1]);
   const double all = T * C * K * (v + cost.in_place) + cost.store * K * v + (p.phases > 1 ? cost.apart * K * rows : 0);
@@ -356,7 +366,7 @@ double winograd_cost(const Problem& p, const Machine& m, int64_t outputs) {
   const double tiles = up(p.out[1], outputs) * up(p.out[2], outputs),
                points = static_cast<double>((outputs + 2) * (outputs + 2));
   const double C = static_cast<double>(p.C), k = up(p.K, m.lanes), c = up(p.C, m.lanes);
-  return points * C * k * (tiles + cost.fill) + cost.filter * C * k +
+  return points * C * k * (tiles + cost.fill + cost.missed * missed(p, m, points * C * k)) + cost.filter * C * k +
          tiles * (cost.patch * c + (cost.tile + (p.channels_last ? 0 : cost.turn)) * k);
 }
 
@@ -399,7 +409,7 @@ const char* obstacle(const Problem& p, const Machine& m, Way way) {
       if (!depthwise || p.channels_last) return nullptr;
       return p.phases == 1 && may_turn(p, m) ? nullptr : "the columns are neighbours in memory";
     case Way::columns:
-      if (!p.channels_last) return pixels > 1 ? nullptr : "a single pixel has no columns";
+      if (!p.channels_last) return depthwise || pixels > 1 ? nullptr : "a single pixel has no columns";
       if (depthwise) return p.groups <= m.lanes ? nullptr : "the channels are neighbours in memory";
       return p.groups > 1 && p.C <= 2 * kThinGroup && p.K <= 2 * kThinGroup ? nullptr
                                                                             : "the channels are neighbours in memory";
@@ -416,9 +426,13 @@ const char* obstacle(const Problem& p, const Machine& m, Way way) {
 }
 
 Way tuned_way(const Problem& p, const Machine& m) {
-  if (!m.tuned || p.algorithm != Algorithm::automatic || p.produced || p.part) return Way::model;
+  const bool any = p.algorithm == Algorithm::automatic;
+  if (!m.tuned || !(any || p.algorithm == Algorithm::direct) || p.produced || p.part) return Way::model;
   const auto found = m.tuned->ways.find(product_of(p, m));
-  return found == m.tuned->ways.end() || obstacle(p, m, found->second) ? Way::model : found->second;
+  if (found == m.tuned->ways.end()) return Way::model;
+  // Which of the direct sums it is to be, a call that asks for them does not say.
+  const Way way = found->second;
+  return (any || way == Way::rows || way == Way::columns) && !obstacle(p, m, way) ? way : Way::model;
 }
 
 std::vector<Candidate> candidates(const Problem& p, const Machine& m) {

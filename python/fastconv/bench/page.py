@@ -31,6 +31,12 @@ nav ul { padding-left: 1.2rem; } a { color: inherit; }
 figure { margin: 0; } figure img { width: 100%; max-width: 34rem; height: auto; display: block; }
 figcaption { color: var(--faint); font-size: .875rem; } figcaption b { color: var(--ink); }
 .scroll { overflow-x: auto; margin: 1rem 0; border: 1px solid var(--line); border-radius: .4rem; }
+.scroll { background: linear-gradient(to right, var(--paper) 30%, transparent),
+          linear-gradient(to left, var(--paper) 30%, transparent) right,
+          linear-gradient(to right, var(--faint), transparent),
+          linear-gradient(to left, var(--faint), transparent) right;
+          background-repeat: no-repeat; background-size: 3rem 100%, 3rem 100%, .6rem 100%, .6rem 100%;
+          background-attachment: local, local, scroll, scroll; }
 .scroll:focus-visible { outline: 2px solid currentColor; }
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; width: 100%; }
 th, td { padding: .3rem .6rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
@@ -177,5 +183,5 @@ def _choices(choices: Sequence[tuple[str, Document]]) -> str:
     return (
         '<section><h2 id="choice">The choice among algorithms</h2><p>How often the model of costs takes a way that is '
         "within 5 % of the fastest one measured, and what it costs where it does not.</p>"
-        f"{_table('The choice', report.CHOICE_HEAD, rows, 2)}</section>"
+        f"{_table('The choice', report.CHOICE_HEAD, rows, 3)}</section>"
     )

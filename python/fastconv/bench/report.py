@@ -399,6 +399,18 @@ def choices(directory: Path) -> list[tuple[str, Document]]:
 
 
 CHOICE_HEAD = ("layers", "machine", "what", "with a choice", "near", "near of all", "95th percentile", "worst")
+# Of the command that an account is from: the layers that it is of.
+_CHOSEN = {"all": "tables", "net": "{}", "seeded": "seeded {}", "seed": "seed {}", "max-gflop": "up to {} GFLOP"}
+_CHOSEN |= {"dtype": "{}", "direction": "{}", "layout": "{}"}
+
+
+def _chosen(command: str) -> str:
+    """What was measured, in a few words."""
+    options = [part.split(maxsplit=1) for part in f" {command}".split(" --")[1:]]
+    named = {name: value[0].strip() if value else "" for name, *value in options}
+    return ", ".join(words.format(named[name]) for name, words in _CHOSEN.items() if name in named)
+
+
 CHOICE_TITLES = {
     "layer": "plan and plain call",
     "algorithms": "of these with Winograd or FFT",
@@ -418,7 +430,7 @@ def choice_rows(documents: Sequence[tuple[str, Document]]) -> Iterator[list[str]
             v = s[key]
             whole = f"{v['of_all']:.1%}" if "of_all" in v else ""
             cost = [f"+{v[name] - 1:.0%}" for name in ("p95", "worst")]
-            yield [document["command"].removeprefix("tune "), machine, title, str(v["measured"]), f"{v['near']:.1%}",
+            yield [_chosen(document["command"]), machine, title, str(v["measured"]), f"{v['near']:.1%}",
                    whole, *cost]  # fmt: skip
 
 
@@ -428,7 +440,7 @@ def choice_markdown(documents: Sequence[tuple[str, Document]]) -> str:
         return "Not measured yet: `python -m fastconv tune --all --report bench/results/choice-NAME.json`.\n"
     lines = ["| " + " | ".join(CHOICE_HEAD) + " |", "|---|---|---|" + "---:|" * (len(CHOICE_HEAD) - 3)]
     lines += ["| " + " | ".join(row) + " |" for row in choice_rows(documents)]
-    left = [f"{d['command'].removeprefix('tune ')}: {len(d['left_out'])}" for _, d in documents if d["left_out"]]
+    left = [f"{_chosen(d['command'])}: {len(d['left_out'])}" for _, d in documents if d["left_out"]]
     lines.append("")
     text = (
         "Near: within 5 % of the fastest way, of the layers (in a memory order) that have a choice, and of all. The "
