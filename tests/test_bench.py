@@ -590,10 +590,9 @@ def test_the_account_of_the_choice_goes_to_the_docs(tmp_path: Path) -> None:
     assert report.sessions(tmp_path) == []
     inner = report.choice_markdown(report.choices(tmp_path))
     assert report.rewrite(design, report.CHOICE_BEGIN, report.CHOICE_END, inner)
-    assert (
-        "| seeded 200, up to 0.5 GFLOP | A <processor>, avx2, 1t | plan and plain call | 20 | 95.0% | 97.0% | +7% | +40% |"
-        in (design.read_text())
-    )
+    line = "| seeded 200, up to 0.5 GFLOP | A <processor>, avx2, 1t | plan and plain call | 20 "
+    line += "| 95.0% | 97.0% | +7% | +40% |"
+    assert line in design.read_text().splitlines()
     assert not report.rewrite(design, report.CHOICE_BEGIN, report.CHOICE_END, inner)
     (tmp_path / "choice-two.json").write_text("{}")
     with pytest.raises(ValueError, match=r"choice-two\.json: not an account"):
