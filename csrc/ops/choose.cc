@@ -219,7 +219,8 @@ bool turning_pays(const Problem& p, const Machine& m) {
   if (!may_turn(p, m)) return false;
   const int64_t taps = p.filter[0] * p.filter[1] * p.filter[2];
   if (p.phases > 1) return true;
-  if (taps <= 1) return false;
+  // With other padding than zeros the image is copied instead, and lanes of pixels are 1.5 to 3 times as fast.
+  if (taps <= 1 || !p.padded_zeros) return false;
   if (!in_place(p) || p.out[2] <= 4) return true;
   return taps >= 25 && (p.out[2] <= 8 || (m.isa == Isa::avx2 && taps >= 49 && p.out[2] <= 16));
 }
@@ -407,8 +408,11 @@ const char* obstacle(const Problem& p, const Machine& m, Way way) {
     case Way::model: return nullptr;
     case Way::rows:
       if (!depthwise || p.channels_last) return nullptr;
-      return p.phases == 1 && may_turn(p, m) ? nullptr : "the columns are neighbours in memory";
+      if (p.phases == 1 && !p.padded_zeros) return "padding other than zeros is not turned";
+      return may_turn(p, m) ? nullptr : "the columns are neighbours in memory";
     case Way::columns:
+      if (depthwise && !p.channels_last && p.phases > 1 && may_turn(p, m))
+        return "the products write between each other's pixels";
       if (!p.channels_last) return depthwise || pixels > 1 ? nullptr : "a single pixel has no columns";
       if (depthwise) return p.groups <= m.lanes ? nullptr : "the channels are neighbours in memory";
       return p.groups > 1 && p.C <= 2 * kThinGroup && p.K <= 2 * kThinGroup ? nullptr
