@@ -513,6 +513,17 @@ def test_tune_refuses(arguments: list[str], message: str, tmp_path: Path, capsys
     assert not (tmp_path / "x.tune").exists()
 
 
+def test_tune_refuses_what_cannot_be_written_before_it_measures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    choice = pytest.importorskip("fastconv.bench.choice")
+    monkeypatch.setattr(choice, "measure", lambda *_: pytest.fail("measured"))
+    (tmp_path / "file").write_text("")
+    for option in ("--output", "--report"):
+        assert main(["tune", *_CONV, *_QUICK, option, str(tmp_path / "file" / "a")]) == 2
+        assert "fastconv tune: " in capsys.readouterr().err
+
+
 def test_summary_counts() -> None:
     choice = pytest.importorskip("fastconv.bench.choice")
 

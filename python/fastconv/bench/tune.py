@@ -157,28 +157,34 @@ def _main(arguments: argparse.Namespace) -> int:
     if arguments.threads < 1:
         raise ValueError(f"--threads (={arguments.threads}) must be positive")
     timing.choose_cores(arguments.threads)
+    isa = fastconv.isa(arguments.isa or fastconv.get_isa())
     output = arguments.output or DEFAULT
     entries: list[tuning.Entry] = []
     if arguments.report is None:
         known = [output] if output.exists() else []
         for path in (*known, *arguments.merge):
             entries += tuning.read_tune_file(path)
+    # Whether it can be written is better known now than after half an hour.
+    if arguments.report is None:
+        tuning.write_tune_file(output, entries)
+    else:
+        arguments.report.parent.mkdir(parents=True, exist_ok=True)
+        with arguments.report.open("a"):
+            pass
     effort = choice.Effort(arguments.rounds, arguments.seconds)
     layouts = ("NCHW", "NHWC") if arguments.layout == "both" else (arguments.layout,)
     with contextlib.ExitStack() as scope:
-        if arguments.isa is not None:
-            scope.enter_context(fastconv.isa(arguments.isa))
+        scope.enter_context(isa)
         # What is measured is the model and its candidates, whatever file is in use.
         scope.enter_context(tuning.model_alone())
         scope.enter_context(choice.pinned(arguments.threads))
         rows, interrupted = _measure(layers, layouts, effort, arguments.threads, entries)
-        isa = fastconv.get_isa()
+        name = fastconv.get_isa()
     if large:
         text = ", ".join(v.id for v in large)
         print(f"left out, above {arguments.max_gflop:g} GFLOP (--max-gflop): {text}", file=sys.stderr)
     if arguments.report is not None:
-        document = choice.document(rows, isa, arguments.threads, _command(arguments), [v.id for v in large], effort)
-        arguments.report.parent.mkdir(parents=True, exist_ok=True)
+        document = choice.document(rows, name, arguments.threads, _command(arguments), [v.id for v in large], effort)
         # A row a line: a file of hundreds of rows that can be read, and compared line by line.
         rows_text = ",\n".join(json.dumps(row, allow_nan=False) for row in document.pop("rows"))
         head = json.dumps(document, indent=1, allow_nan=False).removesuffix("\n}")
