@@ -15,10 +15,10 @@ Document = dict[str, Any]
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c1c1e; --faint: #6e6e73; --line: #d5d5da; --paper: #fff; --tint: #f4f4f6;
-        --good: #0a7d3c; --bad: #c0271d; }
+        --good: #0a7d3c; --bad: #c0271d; --shade: #0003; }
 @media (prefers-color-scheme: dark) {
   :root { --ink: #ececf0; --faint: #a1a1a8; --line: #3a3a40; --paper: #17171a; --tint: #222226; --good: #4cc38a;
-          --bad: #ff7b72; } }
+          --bad: #ff7b72; --shade: #fff3; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 1rem; max-width: 84rem; background: var(--paper); color: var(--ink);
        font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
@@ -33,8 +33,8 @@ figcaption { color: var(--faint); font-size: .875rem; } figcaption b { color: va
 .scroll { overflow-x: auto; margin: 1rem 0; border: 1px solid var(--line); border-radius: .4rem; }
 .scroll { background: linear-gradient(to right, var(--paper) 30%, transparent),
           linear-gradient(to left, var(--paper) 30%, transparent) right,
-          linear-gradient(to right, var(--faint), transparent),
-          linear-gradient(to left, var(--faint), transparent) right;
+          linear-gradient(to right, var(--shade), transparent),
+          linear-gradient(to left, var(--shade), transparent) right;
           background-repeat: no-repeat; background-size: 3rem 100%, 3rem 100%, .6rem 100%, .6rem 100%;
           background-attachment: local, local, scroll, scroll; }
 .scroll:focus-visible { outline: 2px solid currentColor; }
