@@ -139,7 +139,7 @@ struct ModelCost {
 constexpr ModelCost kCost512{{7.5, 3.4, 4.1, 0, 3.5, 17, 3.3, 9.4, 6, 9, 0.33, 6.3, 60},
                              {159, 103, 73, 2.4, 2.7, 85},
                              {506, 292, 81, 1.8, 2.7, 170}};
-constexpr ModelCost kCost256{{3.4, 2.8, 15, 2.8, 4.1, 25, 3.5, 22, 4.1, 54, 0, 11, 60},
+constexpr ModelCost kCost256{{3.4, 2.8, 15, 2.8, 4.1, 25, 3.5, 22, 4.1, 54, 0.6, 11, 60},
                              {194, 142, 78, 1.8, 11, 135},
                              {655, 584, 114, 1.8, 11, 270}};
 const ModelCost& cost_of(const Machine& m) { return m.isa == Isa::avx512 ? kCost512 : kCost256; }
@@ -179,7 +179,9 @@ constexpr int64_t kThinGroup = 8, kTinyRow = 16;
 // those of the columns empty.
 bool transposing_pays(const Problem& p, const Machine& m) {
   const int64_t taps = p.filter[0] * p.filter[1] * p.filter[2], pixels = p.out[0] * p.out[1] * p.out[2];
-  if (pixels <= 1 || taps == 0) return true;
+  // Of 4 x 4 pixels many taps meet nothing but padding, which rows pass over (up to 5 times as fast, never 1.2 as
+  // slow).
+  if (pixels <= 1 || taps == 0 || (pixels <= 16 && taps > 1)) return true;
   if (p.produced) return p.C >= 64 && pixels < 128;
   return dense_cost(p, m, Role::pixel_rows) <= dense_cost(p, m, Role::pixel_columns);
 }
