@@ -176,14 +176,16 @@ constexpr int64_t kThinGroup = 8, kTinyRow = 16;
 
 // Planar images are transposed once each on the way in and out, or every tap is packed. A single pixel has no columns.
 // What is produced block by block comes in either order: 64 channels fill the rows' lanes, fewer than 128 pixels leave
-// those of the columns empty.
-bool transposing_pays(const Problem& p, const Machine& m) {
+// those of the columns empty. `cost` becomes that of the role that is taken, where it is counted.
+bool transposing_pays(const Problem& p, const Machine& m, double* cost) {
   const int64_t taps = p.filter[0] * p.filter[1] * p.filter[2], pixels = p.out[0] * p.out[1] * p.out[2];
   // Of 4 x 4 pixels many taps meet nothing but padding, which rows pass over (up to 5 times as fast, never 1.2 as
   // slow).
   if (pixels <= 1 || taps == 0 || (pixels <= 16 && taps > 1)) return true;
   if (p.produced) return p.C >= 64 && pixels < 128;
-  return dense_cost(p, m, Role::pixel_rows) <= dense_cost(p, m, Role::pixel_columns);
+  const double rows = dense_cost(p, m, Role::pixel_rows), columns = dense_cost(p, m, Role::pixel_columns);
+  *cost = std::min(rows, columns);
+  return rows <= columns;
 }
 
 // Why the others are passed over where a table has the choice.
@@ -386,12 +388,12 @@ const char* winograd_obstacle(const Problem& p, const Machine& m, int64_t output
 }
 
 // The outputs of a tile along an axis, or 0.
-int32_t choose_winograd(const Problem& p, const Machine& m, Role direct) {
+int32_t choose_winograd(const Problem& p, const Machine& m, Role role, double direct) {
   if (!suits_winograd(p)) return 0;
   if (p.algorithm == Algorithm::winograd2) return 2;
   if (p.algorithm == Algorithm::winograd4) return 4;
   if (p.algorithm != Algorithm::automatic) return 0;
-  double best = kWinogradGain * dense_cost(p, m, direct);
+  double best = kWinogradGain * (direct > 0 ? direct : dense_cost(p, m, role));
   int32_t outputs = 0;
   for (const int32_t o : {2, 4}) {
     if (winograd_obstacle(p, m, o)) continue;
@@ -471,8 +473,11 @@ Choice choose(const Problem& p, const Machine& m) {
   const int64_t pixels = p.out[0] * p.out[1] * p.out[2];
   const bool thin = (p.groups > 1 || (!p.channels_last && p.out[2] >= kTinyRow)) && T > 1 && p.C <= kThinGroup &&
                     p.K <= kThinGroup && pixels >= 64;
-  const bool rows = way == Way::rows || (way == Way::model && !thin && (p.channels_last || transposing_pays(p, m)));
-  const int32_t winograd = way == Way::model ? choose_winograd(p, m, rows ? Role::pixel_rows : Role::pixel_columns)
+  double cost = 0;
+  const bool rows =
+      way == Way::rows || (way == Way::model && !thin && (p.channels_last || transposing_pays(p, m, &cost)));
+  const int32_t winograd = way == Way::model
+                               ? choose_winograd(p, m, rows ? Role::pixel_rows : Role::pixel_columns, cost)
                            : way == Way::winograd2 ? 2
                            : way == Way::winograd4 ? 4
                                                    : 0;
