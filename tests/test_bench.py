@@ -7,6 +7,7 @@ import copy
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -564,6 +565,91 @@ def test_readme_and_files_that_do_not_fit(tmp_path: Path) -> None:
     bad.write_text('{"schema": 0}')
     with pytest.raises(ValueError, match="schema"):
         report.read(bad)
+
+
+def _accounts(directory: Path, **summary: Any) -> None:
+    directory.mkdir(exist_ok=True)
+    figures = {"measured": 20, "near": 0.95, "of_all": 0.97, "p95": 1.07, "worst": 1.4}
+    document = {
+        "schema": report.CHOICE_SCHEMA,
+        "command": "tune --isa avx2 --max-gflop 0.5 --seeded 200",
+        "machine": {"cpu": "A <processor>"},
+        "isa": "avx2",
+        "threads": 1,
+        "left_out": ["a/b"],
+        "summary": {"layers": 40, "with_a_choice": 20, "layer": figures} | summary,
+    }
+    (directory / "choice-one.json").write_text(json.dumps(document))
+
+
+def test_the_account_of_the_choice_goes_to_the_docs(tmp_path: Path) -> None:
+    design = tmp_path / "design.md"
+    design.write_text(f"a\n{report.CHOICE_BEGIN}\n{report.CHOICE_END}\nb\n")
+    assert "Not measured yet" in report.choice_markdown(report.choices(tmp_path))
+    _accounts(tmp_path)
+    assert report.sessions(tmp_path) == []
+    inner = report.choice_markdown(report.choices(tmp_path))
+    assert report.rewrite(design, report.CHOICE_BEGIN, report.CHOICE_END, inner)
+    line = "| seeded 200, up to 0.5 GFLOP | A <processor>, avx2, 1t | plan and plain call | 20 "
+    line += "| 95.0% | 97.0% | +7% | +40% |"
+    assert line in design.read_text().splitlines()
+    assert not report.rewrite(design, report.CHOICE_BEGIN, report.CHOICE_END, inner)
+    (tmp_path / "choice-two.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"choice-two\.json: not an account"):
+        report.choices(tmp_path)
+
+
+def _command(*words: str) -> int:
+    parser = argparse.ArgumentParser()
+    cli.add_arguments(parser)
+    return cli.main(parser.parse_args(words))
+
+
+def test_the_report_is_a_page_that_needs_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("rich", "matplotlib"):
+        pytest.importorskip(name)
+    image = pytest.importorskip("PIL.Image")
+    results, page = tmp_path / "results", tmp_path / "page"
+    document = document_of(fastconv=2e-3, fastconv_plan=1e-3, torch=3e-3)
+    for state in document["rows"][0]["contenders"].values():
+        state["error"] = 1.5
+    document["command"] = "bench --filter <script>"
+    report.write(document, results / "one.json")
+    _accounts(results)
+    places = ["--results", str(results), "--readme", str(tmp_path / "none.md")]
+    assert _command("--report", str(page), *places) == 0
+    assert "1 sessions, 6 pictures" in capsys.readouterr().out
+    text = (page / "index.html").read_text(encoding="utf-8")
+    assert "net/layer" in text
+    assert "A &lt;processor&gt;" in text
+    assert "<script>" not in text
+    # Nothing is loaded from elsewhere.
+    assert set(re.findall(r'(?:src|srcset|href)="(data:[a-z/]+|#|[^"]{1,20})', text)) <= {
+        "data:image/png", "data:", "data:,", "#", "#one", "#choice"
+    }  # fmt: skip
+    assert text.count("data:image/png;base64,") == 6
+    drawn = sorted(page.glob("*.png"))
+    assert [path.name for path in drawn] == [
+        f"one-1t-{kind}{dark}.png" for kind in ("errors", "roofline", "speedups") for dark in ("-dark", "")
+    ]
+    for path in drawn:
+        with image.open(path) as picture:
+            picture.verify()
+            assert min(picture.size) >= 400
+    # Light and dark differ, and a second run draws the same.
+    before = {path.name: path.read_bytes() for path in drawn}
+    assert len(set(before.values())) == 6
+    assert _command("--report", str(page), *places) == 0
+    assert {path.name: path.read_bytes() for path in drawn} == before
+
+
+def test_a_report_of_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("rich", "matplotlib"):
+        pytest.importorskip(name)
+    places = ["--results", str(tmp_path), "--readme", str(tmp_path / "none.md")]
+    assert _command("--report", str(tmp_path / "page"), *places) == 2
+    assert "no results to draw" in capsys.readouterr().err
+    assert not (tmp_path / "page").exists()
 
 
 def test_two_threads_over_one() -> None:

@@ -1,9 +1,12 @@
 // Convolution for Python: ConvSpec, the passes, plans and decisions.
+#include <string>
 #include <utility>
+#include <vector>
 
 #include "bindings.h"
 #include "conv_calls.h"
 #include "fastconv/conv.h"
+#include "fastconv/tune.h"
 
 namespace fastconv::bindings {
 namespace {
@@ -215,18 +218,24 @@ TensorView array_or_shape(PyObject* object, DType dtype) {
   return is_shape(object) ? shape_view(object, dtype) : array_view(object);
 }
 
+struct DecisionCall {
+  const ConvDesc& desc;
+  Pass pass;
+  ConvOperands operands;
+};
+
 // (spec, pass, x, weight, y, bias, scale, shift, residual, input_scale, input_shift, input_gate)
 // The pass's result (y, x or weight) is a shape or, for y of a forward pass, None; x may always be a shape.
-py::object conv_decide_entry(PyObject* const* args) {
+DecisionCall read_decision_call(PyObject* const* args) {
   const ConvSpec& spec = value_of<ConvSpec>(args[0], spec_type);
   const ConvDesc& desc = spec.desc;
-  const auto pass = read_enum(py::handle(args[1]).cast<int32_t>(), Pass::backward_weight);
+  DecisionCall call{desc, read_enum(py::handle(args[1]).cast<int32_t>(), Pass::backward_weight), {}};
   // The dtype of the shapes among the operands is that of the arrays.
   DType dtype = DType::f32;
   for (PyObject* operand : {args[2], args[3], args[4]}) {
     if (operand != Py_None && !is_shape(operand)) dtype = array_view(operand).dtype;
   }
-  ConvOperands op;
+  ConvOperands& op = call.operands;
   bool batched = false;
   op.x = leading_image(array_or_shape(args[2], dtype), desc, batched);
   op.w = array_or_shape(args[3], dtype);
@@ -243,9 +252,71 @@ py::object conv_decide_entry(PyObject* const* args) {
   op.epilogue = {optional_view(args[5]), optional_view(args[6]), optional_view(args[7]),
                  following_image(args[8], desc, batched), spec.activation};
   op.prologue = {optional_view(args[9]), optional_view(args[10]), gate_view(args[11], batched), spec.input_activation};
+  return call;
+}
+
+py::object conv_decide_entry(PyObject* const* args) {
+  const DecisionCall call = read_decision_call(args);
   Decision decision;
-  check(conv_decide(desc, pass, op, &decision));
+  check(conv_decide(call.desc, call.pass, call.operands, &decision));
   return decision_dict(decision);
+}
+
+constexpr const char* kWays[] = {"model", "rows", "columns", "fft", "winograd2", "winograd4"};
+
+py::tuple three(const int64_t (&values)[3]) { return py::make_tuple(values[0], values[1], values[2]); }
+
+// As conv_decide's. A list of (product, the way taken, whether a table says so, candidates); see fastconv.tuning.
+py::object conv_products_entry(PyObject* const* args) {
+  const DecisionCall call = read_decision_call(args);
+  std::vector<ProductChoice> choices;
+  check(conv_products(call.desc, call.pass, call.operands, &choices));
+  py::list result;
+  for (const ProductChoice& choice : choices) {
+    const Product& p = choice.product;
+    py::list candidates;
+    for (const Candidate& c : choice.candidates) {
+      candidates.append(
+          py::make_tuple(kWays[static_cast<int>(c.way)], c.cost, c.obstacle ? py::cast(c.obstacle) : py::none()));
+    }
+    const py::tuple product =
+        py::make_tuple(isa_name(p.isa), p.dtype == DType::f32 ? "float32" : "float64", p.channels_last, p.groups, p.C,
+                       p.K, three(p.filter), three(p.out), three(p.stride), three(p.dilation));
+    result.append(py::make_tuple(product, kWays[static_cast<int>(choice.taken)], choice.tuned, candidates));
+  }
+  return result;
+}
+
+template <size_t kCount>
+int name_index(const py::handle& name, const char* const (&names)[kCount]) {
+  const auto text = name.cast<std::string>();
+  for (size_t i = 0; i < kCount; ++i) {
+    if (text == names[i]) return static_cast<int>(i);
+  }
+  throw py::value_error("not known: " + text);
+}
+
+// [(product, way)] -> number
+int32_t make_tune_table_entry(const py::list& entries) {
+  constexpr const char* kIsas[] = {"portable", "avx2", "avx512"};
+  constexpr const char* kDTypes[] = {"float32", "float64"};
+  std::vector<TunedProduct> products;
+  for (const py::handle& entry : entries) {
+    const auto pair = entry.cast<py::tuple>();
+    const auto parts = pair[0].cast<py::tuple>();
+    TunedProduct& tuned = products.emplace_back();
+    Product& p = tuned.product;
+    tuned.way = static_cast<Way>(name_index(pair[1], kWays));
+    p.isa = static_cast<Isa>(name_index(parts[0], kIsas));
+    p.dtype = static_cast<DType>(name_index(parts[1], kDTypes));
+    p.channels_last = parts[2].cast<bool>();
+    p.groups = parts[3].cast<int64_t>(), p.C = parts[4].cast<int64_t>(), p.K = parts[5].cast<int64_t>();
+    read_entries(parts[6].cast<py::tuple>(), 3, p.filter);
+    read_entries(parts[7].cast<py::tuple>(), 3, p.out);
+    read_entries(parts[8].cast<py::tuple>(), 3, p.stride);
+    read_entries(parts[9].cast<py::tuple>(), 3, p.dilation);
+  }
+  return make_tune_table(products);
 }
 
 // A ConvPlan with what its binding needs to allocate the output.
@@ -328,6 +399,9 @@ PyMethodDef functions[] = {
     method<conv_decide_entry, 12>("conv_decide",
                                   "(spec, pass, x, weight, y, bias, scale, shift, residual, input_scale, input_shift, "
                                   "input_gate) -> dict"),
+    method<conv_products_entry, 12>("conv_products",
+                                    "(spec, pass, x, weight, y, bias, scale, shift, residual, input_scale, "
+                                    "input_shift, input_gate) -> list"),
     method<output_shape, 3>("output_shape", "(spec, x_shape, weight_shape) -> shape of y"),
 };
 
@@ -366,6 +440,9 @@ void bind_conv(py::module_& m) {
                              [](const PlanHandle& handle) { return decision_dict(conv_plan_decision(*handle.plan)); });
   plan_type = reinterpret_cast<PyTypeObject*>(plan.ptr());
   plan.attr("run") = py::reinterpret_steal<py::object>(PyDescr_NewMethod(plan_type, &plan_run_method));
+
+  m.def("make_tune_table", &make_tune_table_entry, py::arg("products"));
+  m.def("use_tune_table", &use_tune_table, py::arg("table"));
 
   add_functions(m, functions);
 }

@@ -5,6 +5,7 @@
 
 #include "dispatch/kernel_table.h"
 #include "ops/fft.h"
+#include "ops/tune.h"
 #include "ops/winograd.h"
 
 namespace fastconv::ops {
@@ -16,6 +17,7 @@ Machine current_machine(DType dtype) {
   m.isa = isa;
   m.l1 = caches.l1d;
   m.l2 = caches.l2;
+  m.tuned = used_table.load(std::memory_order_acquire);
   auto take = [&m](const auto& table) {
     m.lanes = table.lanes;
     m.max_vectors = table.max_vectors;
@@ -111,15 +113,87 @@ Problem describe(const DenseJob& job, int64_t item_size, bool channels_last, boo
   return p;
 }
 
-// Where the image is transposed for the rows role (measured on 30 planar layers, Zen 3, one thread; most of them ran
-// 0.2 to 0.9 times as fast by columns). Short rows of pixels fill the panels of the columns role badly; long ones win
-// where there are few channels on either side: an image of 8 ran 0.83 times as fast transposed, one of 3 0.94 times,
-// and of 4 output channels, which leave half the lanes empty, 0.87 times. Rows of 10 pixels and fewer won with 3
-// channels too (1.05 to 1.8 times), of 20 to 32 they lost. A reduction of 72 terms won, shorter ones were not compared.
-// With one tap transposing won at 49 pixels or a stride, drew at 196, lost at 3136; the limit between is a guess. So is
-// that of a group whose channels fill no vector.
-constexpr int64_t kTransposeTerms = 64, kTinyRow = 16, kShortRow = 48, kLongRowImage = 16, kLongRowOutputs = 8,
-                  kThinGroup = 8, kFewPixels = 128;
+// --- What dense products cost
+
+// In steps of one vector's multiply-add. Fitted by bench/fit_choice.py to the logarithms of measured ratios of the ways
+// (docs/design.md, "How good the choice is"): 700 layers drawn with another seed than the benchmark's and those of the
+// tables, plans and plain calls, float32 and float64, both memory orders, one thread of Zen 4. A vector is one of
+// channels (of the input c, of the output k), or one of pixels.
+struct DenseCost {
+  double weights;            // rows: a weight vector is packed or fetched,
+  double missed;             // and comes from beyond L2
+  double pixel, result;      // a pixel's c where there are taps, and its k
+  double turn_in, turn_out;  // planar images: an element of the input that is reached, in c, and a pixel's k
+  double pack, pack_row;     // columns: a vector of pixels for every tap and channel, and the beginning of a row
+  double slab, slab_row;     // the same for every channel
+  double in_place;           // a weight
+  double store;              // a vector of the result
+  double apart;              // a row of the result, where phases write between each other's pixels
+};
+// The points of a patch, in c, the pixels of a tile, in k, and the points of a filter; what a product of few tiles
+// waits for them, and more where they come from beyond L2; and a tile's pixels in planar images, in k.
+struct PointCost { double patch, tile, filter, fill, missed, turn; };
+struct ModelCost {
+  DenseCost dense;
+  PointCost points2, points4;
+};
+constexpr ModelCost kCost512{{7.5, 3.4, 4.1, 0, 3.5, 17, 3.3, 9.4, 6, 9, 0.33, 6.3, 60},
+                             {159, 103, 73, 2.4, 2.7, 85},
+                             {506, 292, 81, 1.8, 2.7, 170}};
+constexpr ModelCost kCost256{{3.4, 2.8, 15, 2.8, 4.1, 25, 3.5, 22, 4.1, 54, 0.6, 11, 60},
+                             {194, 142, 78, 1.8, 11, 135},
+                             {655, 584, 114, 1.8, 11, 270}};
+const ModelCost& cost_of(const Machine& m) { return m.isa == Isa::avx512 ? kCost512 : kCost256; }
+
+// The part of some vectors of weights that twice L2 does not hold.
+double missed(const Problem& p, const Machine& m, double vectors) {
+  const double bytes = vectors * static_cast<double>(m.lanes * p.item_size);
+  return std::max(0.0, 1 - 2 * static_cast<double>(m.l2) / bytes);
+}
+
+// A direct sum of a dense product, of one group.
+double dense_cost(const Problem& p, const Machine& m, Role role) {
+  const auto up = [&m](int64_t n) { return static_cast<double>((n + m.lanes - 1) / m.lanes); };
+  const DenseCost& cost = cost_of(m).dense;
+  const int64_t taps = p.filter[0] * p.filter[1] * p.filter[2], strides = p.stride[0] * p.stride[1] * p.stride[2];
+  const double T = static_cast<double>(taps), C = static_cast<double>(p.C), K = static_cast<double>(p.K);
+  const double P = static_cast<double>(p.out[0] * p.out[1] * p.out[2]), reached = P * static_cast<double>(strides);
+  if (role == Role::pixel_rows) {
+    const double c = up(p.C), k = up(p.K);
+    const double turned = p.channels_last ? 0 : cost.turn_in * c * reached + cost.turn_out * k * P;
+    return T * C * k * (P + cost.weights + cost.missed * missed(p, m, T * C * k)) +
+           P * ((taps > 1 ? cost.pixel * c : 0) + cost.result * k) + turned;
+  }
+  const double v = up(p.out[0] * p.out[1] * p.out[2]), rows = static_cast<double>(p.out[0] * p.out[1]);
+  const double all = T * C * K * (v + cost.in_place) + cost.store * K * v + (p.phases > 1 ? cost.apart * K * rows : 0);
+  if (taps == 1 && strides == 1 && !p.padded && !p.mapped) return all;  // packed straight from the image
+  return all + T * C * (cost.pack * v + cost.pack_row * rows) +
+         C * (cost.slab * reached / static_cast<double>(m.lanes) + cost.slab_row * rows);
+}
+
+// Channels, on either side, that fill neither a panel of weights nor a run of the reduction: pixels do. Of one group
+// where rows of pixels are not as short as kTinyRow, planar images alone; of several groups at most half a vector, and
+// half of that many with strides. 8 channels of 28 x 28, 32 groups, by pixel rows and columns: 479 and 704 us on AVX2,
+// 688 and 769 on AVX-512; with stride 2 on 56 x 56 732 and 1158, 1001 and 1222; 4 channels 1534 and 1005, 712 and 664
+// (channels last, Zen 4).
+constexpr int64_t kThinGroup = 8, kTinyRow = 16;
+
+// Planar images are transposed once each on the way in and out, or every tap is packed. A single pixel has no columns.
+// What is produced block by block comes in either order: 64 channels fill the rows' lanes, fewer than 128 pixels leave
+// those of the columns empty. `cost` becomes that of the role that is taken, where it is counted.
+bool transposing_pays(const Problem& p, const Machine& m, double* cost) {
+  const int64_t taps = p.filter[0] * p.filter[1] * p.filter[2], pixels = p.out[0] * p.out[1] * p.out[2];
+  // Of 4 x 4 pixels many taps meet nothing but padding, which rows pass over (up to 5 times as fast, never 1.2 as
+  // slow).
+  if (pixels <= 1 || taps == 0 || (pixels <= 16 && taps > 1)) return true;
+  if (p.produced) return p.C >= 64 && pixels < 128;
+  const double rows = dense_cost(p, m, Role::pixel_rows), columns = dense_cost(p, m, Role::pixel_columns);
+  *cost = std::min(rows, columns);
+  return rows <= columns;
+}
+
+// Why the others are passed over where a table has the choice.
+constexpr const char* kMeasured = "the others: measured, and slower, says the tune file that is in use";
 
 // Channels whose slab, for a block of one row of pixels, stays within L2: a dilated filter spans many rows.
 int64_t slab_channels(const Problem& p, const Machine& m) {
@@ -128,18 +202,35 @@ int64_t slab_channels(const Problem& p, const Machine& m) {
   return std::max<int64_t>(1, m.l2 / (std::max<int64_t>(1, width * height * p.filter[0]) * p.item_size));
 }
 
-// Where planar images are turned, some channels at a time, so that lanes are channels (Zen 4, AVX-512, one thread, in
-// lock step, as the time of lanes of pixels over that of turning): phases that write between each other's pixels, as
-// the gradients of strided layers, 7.1 on 14 x 14, 3.7 on 56 x 56, 3.3 on 112 x 112; 7 x 7 filters 2.1 to 2.5 on rows
-// of 7, 5 x 5 ones about 1. On rows of 14 both lost (0.93, 0.63 to 0.75), on AVX2, which has no registers for more than
-// one vector of 7 x 7, only those of 5 x 5 (0.7; 7 x 7 1.2). Filters of 3 x 3 gained nothing on rows of 7. A task's
-// planes must fit its scratch.
-bool turning_pays(const Problem& p, const Machine& m) {
+// Whether planar images can be turned: a task's planes must fit its scratch.
+bool may_turn(const Problem& p, const Machine& m) {
   if (p.mapped || p.part || 2 * p.groups <= m.lanes || m.isa == Isa::portable || p.out[2] > 1024) return false;
+  return p.out[0] == 1 || (p.phases + 1) * p.out[0] * p.out[1] * p.out[2] * m.lanes * p.item_size <= m.l2;
+}
+
+// Square filters of stride 1 and 2 that lanes of pixels take from the image in place: 3, 5 and, of stride 1, 7.
+bool in_place(const Problem& p) {
+  const int64_t r = p.filter[1], s = p.stride[1];
+  if (p.filter[0] != 1 || p.filter[2] != r || p.stride[0] != 1 || p.stride[2] != s) return false;
+  if (p.dilation[1] != 1 || p.dilation[2] != 1) return false;
+  return s == 1 ? r == 3 || r == 5 || r == 7 : s == 2 && (r == 3 || r == 5);
+}
+
+// Where planar images are turned, some channels at a time, so that lanes are channels (Zen 4, one thread, as the time
+// of lanes of pixels over that of turning). Phases that write between each other's pixels, as the gradients of strided
+// layers: 7.1 on 14 x 14, 3.7 on 56 x 56, 3.3 on 112 x 112 (AVX-512). Filters that lanes of pixels take from a slab:
+// of 131 layers of one to three dimensions 128 were faster turned with AVX-512, 123 with AVX2, 2.3 and 2.5 times in the
+// median, strides of 3 and three-dimensional filters most (15). Those taken in place: 7 x 7 filters 2.2 on rows of 7, 5
+// x 5 ones 1.5; on AVX2, which has no registers for more than one vector of 7 x 7, these 1.2 up to rows of 16; any on
+// rows of 4 1.1 to 1.7; 0.5 to 0.96 else.
+bool turning_pays(const Problem& p, const Machine& m) {
+  if (!may_turn(p, m)) return false;
   const int64_t taps = p.filter[0] * p.filter[1] * p.filter[2];
-  if (p.out[0] > 1 && (p.phases + 1) * p.out[0] * p.out[1] * p.out[2] * m.lanes * p.item_size > m.l2) return false;
   if (p.phases > 1) return true;
-  return p.filter[2] > 1 && taps >= 25 && (p.out[2] <= 8 || (m.isa == Isa::avx2 && taps >= 49 && p.out[2] <= 16));
+  // With other padding than zeros the image is copied instead, and lanes of pixels are 1.5 to 3 times as fast.
+  if (taps <= 1 || !p.padded_zeros) return false;
+  if (!in_place(p) || p.out[2] <= 4) return true;
+  return taps >= 25 && (p.out[2] <= 8 || (m.isa == Isa::avx2 && taps >= 49 && p.out[2] <= 16));
 }
 
 // --- Depthwise products by the fast Fourier transform
@@ -154,7 +245,7 @@ FftCost fft_cost_of(const Machine& m, bool linear) {
 }
 // The transform has to be this much faster by the model: its results are not as good element by element.
 constexpr double kFftGain = 0.85;
-constexpr int64_t kFftTaps = 64;   // 7x7 has a register tile of its own, and is not looked at
+constexpr int64_t kFftTaps = 64;  // 7x7 has a register tile of its own, and is not looked at
 constexpr double kFftWork = 20000;  // nor is what takes 10 us directly: the look takes 1 to 3
 constexpr int64_t kFftBytes = int64_t{1600} << 10;  // of a tile in all lanes at most
 
@@ -214,9 +305,15 @@ FftTiles choose_fft(const Problem& p, const Machine& m, Role role, double* cost)
   return best;
 }
 
+// What a transform can compute: tiles along two axes, every output of them.
+bool transforms(const Problem& p) {
+  return p.filter[0] == 1 && p.filter[1] * p.filter[2] > 0 && p.out[0] * p.out[1] * p.out[2] > 0 &&
+         p.stride[0] * p.stride[1] * p.stride[2] == 1;
+}
+
 // A filter for each channel: there is no product to tile. Lanes are channels where those are neighbours and fill half a
 // vector, or are worth being made neighbours; and pixels of a row elsewhere.
-Choice choose_depthwise(const Problem& p, const Machine& m) {
+Choice choose_depthwise(const Problem& p, const Machine& m, Way way) {
   Choice c{};
   c.depthwise = true;
   const int64_t T = p.filter[0] * p.filter[1] * p.filter[2];
@@ -226,29 +323,35 @@ Choice choose_depthwise(const Problem& p, const Machine& m) {
     c.move_output = channels ? !p.out_channels_unit : !p.out_row_unit;
     c.move_residual = p.has_residual && !(channels ? p.residual_channels_unit : p.residual_row_unit);
   };
-  const bool channels = p.channels_last && 2 * p.groups > m.lanes;
+  const bool channels = way == Way::rows || (way != Way::columns && p.channels_last && 2 * p.groups > m.lanes);
   take_role(channels);
   c.chunks = {Chunk{0, 1, 0, T}};
   c.passed_over = channels ? "lanes of pixels: the channels are neighbours in memory"
                            : "lanes of channels: the columns are neighbours in memory, or the channels few";
-  const bool transforms = p.algorithm != Algorithm::direct && T > 0 && p.filter[0] == 1 &&
-                          p.out[0] * p.out[1] * p.out[2] > 0 && p.stride[0] * p.stride[1] * p.stride[2] == 1;
-  const double direct = transforms ? direct_cost(p, m, c.role) : 0;
-  const bool asked = p.algorithm == Algorithm::fft;
-  if (transforms && (asked || (T >= kFftTaps && direct >= kFftWork))) {
+  if (way == Way::rows || way == Way::columns) {
+    c.passed_over = kMeasured;
+    return c;
+  }
+  const bool possible = p.algorithm != Algorithm::direct && transforms(p);
+  const bool turned = !p.channels_last && turning_pays(p, m);
+  const double direct = possible ? direct_cost(p, m, turned ? Role::pixel_rows : c.role) : 0;
+  const bool asked = p.algorithm == Algorithm::fft, measured = way == Way::fft;
+  if (possible && (asked || measured || (T >= kFftTaps && direct >= kFftWork))) {
     double cost = 0;
     const FftTiles tiles = choose_fft(p, m, c.role, &cost);
-    if (tiles.rows > 0 && (asked || cost < kFftGain * direct)) {
+    if (tiles.rows > 0 && (asked || measured || cost < kFftGain * direct)) {
       c.fft = tiles;
-      c.passed_over = asked ? "direct: fft is asked for" : "direct: the transforms of the tiles cost less";
+      c.passed_over = asked      ? "direct: fft is asked for"
+                      : measured ? kMeasured
+                                 : "direct: the transforms of the tiles cost less";
       return c;
     }
     if (tiles.rows > 0) c.passed_over += "\nfft: the transforms of the tiles cost as much";
   }
-  if (!p.channels_last && turning_pays(p, m)) {
+  if (turned) {
     take_role(true);
     c.turn = true;
-    c.passed_over = "lanes of pixels: rows are short or written in turns, and the image is turned instead";
+    c.passed_over = "lanes of pixels: no kernel takes the filter in place, or rows are short: the image is turned";
   }
   return c;
 }
@@ -285,14 +388,7 @@ Choice choose_groups(const Problem& p) {
 // adds each to memory; whole ones of 256 gain 3 % (docs/numerics.md).
 constexpr int64_t kPointTerms = 128;
 
-// In steps of a vector's multiply-add, a vector of channels: the points of a patch and the pixels of a tile with their
-// copies, the points of a filter. The product of few tiles waits for the filters' points, which come from memory. The
-// patch and the tile of 4 x 4 are from a profile (64 channels of 56 x 56, one Zen 4 core, AVX-512: 360 and 320 cycles);
-// all the others are estimates from counts of instructions, and how often the choice is the best one is not measured.
-struct PointCost { double patch, tile, filter; };
-constexpr PointCost kPoints2{180, 130, 90}, kPoints4{400, 300, 200};
-constexpr double kTilesAtLeast = 10;
-constexpr double kWinogradGain = 0.85;  // by the model, at least: the results are not as good
+constexpr double kWinogradGain = 0.95;  // by the model, at least: the results are not as good
 // Sums of fewer terms leave more of the error of the points in the result (docs/numerics.md).
 constexpr int64_t kWinogradTerms2 = 8, kWinogradTerms4 = 24;
 
@@ -301,58 +397,131 @@ int64_t least_tiles(const Machine& m) { return 2 * m.tile_rows[preferred_vectors
 
 double winograd_cost(const Problem& p, const Machine& m, int64_t outputs) {
   const auto up = [](int64_t a, int64_t b) { return static_cast<double>((a + b - 1) / b); };
-  const PointCost& cost = outputs == 2 ? kPoints2 : kPoints4;
+  const PointCost& cost = outputs == 2 ? cost_of(m).points2 : cost_of(m).points4;
   const double tiles = up(p.out[1], outputs) * up(p.out[2], outputs),
                points = static_cast<double>((outputs + 2) * (outputs + 2));
   const double C = static_cast<double>(p.C), k = up(p.K, m.lanes), c = up(p.C, m.lanes);
-  return points * C * k * std::max(tiles, kTilesAtLeast) + tiles * (cost.patch * c + cost.tile * k) +
-         cost.filter * C * k;
+  return points * C * k * (tiles + cost.fill + cost.missed * missed(p, m, points * C * k)) + cost.filter * C * k +
+         tiles * (cost.patch * c + (cost.tile + (p.channels_last ? 0 : cost.turn)) * k);
+}
+
+// What keeps a tile of so many outputs from a call that does not ask for it, or null.
+const char* winograd_obstacle(const Problem& p, const Machine& m, int64_t outputs) {
+  if (!suits_winograd(p)) return "serves filters of 3 x 3, stride 1 and dilation 1, in two dimensions";
+  if (outputs == 2 && p.C < kWinogradTerms2) return "sums of fewer than 8 channels leave too much of the points' error";
+  if (outputs == 4 && p.C < kWinogradTerms4)
+    return "sums of fewer than 24 channels leave too much of the points' error";
+  // What a task takes stays below two megabytes.
+  if (least_tiles(m) * (outputs + 2) * (outputs + 2) * p.C * p.item_size > m.l2 * 9 / 8)
+    return "the points of a task's tiles would not fit the cache";
+  return nullptr;
 }
 
 // The outputs of a tile along an axis, or 0.
-int32_t choose_winograd(const Problem& p, const Machine& m) {
+int32_t choose_winograd(const Problem& p, const Machine& m, Role role, double direct) {
   if (!suits_winograd(p)) return 0;
   if (p.algorithm == Algorithm::winograd2) return 2;
   if (p.algorithm == Algorithm::winograd4) return 4;
-  if (p.algorithm != Algorithm::automatic || p.C < kWinogradTerms2) return 0;
-  const double vectors = static_cast<double>((p.K + m.lanes - 1) / m.lanes);
-  double best = kWinogradGain * 9 * static_cast<double>(p.out[1] * p.out[2] * p.C) * vectors;
+  if (p.algorithm != Algorithm::automatic) return 0;
+  double best = kWinogradGain * (direct > 0 ? direct : dense_cost(p, m, role));
   int32_t outputs = 0;
   for (const int32_t o : {2, 4}) {
-    if (o == 4 && p.C < kWinogradTerms4) continue;
-    // What a task takes stays below two megabytes.
-    if (least_tiles(m) * (o + 2) * (o + 2) * p.C * p.item_size > m.l2 * 9 / 8) continue;
+    if (winograd_obstacle(p, m, o)) continue;
     const double cost = winograd_cost(p, m, o);
     if (cost < best) best = cost, outputs = o;
   }
   return outputs;
 }
 
+// What keeps a way from a product, or null.
+const char* obstacle(const Problem& p, const Machine& m, Way way) {
+  const bool depthwise = p.C == 1 && p.K == 1;
+  const int64_t T = p.filter[0] * p.filter[1] * p.filter[2], pixels = p.out[0] * p.out[1] * p.out[2];
+  if (T == 0 || pixels == 0) return "there is nothing to add up";
+  if (way != Way::model && suits_groups(p, m)) return "groups of a few channels have a kernel of their own";
+  switch (way) {
+    case Way::model: return nullptr;
+    case Way::rows:
+      if (!depthwise || p.channels_last) return nullptr;
+      if (p.phases == 1 && !p.padded_zeros) return "padding other than zeros is not turned";
+      return may_turn(p, m) ? nullptr : "the columns are neighbours in memory";
+    case Way::columns:
+      if (depthwise && !p.channels_last && p.phases > 1 && may_turn(p, m))
+        return "the products write between each other's pixels";
+      if (!p.channels_last) return depthwise || pixels > 1 ? nullptr : "a single pixel has no columns";
+      if (depthwise) return p.groups <= m.lanes ? nullptr : "the channels are neighbours in memory";
+      return p.groups > 1 && p.C <= 2 * kThinGroup && p.K <= 2 * kThinGroup ? nullptr
+                                                                            : "the channels are neighbours in memory";
+    case Way::fft:
+      if (!depthwise) return "serves layers of one channel in and out a group";
+      if (!transforms(p)) return "serves stride 1, in one or two dimensions";
+      return T >= kFftTaps ? nullptr : "the filter has fewer than 64 taps";
+    case Way::winograd2:
+    case Way::winograd4:
+      return depthwise ? "serves more than one channel a group"
+                       : winograd_obstacle(p, m, way == Way::winograd2 ? 2 : 4);
+  }
+  return "not known";
+}
+
+Way tuned_way(const Problem& p, const Machine& m) {
+  const bool any = p.algorithm == Algorithm::automatic;
+  if (!m.tuned || !(any || p.algorithm == Algorithm::direct) || p.produced || p.part) return Way::model;
+  const auto found = m.tuned->ways.find(product_of(p, m));
+  if (found == m.tuned->ways.end()) return Way::model;
+  // Which of the direct sums it is to be, a call that asks for them does not say.
+  const Way way = found->second;
+  return (any || way == Way::rows || way == Way::columns) && !obstacle(p, m, way) ? way : Way::model;
+}
+
+std::vector<Candidate> candidates(const Problem& p, const Machine& m) {
+  const bool depthwise = p.C == 1 && p.K == 1;
+  std::vector<Candidate> all;
+  for (const Way way : {Way::rows, Way::columns, Way::fft, Way::winograd2, Way::winograd4}) {
+    Candidate& c = all.emplace_back();
+    c.way = way, c.obstacle = obstacle(p, m, way);
+    if (c.obstacle) continue;
+    const Role role = way == Way::columns || (way == Way::fft && !(p.channels_last && 2 * p.groups > m.lanes))
+                          ? Role::pixel_columns
+                          : Role::pixel_rows;
+    if (way == Way::fft)
+      choose_fft(p, m, role, &c.cost);
+    else if (way == Way::winograd2 || way == Way::winograd4)
+      c.cost = winograd_cost(p, m, way == Way::winograd2 ? 2 : 4);
+    else
+      c.cost = depthwise ? direct_cost(p, m, role) : dense_cost(p, m, role);
+    // A group's, so far; those of a depthwise product are counted together.
+    if (!depthwise) c.cost *= static_cast<double>(p.groups);
+  }
+  return all;
+}
+
 Choice choose(const Problem& p, const Machine& m) {
-  if (p.C == 1 && p.K == 1 && !p.produced) return choose_depthwise(p, m);
+  const Way way = m.tuned ? tuned_way(p, m) : Way::model;
+  if (p.C == 1 && p.K == 1 && !p.produced) return choose_depthwise(p, m, way);
   if (suits_groups(p, m)) return choose_groups(p);
   Choice c{};
   const int64_t T = p.filter[0] * p.filter[1] * p.filter[2];
   const int64_t pixels = p.out[0] * p.out[1] * p.out[2];
-  // Planar images: a long reduction pays for transposing the input and the output, once each, on the way; packing
-  // columns costs a copy for every tap. A single pixel has no columns.
-  // Without taps to pay for, it still wins where the columns are few or a stride would take the image apart.
   const bool strided = p.stride[0] * p.stride[1] * p.stride[2] > 1;
-  const bool short_rows = p.out[2] < kShortRow;
-  const bool enough = p.out[2] < kTinyRow ? true
-                      : short_rows        ? p.C >= kLongRowImage / 2
-                                          : p.C >= kLongRowImage && p.K >= kLongRowOutputs;
-  const bool transpose =
-      pixels == 1 || (enough && p.C * T >= kTransposeTerms && (T > 1 || strided || pixels < kFewPixels));
-  // A group of few channels fills neither the vectors of a panel of weights nor a run of the reduction: pixels do.
-  const bool thin = (p.groups > 1 || (!p.channels_last && p.out[2] >= kTinyRow)) && T > 1 && p.C <= kThinGroup &&
-                    p.K <= kThinGroup && pixels >= 64;
-  const int32_t winograd = choose_winograd(p, m);
-  c.role = winograd || (!thin && (p.channels_last || transpose)) ? Role::pixel_rows : Role::pixel_columns;
+  const int64_t few = p.groups == 1 ? kThinGroup
+                      : strided     ? kThinGroup / 2
+                                    : std::min<int64_t>(kThinGroup, m.lanes / 2);
+  const bool thin =
+      (p.groups > 1 || (!p.channels_last && p.out[2] >= kTinyRow)) && T > 1 && p.C <= few && p.K <= few && pixels >= 64;
+  double cost = 0;
+  const bool rows =
+      way == Way::rows || (way == Way::model && !thin && (p.channels_last || transposing_pays(p, m, &cost)));
+  const int32_t winograd = way == Way::model
+                               ? choose_winograd(p, m, rows ? Role::pixel_rows : Role::pixel_columns, cost)
+                           : way == Way::winograd2 ? 2
+                           : way == Way::winograd4 ? 4
+                                                   : 0;
+  c.role = winograd || rows ? Role::pixel_rows : Role::pixel_columns;
   c.passed_over = thin              ? "pixel rows: a group has too few channels to fill a vector"
                   : p.channels_last ? "pixel columns: the channels are neighbours in memory, the columns are not"
-                  : transpose       ? "pixel columns: the reduction is long enough to pay for transposing the image"
-                                    : "pixel rows: the columns are neighbours in memory, and the reduction is short";
+                  : rows            ? "pixel columns: packing every tap costs more than transposing the image"
+                                    : "pixel rows: transposing the image costs more than packing the columns";
 
   const int64_t terms = reduction_terms(m, p.item_size), line = 64 / p.item_size;
   if (c.role == Role::pixel_rows) {
@@ -409,6 +578,7 @@ Choice choose(const Problem& p, const Machine& m) {
       c.passed_over += winograd == 2 ? "\nwinograd4: more points to make and to read than outputs"
                                      : "\nwinograd2: more multiplications";
   }
+  if (way != Way::model) c.passed_over = kMeasured;
   c.move_residual =
       p.has_residual && !(c.role == Role::pixel_rows ? p.residual_channels_unit : p.residual_columns_unit);
   return c;

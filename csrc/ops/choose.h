@@ -5,12 +5,14 @@
 // the strides, only the memory order of the layer (channels or columns innermost) decides the role; the others decide
 // what has to be copied, which leaves the bits as they are.
 #pragma once
+#include <atomic>
 #include <cstdint>
 #include <string>
 #include <vector>
 
 #include "fastconv/conv.h"
 #include "fastconv/runtime.h"
+#include "fastconv/tune.h"
 #include "ops/shape.h"
 
 namespace fastconv::ops {
@@ -21,11 +23,17 @@ enum class Role : int32_t {
   pixel_columns,  // rows are output channels, columns are pixels: the panel holds packed pixels
 };
 
+struct TuneTable;  // ops/tune.h
+
 struct Machine {
   Isa isa;
   int32_t lanes, max_vectors, tile_rows[5];
   int64_t l1, l2;
+  const TuneTable* tuned;  // null: the model chooses
 };
+
+// The table that calls made now take; null, unless the user has named a file of measurements.
+extern constinit std::atomic<const TuneTable*> used_table;
 
 // What choose() may know of a product. Strides enter only as facts about neighbours in memory.
 struct Problem {
@@ -88,6 +96,10 @@ Machine current_machine(DType dtype);
 Problem describe(const DenseJob& job, int64_t item_size, bool channels_last, bool mapped, Algorithm algorithm,
                  int64_t phases = 1);
 Choice choose(const Problem& problem, const Machine& machine);
+// What the machine's table says of a product, where that is admitted; Way::model elsewhere.
+Way tuned_way(const Problem& problem, const Machine& machine);
+// All ways with their estimated costs, for explain() and for those who measure.
+std::vector<Candidate> candidates(const Problem& problem, const Machine& machine);
 
 // Pieces of a reduction over C channels and T taps of about `terms` terms each. Channels are outermost; taps are split
 // only where one channel's taps alone are too many (then channels_apart limits the channels a piece may join).

@@ -9,14 +9,15 @@ from . import _core
 if (_reason := _core.isa_environment_error()) is not None:
     raise ImportError(f"fastconv cannot run: {_reason}")
 
-from . import cuda, functional
+from . import cuda, functional, tuning
+from .explanation import Explanation, explain
 from .functional.conv import *  # noqa: F403
 from .functional.elementwise import *  # noqa: F403
 from .functional.inverted import *  # noqa: F403
 from .functional.norm import *  # noqa: F403
 from .functional.pool import *  # noqa: F403
 from .functional.separable import *  # noqa: F403
-from .plan import Explanation, InvertedResidualPlan, Plan, SeparablePlan, explain, plan
+from .plan import InvertedResidualPlan, Plan, SeparablePlan, plan
 from .runtime import (
     available_isas,
     cache_info,
@@ -32,6 +33,9 @@ from .runtime import (
     show_config,
     workspace_info,
 )
+from .tuning import TuneFileError, clear_tune_file, load_tune_file
+
+tuning._load_named()
 
 __version__: str = _core.build_info()["version"]
 
@@ -40,9 +44,11 @@ __all__ = [
     "InvertedResidualPlan",
     "Plan",
     "SeparablePlan",
+    "TuneFileError",
     "available_isas",
     "cache_info",
     "clear_cache",
+    "clear_tune_file",
     "cuda",
     "explain",
     "flush_denormals",
@@ -50,12 +56,14 @@ __all__ = [
     "get_isa",
     "get_num_threads",
     "isa",
+    "load_tune_file",
     "num_threads",
     "plan",
     "set_cache_limit",
     "set_isa",
     "set_num_threads",
     "show_config",
+    "tuning",
     "workspace_info",
 ]
 __all__ += functional.__all__

@@ -9,25 +9,6 @@ from pathlib import Path
 from typing import Any
 
 
-def _shape(text: str) -> tuple[int, ...]:
-    try:
-        shape = tuple(int(part) for part in text.replace("x", ",").split(","))
-    except ValueError:
-        shape = ()
-    if not shape or min(shape) < 0:
-        raise argparse.ArgumentTypeError(f"{text!r} must be numbers with commas between, such as 1,64,56,56")
-    return shape
-
-
-def _one_or_more(text: str) -> int | tuple[int, ...]:
-    shape = _shape(text)
-    return shape[0] if len(shape) == 1 else shape
-
-
-def _padding(text: str) -> Any:
-    return text if text in ("valid", "same", "same_lower") else _one_or_more(text)
-
-
 class _Version(argparse.Action):
     """Imports the package only when it is asked for."""
 
@@ -42,7 +23,8 @@ class _Version(argparse.Action):
 
 
 def _parser() -> argparse.ArgumentParser:
-    from fastconv.bench import cli
+    from fastconv import _explain
+    from fastconv.bench import cli, tune
 
     parser = argparse.ArgumentParser(prog="fastconv", description="Convolution kernels for NumPy arrays.")
     parser.add_argument("--version", action=_Version, help="print the version and stop")
@@ -66,16 +48,12 @@ def _parser() -> argparse.ArgumentParser:
     check.set_defaults(run=_check)
 
     explain = commands.add_parser("explain", help="print how a call would be computed")
-    explain.add_argument("op", help="conv1d, conv2d, conv3d, conv_transpose1d, ..., linear")
-    explain.add_argument("--input", type=_shape, required=True, metavar="N,C,...", help="shape, axes as in --layout")
-    explain.add_argument("--weight", type=_shape, required=True, metavar="K,C,...")
-    for name, kind in (("stride", _one_or_more), ("padding", _padding), ("dilation", _one_or_more)):
-        explain.add_argument(f"--{name}", type=kind)
-    explain.add_argument("--output-padding", type=_one_or_more)
-    explain.add_argument("--groups", type=int)
-    explain.add_argument("--layout")
-    explain.add_argument("--dtype", choices=("float32", "float64"), default="float32")
-    explain.set_defaults(run=_explain)
+    _explain.add_arguments(explain)
+    explain.set_defaults(run=_explain.main)
+
+    tuner = commands.add_parser("tune", help="measure which algorithm is the fastest, and write it to a file")
+    tune.add_arguments(tuner)
+    tuner.set_defaults(run=tune.main)
     return parser
 
 
@@ -102,22 +80,6 @@ def _check(arguments: argparse.Namespace) -> int:
     from fastconv._check import main as run
 
     return run(arguments.op, arguments.isa)
-
-
-def _explain(arguments: argparse.Namespace) -> int:
-    import numpy as np
-
-    import fastconv
-
-    names = ("stride", "padding", "dilation", "output_padding", "groups", "layout")
-    options = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
-    weight = np.zeros(arguments.weight, arguments.dtype)
-    try:
-        print(fastconv.explain(arguments.op, arguments.input, weight, **options))
-    except (TypeError, ValueError) as error:
-        print(f"fastconv explain: {error}", file=sys.stderr)
-        return 2
-    return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -124,6 +124,23 @@ def conv_decide(
     input_gate: _Array | None,
     /,
 ) -> dict[str, Any]: ...
+def conv_products(
+    spec: ConvSpec,
+    pass_: int,
+    x: _Array | _Shape,
+    weight: _Array | _Shape,
+    y: _Array | _Shape | None,
+    bias: _Array | None,
+    scale: _Array | None,
+    shift: _Array | None,
+    residual: _Array | None,
+    input_scale: _Array | None,
+    input_shift: _Array | None,
+    input_gate: _Array | None,
+    /,
+) -> list[tuple[tuple[Any, ...], str, bool, list[tuple[str, float, str | None]]]]: ...
+def make_tune_table(products: list[Any]) -> int: ...
+def use_tune_table(table: int) -> int: ...
 def output_shape(spec: ConvSpec, x_shape: _Shape, weight_shape: _Shape, /) -> _Shape: ...
 
 @final

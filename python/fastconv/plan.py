@@ -1,35 +1,27 @@
-"""Plans, which prepare a layer once, and `explain`, which says how a call would be computed.
-
-Both show the same decision that drives execution; neither decides anything itself.
-"""
+"""Plans, which prepare a layer once. They show the decision that drives execution, and decide nothing themselves."""
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from . import _args, _core, _verbose, functional
 from ._args import Array, Shape
+from ._args import admission as _admission
 from ._args import inverted as _inverted
 from ._args import separable as _separable
 
-__all__ = ["Explanation", "InvertedResidualPlan", "Plan", "SeparablePlan", "explain", "plan"]
+__all__ = ["InvertedResidualPlan", "Plan", "SeparablePlan", "plan"]
 
 _FORWARD_OPS = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear")
 _SEPARABLE_OPS = ("separable_conv1d", "separable_conv2d")
 _INVERTED_OP = "inverted_residual"
 # What a plan is given when it is called.
 _CALL_ARGUMENTS = ("residual", "out")
-# The operands of which a shape will do for explain(), and those that are arrays or absent.
-_IMAGES = ("x", "weight", "dy")
-_VECTORS = ("bias", "scale", "shift", "residual", "input_scale", "input_shift", "input_gate")
-_PASSES = {"": 0, "_backward_input": 1, "_backward_weight": 2}
 
 
 def _bind(op: str, arguments: tuple[Any, ...], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -487,6 +479,10 @@ def plan(op: str, x: Array | Sequence[int], weight: Array | None, *operands: Arr
     else:
         output_shape = _args.check_forward(spec, like)
         x_like, packed = x, vectors
+        # The decision of any call: a plan takes the same one with a residual and without.
+        operands_like = [packed[name] for name in ("bias", "scale", "shift")]
+        operands_like += [None, *(packed[name] for name in ("input_scale", "input_shift")), None]
+        spec = _admission.admitted(spec, 0, x_like, weight, None, operands_like, arguments.get("max_error"))
     try:
         core = _core.conv_plan(
             spec,
@@ -514,173 +510,4 @@ def plan(op: str, x: Array | Sequence[int], weight: Array | None, *operands: Arr
         _vectors={
             name: np.broadcast_to(np.zeros((), a.dtype), a.shape) for name, a in vectors.items() if a is not None
         },
-    )
-
-
-# ---------------------------------------------------------------------------------------------------- explain
-
-
-@dataclasses.dataclass(frozen=True)
-class Explanation:
-    """How a call is computed. Made by `explain`; str() gives a readable text, as_dict() plain values.
-
-    Attributes:
-        op: the function of `fastconv.functional`.
-        shapes: of its operands and its result, by name.
-        dtype: of all of them.
-        threads: how many a call made now would use at most.
-        flops: multiplications and additions, two a multiply-add.
-        bytes: the least traffic: every operand read and the result written once.
-        decision: algorithm, role (which operand of the tile is broadcast), isa, tile_rows, tile_columns,
-            reduction_block, channel_block, pixel_block, workspace_per_thread and packed_weight_bytes (bytes),
-            error_bound (the proven c of |y - y64| <= c * eps * conv(|x|, |weight|)), and passed_over, the other
-            candidates with the reason. A weight gradient sums over pixels: role says how their inputs are packed ("by
-            rows" or "by slab"), reduction_block is a run of pixels, channel_block the input channels and pixel_block
-            the pixels of an image that a task goes through, and packed_weight_bytes are those of a second gradient in
-            another order, where one is made. Of a depthwise layer role says what a vector holds ("lanes of channels"
-            or "lanes of pixels"), the tile is one vector, reduction_block the taps (of a weight gradient a run of
-            pixels), channel_block and pixel_block are what a task of a single thread goes through. Where algorithm is
-            "fft", lanes are channels or tiles, the tile is what one transform covers, pixel_block the outputs of it,
-            packed_weight_bytes are the spectra, and error_bound is that of |y - y64| <= c * eps * |x| * |weight|,
-            2-norms over two tiles and the filter. Where it is "winograd2" or "winograd4", reduction_block and
-            channel_block are the channels of a piece of the sum, pixel_block the outputs of a task's tiles, and
-            error_bound belongs to the largest conv(|x|, |weight|) of a tile's pixels and of two around it.
-    """
-
-    op: str
-    shapes: Mapping[str, Shape]
-    dtype: np.dtype[Any]
-    threads: int
-    flops: float
-    bytes: float
-    decision: Mapping[str, Any]
-
-    @property
-    def intensity(self) -> float:
-        """Arithmetic intensity, flops a byte."""
-        return self.flops / self.bytes if self.bytes else math.inf
-
-    def roofline(self, peak_flops: float, bandwidth: float) -> float:
-        """The share of the peak (in flop/s) that the memory bandwidth (in bytes/s) lets the call reach, at most 1.
-
-        Source: Williams, Waterman and Patterson, "Roofline", Communications of the ACM 52 (4), 2009.
-        """
-        return min(1.0, self.intensity * bandwidth / peak_flops)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain Python values, fit for JSON."""
-        return {
-            "op": self.op,
-            "shapes": {name: list(shape) for name, shape in self.shapes.items()},
-            "dtype": str(self.dtype),
-            "threads": self.threads,
-            "flops": self.flops,
-            "bytes": self.bytes,
-            "intensity": self.intensity if self.bytes else None,
-            "decision": dict(self.decision),
-        }
-
-    def __str__(self) -> str:
-        d = self.decision
-        operands = ", ".join(f"{name} {shape}" for name, shape in self.shapes.items())
-        scale = "conv(|x|, |weight|)"
-        if d["algorithm"] == "fft":
-            scale = "|tile of x| * |weight| (2-norms)"
-        elif d["algorithm"].startswith("winograd"):
-            scale = f"max {scale} about a tile"
-        lines = [
-            f"{self.op}: {operands}, {self.dtype}",
-            f"  algorithm   {d['algorithm']} on {d['isa']}, {d['role']}, tile {d['tile_rows']} x {d['tile_columns']}",
-            f"  blocks      {d['reduction_block']} terms, {d['channel_block']} channels, "
-            f"{d['pixel_block']} pixels a task",
-            f"  threads     at most {self.threads}",
-            f"  memory      {d['workspace_per_thread']} bytes of scratch a thread, "
-            f"{d['packed_weight_bytes']} bytes of packed weights",
-            f"  work        {self.flops:.4g} flops, {self.bytes:.4g} bytes, {self.intensity:.3g} flops a byte",
-            f"  error       at most {d['error_bound']:.4g} * eps * {scale}",
-        ]
-        passed_over = [line for line in str(d["passed_over"]).splitlines() if line]
-        lines += [f"  {'passed over' if i == 0 else '           '} {line}" for i, line in enumerate(passed_over)]
-        return "\n".join(lines)
-
-
-def explain(op: str, *operands: Any, **options: Any) -> Explanation:
-    """How `functional.<op>(*operands, **options)` would be computed; nothing is.
-
-    Args:
-        op: a forward function ("conv2d", "conv_transpose1d", "linear", ...) or one of its gradients, such as
-            "conv2d_backward_input" and "conv2d_backward_weight".
-        *operands: as the function takes them. x, weight and dy may be shapes, in float32 or the dtype of the arrays.
-        **options: its keyword arguments; out and accumulate have no effect.
-
-    Returns:
-        The explanation, with the decision that the call would take.
-
-    Raises:
-        ValueError: a value or a shape does not fit, or op is not known.
-        TypeError: an operand is no array of float32 or float64, or an option is not one of the function's.
-    """
-    ops = [base + suffix for base in _FORWARD_OPS for suffix in _PASSES]
-    if op not in ops:
-        raise ValueError(f"op (={op!r}) must be one of {', '.join(map(repr, ops))}")
-    arguments = _bind(op, operands, options)
-    spec = _spec(op, arguments)
-    dtype = next((arguments[n].dtype for n in _IMAGES if isinstance(arguments.get(n), np.ndarray)), np.dtype("float32"))
-    arrays = {name: _like(arguments[name], name, dtype) for name in (*_IMAGES, *_VECTORS) if name in arguments}
-    call = _call(op, spec, arguments, arrays)
-    try:
-        decision = _core.conv_decide(spec, call.which, call.x, call.weight, call.y, *call.vectors)
-    except _core.Refused as refusal:
-        raise _args.decision_error(refusal, op, spec) from None
-    shapes = {name: _shape(arguments[name]) for name in _IMAGES if name in arguments}
-    shapes[("y", "dx", "dw")[call.which]] = call.result
-    return Explanation(
-        op=op,
-        shapes=MappingProxyType(shapes),
-        dtype=dtype,
-        threads=_core.num_threads(),
-        flops=decision.pop("flops"),
-        bytes=decision.pop("bytes"),
-        decision=MappingProxyType(decision),
-    )
-
-
-class _Call(NamedTuple):
-    """The arguments of `_core.conv_decide`, and the shape of the result."""
-
-    which: int
-    x: Array | Shape
-    weight: Array | Shape
-    y: Array | Shape | None
-    vectors: list[Array | None]
-    result: Shape
-
-
-def _call(op: str, spec: _core.ConvSpec, arguments: Mapping[str, Any], arrays: Mapping[str, Any]) -> _Call:
-    """Check everything; `arguments` are the user's, `arrays` the same with arrays in place of shapes."""
-    base, separator, rest = op.partition("_backward")
-    which = _PASSES[separator + rest]
-    vectors = {name: arrays.get(name) for name in _VECTORS}
-    x: Any = arguments.get("x")
-    weight: Any = arguments.get("weight")
-    dy: Any = arguments.get("dy")
-    if base != "linear":
-        if which == 0:
-            return _Call(which, x, weight, None, [*vectors.values()], _args.check_forward(spec, arrays))
-        if which == 1:
-            shape = _args.check_backward_input(spec, arrays, arguments["input_shape"], False)
-            return _Call(which, shape, weight, dy, [*vectors.values()], shape)
-        shape = _args.check_backward_weight(spec, arrays, arguments["weight_shape"], False)
-        return _Call(which, x, shape, dy, [*vectors.values()], shape)
-    shape = _args.check_linear(arrays) if which == 0 else _args.check_linear_backward(arrays, False)
-    rows = math.prod((arrays["x"] if which == 0 else arrays["dy"]).shape[:-1])
-    if vectors["residual"] is not None:
-        vectors["residual"] = _linear_view(vectors["residual"], rows)
-    return _Call(
-        which,
-        _linear_view(shape if which == 1 else x, rows),
-        (*shape, 1) if which == 2 else weight[:, :, None] if isinstance(weight, np.ndarray) else (*weight, 1),
-        None if which == 0 else _linear_view(dy, rows),
-        [*vectors.values()],
-        shape,
     )

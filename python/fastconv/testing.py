@@ -287,7 +287,7 @@ def reference_with_bound(
     function: Callable[..., Array] = getattr(reference, op)
     dtype = arrays[0].dtype
     taken = "direct" if parsed.family == "inverted_residual" else _algorithm_of(parsed, op, arrays, options)
-    options = {k: _double(v) for k, v in options.items() if k not in ("out", "accumulate", "algorithm")}
+    options = {k: _double(v) for k, v in options.items() if k not in ("out", "accumulate", "algorithm", "max_error")}
     doubles = [_double(a) for a in arrays]
     magnitudes = [np.abs(a) if isinstance(a, np.ndarray) else a for a in doubles]
     if parsed.gradient:
@@ -621,6 +621,8 @@ def _option_values(rank: int, family: str, gradient: str) -> dict[str, Sequence[
         "out": (None, "contiguous") if gradient in ("weight", "bias") else (None, "contiguous", "reordered", "strided"),
         # "fft" serves few of the cases: tests/test_fft.py has its own.
         "algorithm": ("auto", "direct"),
+        # Far above all direct sums here, and below most of Winograd's bounds.
+        "max_error": (None, 3000.0),
         "accumulate": (None, "all") if gradient == "all" else yes_no,
         "needs": (("input", "weight", "bias"), ("input",), ("weight", "bias"), ("bias", "input")),
     }

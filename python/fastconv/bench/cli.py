@@ -66,8 +66,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     output = parser.add_argument_group("output")
     output.add_argument("--json", metavar="FILE", type=Path, help="write everything measured to this file")
     output.add_argument("--show", metavar="FILE", type=Path, help="print the tables of an earlier --json file and stop")
-    output.add_argument("--report", action="store_true", help="write the README's results from the JSON files and stop")
+    output.add_argument(
+        "--report",
+        metavar="DIR",
+        type=Path,
+        nargs="?",
+        const=Path(),
+        help="write the README's results from the JSON files and, where DIR is given, a page with pictures to it; stop",
+    )
     output.add_argument("--readme", type=Path, default=Path("README.md"), help=argparse.SUPPRESS)
+    output.add_argument("--design", type=Path, default=Path("docs/design.md"), help=argparse.SUPPRESS)
     output.add_argument("--results", type=Path, default=Path("bench/results"), help=argparse.SUPPRESS)
 
 
@@ -129,7 +137,7 @@ def main(arguments: argparse.Namespace) -> int:
     try:
         return _main(arguments)
     except ModuleNotFoundError as error:
-        if error.name and error.name.split(".")[0] in ("rich", "sklearn", "PIL"):
+        if error.name and error.name.split(".")[0] in ("rich", "sklearn", "PIL", "matplotlib"):
             print(NEEDS_EXTRA.format(name=error.name.split(".")[0]), file=sys.stderr)
             return 2
         raise
@@ -144,10 +152,8 @@ def main(arguments: argparse.Namespace) -> int:
 def _main(arguments: argparse.Namespace) -> int:
     from fastconv.bench import report
 
-    if arguments.report:
-        changed = report.rewrite_readme(arguments.readme, arguments.results)
-        print(f"{arguments.readme}: {'results written' if changed else 'up to date'}")
-        return 0
+    if arguments.report is not None:
+        return _report(arguments)
     import rich.console
 
     wide = rich.console.Console(width=None if sys.stdout.isatty() else 190)
@@ -202,13 +208,36 @@ def _main(arguments: argparse.Namespace) -> int:
     return 1 if any(name.startswith("fastconv") for _, name, _ in run.failures(document)) else 0
 
 
+def _report(arguments: argparse.Namespace) -> int:
+    from fastconv.bench import report
+
+    # A directory that has no README, as beside an installed package, may still have results to draw.
+    choices = report.choices(arguments.results)
+    if arguments.report == Path() or arguments.readme.exists():
+        changed = report.rewrite_readme(arguments.readme, arguments.results)
+        print(f"{arguments.readme}: {'results written' if changed else 'up to date'}")
+        if arguments.design.exists():
+            inner = report.choice_markdown(choices)
+            changed = report.rewrite(arguments.design, report.CHOICE_BEGIN, report.CHOICE_END, inner)
+            print(f"{arguments.design}: {'figures written' if changed else 'up to date'}")
+    if arguments.report != Path():
+        from fastconv.bench import page
+
+        documents = report.sessions(arguments.results)
+        if not documents and not choices:
+            raise ValueError(f"{arguments.results}: no results to draw")
+        count = page.write(arguments.report, documents, choices)
+        print(f"{arguments.report / 'index.html'}: {len(documents)} sessions, {count} pictures beside it")
+    return 0
+
+
 def _command(arguments: argparse.Namespace) -> str:
     """The options that differ from the defaults, without the paths of this machine."""
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     parts = []
     for name, value in sorted(vars(arguments).items()):
-        paths = ("json", "show", "readme", "results", "peer_python", "run", "command")
+        paths = ("json", "show", "readme", "design", "results", "peer_python", "run", "command")
         if name in paths or value in (None, False) or value == parser.get_default(name):
             continue
         parts.append(f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}"))

@@ -19,6 +19,10 @@ Row = dict[str, Any]
 Document = dict[str, Any]
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+CHOICE_BEGIN, CHOICE_END = "<!-- choice:begin -->", "<!-- choice:end -->"
+# Accounts of the choice lie beside the sessions.
+CHOICE_FILES = "choice-*.json"
+CHOICE_SCHEMA = "choice 1"
 SHORT = {
     "numpy": "NumPy",
     "torch": "torch",
@@ -374,16 +378,93 @@ def _versions(document: Document) -> str:
     return ", ".join(f"{name} {version}" for name, version in found.items())
 
 
+def sessions(directory: Path) -> list[tuple[str, Document]]:
+    """(name, session) of every file of the directory that holds one."""
+    paths = sorted(set(directory.glob("*.json")) - set(directory.glob(CHOICE_FILES)))
+    return [(path.stem, read(path)) for path in paths]
+
+
+def choices(directory: Path) -> list[tuple[str, Document]]:
+    """(name, account of the choice) of every file of the directory that holds one."""
+    found = []
+    for path in sorted(directory.glob(CHOICE_FILES)):
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path}: not JSON: {error}") from error
+        if not isinstance(document, dict) or document.get("schema") != CHOICE_SCHEMA:
+            raise ValueError(f"{path}: not an account of the choice (schema {CHOICE_SCHEMA!r})")
+        found.append((path.stem, document))
+    return found
+
+
+CHOICE_HEAD = ("layers", "machine", "what", "with a choice", "near", "near of all", "95th percentile", "worst")
+# Of the command that an account is from: the layers that it is of.
+_CHOSEN = {"all": "tables", "net": "{}", "seeded": "seeded {}", "seed": "seed {}", "max-gflop": "up to {} GFLOP"}
+_CHOSEN |= {"dtype": "{}", "direction": "{}", "layout": "{}"}
+
+
+def _chosen(command: str) -> str:
+    """What was measured, in a few words."""
+    options = [part.split(maxsplit=1) for part in f" {command}".split(" --")[1:]]
+    named = {name: value[0].strip() if value else "" for name, *value in options}
+    return ", ".join(words.format(named[name]) for name, words in _CHOSEN.items() if name in named)
+
+
+CHOICE_TITLES = {
+    "layer": "plan and plain call",
+    "algorithms": "of these with Winograd or FFT",
+    "plan": "plans by themselves",
+    "plain": "plain calls by themselves",
+}
+
+
+def choice_rows(documents: Sequence[tuple[str, Document]]) -> Iterator[list[str]]:
+    """The cells of a table under CHOICE_HEAD."""
+    for _, document in documents:
+        s = document["summary"]
+        machine = f"{document['machine']['cpu']}, {document['isa']}, {document['threads']}t"
+        for key, title in CHOICE_TITLES.items():
+            if key not in s:
+                continue
+            v = s[key]
+            whole = f"{v['of_all']:.1%}" if "of_all" in v else ""
+            cost = [f"+{v[name] - 1:.0%}" for name in ("p95", "worst")]
+            yield [_chosen(document["command"]), machine, title, str(v["measured"]), f"{v['near']:.1%}",
+                   whole, *cost]  # fmt: skip
+
+
+def choice_markdown(documents: Sequence[tuple[str, Document]]) -> str:
+    """The account of the choice as it stands in the docs."""
+    if not documents:
+        return "Not measured yet: `python -m fastconv tune --all --report bench/results/choice-NAME.json`.\n"
+    lines = ["| " + " | ".join(CHOICE_HEAD) + " |", "|---|---|---|" + "---:|" * (len(CHOICE_HEAD) - 3)]
+    lines += ["| " + " | ".join(row) + " |" for row in choice_rows(documents)]
+    left = [f"{_chosen(d['command'])}: {len(d['left_out'])}" for _, d in documents if d["left_out"]]
+    lines.append("")
+    text = (
+        "Near: within 5 % of the fastest way, of the layers (in a memory order) that have a choice, and of all. The "
+        "last two columns: what the model's choice takes more than the fastest way."
+    )
+    if left:
+        text += f" Layers left out for their size: {'; '.join(left)}."
+    return "\n".join([*lines, text]) + "\n"
+
+
 def rewrite_readme(readme: Path, directory: Path) -> bool:
     """Put the results of directory/*.json between the README's marks. True where the file has changed."""
-    text = readme.read_text(encoding="utf-8")
-    if len(re.findall(re.escape(BEGIN), text)) != 1 or text.find(END) < text.find(BEGIN):
-        raise ValueError(f"{readme}: needs one {BEGIN} and, after it, {END}")
-    documents = [read(path) for path in sorted(directory.glob("*.json"))]
-    before, rest = text.split(BEGIN, 1)
-    after = rest.split(END, 1)[1]
-    new = f"{before}{BEGIN}\n{markdown(documents)}{END}{after}"
+    return rewrite(readme, BEGIN, END, markdown([document for _, document in sessions(directory)]))
+
+
+def rewrite(path: Path, begin: str, end: str, inner: str) -> bool:
+    """Put a text between two marks of a file. True where the file has changed."""
+    text = path.read_text(encoding="utf-8")
+    if len(re.findall(re.escape(begin), text)) != 1 or text.find(end) < text.find(begin):
+        raise ValueError(f"{path}: needs one {begin} and, after it, {end}")
+    before, rest = text.split(begin, 1)
+    after = rest.split(end, 1)[1]
+    new = f"{before}{begin}\n{inner}{end}{after}"
     if new == text:
         return False
-    readme.write_text(new, encoding="utf-8")
+    path.write_text(new, encoding="utf-8")
     return True

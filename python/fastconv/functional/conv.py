@@ -41,11 +41,15 @@ Where the padding copies elements (reflect, replicate, circular) their gradients
   an error bound element by element and are exact on small integers. "winograd2" and "winograd4" (tiles of 2 x 2 and 4
   x 4 outputs; Lavin and Gray, arXiv:1509.09308) serve two-dimensional layers of kernel size 3 x 3, stride 1 and
   dilation 1; their error is relative to the largest sum of absolute terms about a tile, and tiles that come out with
-  a NaN or an infinity are computed directly. "auto" takes them where they are clearly faster. "fft" serves layers
-  with one channel in and out a group, of stride 1 (a transposed convolution, and the input gradient of a plain one,
-  of any stride), in one or two dimensions (in three, of kernel depth 1); its error is relative to the norm of the
-  tile of x and of the filter, and tiles that hold a NaN or an infinity are computed directly. "auto" takes it for
-  large filters, where it is clearly faster.
+  a NaN or an infinity are computed directly. "auto" takes them where a model of costs, or a tune file, says that they
+  are faster. "fft" serves layers with one channel in and out a group, of stride 1 (a transposed convolution, and the
+  input gradient of a plain one, of any stride), in one or two dimensions (in three, of kernel depth 1); its error is
+  relative to the norm of the tile of x and of the filter, and tiles that hold a NaN or an infinity are computed
+  directly. "auto" takes it for large filters, where it is faster by the same.
+- `max_error` (where `algorithm` is taken): admits an algorithm only if the proven constant of its error bound, the
+  `error_bound` that `fastconv.explain` tells, is at most this number: in units of eps, relative to what that
+  algorithm's bound is relative to (above). "auto" goes on to the cheapest that is admitted; an error names the bounds
+  if none is.
 - `accumulate` (gradients): add to what `out` holds.
 """
 
@@ -57,6 +61,7 @@ from typing import NamedTuple
 
 from .. import _args, _core, _verbose
 from .._args import Activation, Array, Ints, Padding
+from .._args import admission as _admission
 
 if _verbose.enabled:
     from .._verbose import conv_backward as _core_backward
@@ -134,7 +139,11 @@ def _forward(
     input_shift: Array | None,
     input_gate: Array | None,
     out: Array | None,
+    max_error: float | None,
 ) -> Array:
+    if max_error is not None:
+        vectors = (bias, scale, shift, residual, input_scale, input_shift, input_gate)
+        spec = _admission.admitted(spec, 0, x, weight, None, vectors, max_error)
     try:
         return _core_forward(spec, x, weight, bias, scale, shift, residual, input_scale, input_shift, input_gate, out)
     except _core.Refused as refusal:
@@ -154,8 +163,16 @@ def _forward(
 
 
 def _backward_input(
-    spec: _core.ConvSpec, dy: Array, weight: Array, input_shape: Sequence[int], accumulate: bool, out: Array | None
+    spec: _core.ConvSpec,
+    dy: Array,
+    weight: Array,
+    input_shape: Sequence[int],
+    accumulate: bool,
+    out: Array | None,
+    max_error: float | None,
 ) -> Array:
+    if max_error is not None:
+        spec = _admission.admitted(spec, 1, input_shape, weight, dy, (None,) * 7, max_error)
     try:
         return _core_backward_input(spec, dy, weight, input_shape, accumulate, out)
     except _core.Refused as refusal:
@@ -187,6 +204,7 @@ def _backward(
     weight: Array,
     needs: Sequence[str],
     accumulate: ConvGradients | Mapping[str, Array] | None,
+    max_error: float | None,
 ) -> ConvGradients:
     reads = {"dy": dy, "x": x, "weight": weight}
     _args.check_types(reads)
@@ -199,7 +217,9 @@ def _backward(
     if shared is not None:
         return ConvGradients(*shared)
     return ConvGradients(
-        _backward_input(spec, dy, weight, x.shape, into[0] is not None, into[0]) if "input" in needs else None,
+        _backward_input(spec, dy, weight, x.shape, into[0] is not None, into[0], max_error)
+        if "input" in needs
+        else None,
         _backward_weight(spec, dy, x, weight.shape, into[1] is not None, into[1]) if "weight" in needs else None,
         _backward_bias(spec, dy, into[2] is not None, into[2]) if "bias" in needs else None,
     )
@@ -261,6 +281,7 @@ def conv1d(
     input_gate: Array | None = None,
     out: Array | None = None,
     algorithm: str = "auto",
+    max_error: float | None = None,
 ) -> Array:
     """1-D convolution: x (N, C, L), weight (K, C/groups, R), result (N, K, P).
 
@@ -269,7 +290,7 @@ def conv1d(
     spec = _args.conv_spec(
         1, False, stride, padding, 0, dilation, groups, padding_mode, layout, algorithm, activation, input_activation
     )
-    return _forward(spec, x, weight, bias, scale, shift, residual, input_scale, input_shift, input_gate, out)
+    return _forward(spec, x, weight, bias, scale, shift, residual, input_scale, input_shift, input_gate, out, max_error)
 
 
 def conv1d_backward_input(
@@ -286,13 +307,14 @@ def conv1d_backward_input(
     accumulate: bool = False,
     out: Array | None = None,
     algorithm: str = "auto",
+    max_error: float | None = None,
 ) -> Array:
     """The gradient of `conv1d` with respect to its input, of `input_shape`.
 
     `conv2d_backward_input` says the same of two dimensions, with every argument.
     """
     spec = _gradient_spec(1, False, stride, padding, 0, dilation, groups, padding_mode, layout, algorithm)
-    return _backward_input(spec, dy, weight, input_shape, accumulate, out)
+    return _backward_input(spec, dy, weight, input_shape, accumulate, out, max_error)
 
 
 def conv1d_backward_weight(
@@ -338,13 +360,14 @@ def conv1d_backward(
     padding_mode: str = "zeros",
     layout: str = "NCHW",
     algorithm: str = "auto",
+    max_error: float | None = None,
 ) -> ConvGradients:
     """Several gradients of `conv1d` in one call.
 
     `conv2d_backward` says the same of two dimensions, with every argument.
     """
     spec = _gradient_spec(1, False, stride, padding, 0, dilation, groups, padding_mode, layout, algorithm)
-    return _backward(spec, dy, x, weight, needs, accumulate)
+    return _backward(spec, dy, x, weight, needs, accumulate, max_error)
 
 
 def conv2d(
@@ -368,6 +391,7 @@ def conv2d(
     input_gate: Array | None = None,
     out: Array | None = None,
     algorithm: str = "auto",
+    max_error: float | None = None,
 ) -> Array:
     """2-D convolution with prologue and epilogue.
 
@@ -393,6 +417,7 @@ def conv2d(
         input_gate: (N, C) ((C,) without the batch), multiplies that: squeeze and excitation.
         out: (N, K, P, Q) in the axes of layout, any strides: where the result is written.
         algorithm: "auto", "direct", "winograd2", "winograd4" or "fft"; see the module's text.
+        max_error: admits only an algorithm whose `error_bound` (see `fastconv.explain`) is at most this; None: any.
 
     Returns:
         (N, K, P, Q) in the axes of layout, or (K, P, Q) for an x without the batch.
@@ -407,7 +432,7 @@ def conv2d(
     spec = _args.conv_spec(
         2, False, stride, padding, 0, dilation, groups, padding_mode, layout, algorithm, activation, input_activation
     )
-    return _forward(spec, x, weight, bias, scale, shift, residual, input_scale, input_shift, input_gate, out)
+    return _forward(spec, x, weight, bias, scale, shift, residual, input_scale, input_shift, input_gate, out, max_error)
 
 
 def conv2d_backward_input(
@@ -424,6 +449,7 @@ def conv2d_backward_input(
     accumulate: bool = False,
     out: Array | None = None,
     algorithm: str = "auto",
+    max_error: float | None = None,
 ) -> Array:
     """The gradient of `conv2d` with respect to its input.
 
@@ -442,6 +468,7 @@ def conv2d_backward_input(
         accumulate: add to what out holds; out is needed then.
         out: an array of input_shape, any strides: where the result is written.
         algorithm: "auto", "direct", "winograd2", "winograd4" or "fft".
+        max_error: admits only an algorithm whose `error_bound` (see `fastconv.explain`) is at most this; None: any.
 
     Returns:
         dx, of input_shape.
@@ -452,7 +479,7 @@ def conv2d_backward_input(
         MemoryError: there is no memory for the result.
     """
     spec = _gradient_spec(2, False, stride, padding, 0, dilation, groups, padding_mode, layout, algorithm)
-    return _backward_input(spec, dy, weight, input_shape, accumulate, out)
+    return _backward_input(spec, dy, weight, input_shape, accumulate, out, max_error)
 
 
 def conv2d_backward_weight(
@@ -519,6 +546,7 @@ def conv2d_backward(
     padding_mode: str = "zeros",
     layout: str = "NCHW",
     algorithm: str = "auto",
+    max_error: float | None = None,
 ) -> ConvGradients:
     """Several gradients of `conv2d` in one call.
 
@@ -538,6 +566,7 @@ def conv2d_backward(
         padding_mode: what the padding held.
         layout: the axes of dy and of x.
         algorithm: of the gradient of the input: "auto", "direct", "winograd2", "winograd4" or "fft".
+        max_error: of the gradient of the input: as there.
 
     Returns:
         ConvGradients(input, weight, bias), None where one is not needed.
@@ -548,7 +577,7 @@ def conv2d_backward(
         MemoryError: there is no memory for the result.
     """
     spec = _gradient_spec(2, False, stride, padding, 0, dilation, groups, padding_mode, layout, algorithm)
-    return _backward(spec, dy, x, weight, needs, accumulate)
+    return _backward(spec, dy, x, weight, needs, accumulate, max_error)
 
 
 def conv3d(
@@ -572,6 +601,7 @@ def conv3d(
     input_gate: Array | None = None,
     out: Array | None = None,
     algorithm: str = "auto",
+    max_error: float | None = None,
 ) -> Array:
     """3-D convolution: x (N, C, D, H, W), weight (K, C/groups, T, R, S), result (N, K, O, P, Q).
 
@@ -580,7 +610,7 @@ def conv3d(
     spec = _args.conv_spec(
         3, False, stride, padding, 0, dilation, groups, padding_mode, layout, algorithm, activation, input_activation
     )
-    return _forward(spec, x, weight, bias, scale, shift, residual, input_scale, input_shift, input_gate, out)
+    return _forward(spec, x, weight, bias, scale, shift, residual, input_scale, input_shift, input_gate, out, max_error)
 
 
 def conv3d_backward_input(
@@ -597,13 +627,14 @@ def conv3d_backward_input(
     accumulate: bool = False,
     out: Array | None = None,
     algorithm: str = "auto",
+    max_error: float | None = None,
 ) -> Array:
     """The gradient of `conv3d` with respect to its input, of `input_shape`.
 
     `conv2d_backward_input` says the same of two dimensions, with every argument.
     """
     spec = _gradient_spec(3, False, stride, padding, 0, dilation, groups, padding_mode, layout, algorithm)
-    return _backward_input(spec, dy, weight, input_shape, accumulate, out)
+    return _backward_input(spec, dy, weight, input_shape, accumulate, out, max_error)
 
 
 def conv3d_backward_weight(
@@ -649,13 +680,14 @@ def conv3d_backward(
     padding_mode: str = "zeros",
     layout: str = "NCHW",
     algorithm: str = "auto",
+    max_error: float | None = None,
 ) -> ConvGradients:
     """Several gradients of `conv3d` in one call.
 
     `conv2d_backward` says the same of two dimensions, with every argument.
     """
     spec = _gradient_spec(3, False, stride, padding, 0, dilation, groups, padding_mode, layout, algorithm)
-    return _backward(spec, dy, x, weight, needs, accumulate)
+    return _backward(spec, dy, x, weight, needs, accumulate, max_error)
 
 
 # ----------------------------------------------------------------------------------------------------- conv_transpose
@@ -682,6 +714,7 @@ def conv_transpose1d(
     input_gate: Array | None = None,
     out: Array | None = None,
     algorithm: str = "auto",
+    max_error: float | None = None,
 ) -> Array:
     """1-D transposed convolution: x (N, C, L), weight (C, K/groups, R), result (N, K, P).
 
@@ -701,7 +734,7 @@ def conv_transpose1d(
         activation,
         input_activation,
     )
-    return _forward(spec, x, weight, bias, scale, shift, residual, input_scale, input_shift, input_gate, out)
+    return _forward(spec, x, weight, bias, scale, shift, residual, input_scale, input_shift, input_gate, out, max_error)
 
 
 def conv_transpose1d_backward_input(
@@ -718,13 +751,14 @@ def conv_transpose1d_backward_input(
     accumulate: bool = False,
     out: Array | None = None,
     algorithm: str = "auto",
+    max_error: float | None = None,
 ) -> Array:
     """The gradient of `conv_transpose1d` with respect to its input, of `input_shape`.
 
     `conv_transpose2d_backward_input` says the same of two dimensions, with every argument.
     """
     spec = _gradient_spec(1, True, stride, padding, output_padding, dilation, groups, "zeros", layout, algorithm)
-    return _backward_input(spec, dy, weight, input_shape, accumulate, out)
+    return _backward_input(spec, dy, weight, input_shape, accumulate, out, max_error)
 
 
 def conv_transpose1d_backward_weight(
@@ -770,13 +804,14 @@ def conv_transpose1d_backward(
     groups: int = 1,
     layout: str = "NCHW",
     algorithm: str = "auto",
+    max_error: float | None = None,
 ) -> ConvGradients:
     """Several gradients of `conv_transpose1d` in one call.
 
     `conv_transpose2d_backward` says the same of two dimensions, with every argument.
     """
     spec = _gradient_spec(1, True, stride, padding, output_padding, dilation, groups, "zeros", layout, algorithm)
-    return _backward(spec, dy, x, weight, needs, accumulate)
+    return _backward(spec, dy, x, weight, needs, accumulate, max_error)
 
 
 def conv_transpose2d(
@@ -800,6 +835,7 @@ def conv_transpose2d(
     input_gate: Array | None = None,
     out: Array | None = None,
     algorithm: str = "auto",
+    max_error: float | None = None,
 ) -> Array:
     """2-D transposed convolution with prologue and epilogue.
 
@@ -825,6 +861,7 @@ def conv_transpose2d(
         input_gate: (N, C) ((C,) without the batch), multiplies that: squeeze and excitation.
         out: (N, K, P, Q) in the axes of layout, any strides: where the result is written.
         algorithm: "auto", "direct", "winograd2", "winograd4" or "fft"; see the module's text.
+        max_error: admits only an algorithm whose `error_bound` (see `fastconv.explain`) is at most this; None: any.
 
     Returns:
         (N, K, P, Q) in the axes of layout, or (K, P, Q) for an x without the batch.
@@ -850,7 +887,7 @@ def conv_transpose2d(
         activation,
         input_activation,
     )
-    return _forward(spec, x, weight, bias, scale, shift, residual, input_scale, input_shift, input_gate, out)
+    return _forward(spec, x, weight, bias, scale, shift, residual, input_scale, input_shift, input_gate, out, max_error)
 
 
 def conv_transpose2d_backward_input(
@@ -867,6 +904,7 @@ def conv_transpose2d_backward_input(
     accumulate: bool = False,
     out: Array | None = None,
     algorithm: str = "auto",
+    max_error: float | None = None,
 ) -> Array:
     """The gradient of `conv_transpose2d` with respect to its input.
 
@@ -885,6 +923,7 @@ def conv_transpose2d_backward_input(
         accumulate: add to what out holds; out is needed then.
         out: an array of input_shape, any strides: where the result is written.
         algorithm: "auto", "direct", "winograd2", "winograd4" or "fft".
+        max_error: admits only an algorithm whose `error_bound` (see `fastconv.explain`) is at most this; None: any.
 
     Returns:
         dx, of input_shape.
@@ -895,7 +934,7 @@ def conv_transpose2d_backward_input(
         MemoryError: there is no memory for the result.
     """
     spec = _gradient_spec(2, True, stride, padding, output_padding, dilation, groups, "zeros", layout, algorithm)
-    return _backward_input(spec, dy, weight, input_shape, accumulate, out)
+    return _backward_input(spec, dy, weight, input_shape, accumulate, out, max_error)
 
 
 def conv_transpose2d_backward_weight(
@@ -962,6 +1001,7 @@ def conv_transpose2d_backward(
     groups: int = 1,
     layout: str = "NCHW",
     algorithm: str = "auto",
+    max_error: float | None = None,
 ) -> ConvGradients:
     """Several gradients of `conv_transpose2d` in one call.
 
@@ -981,6 +1021,7 @@ def conv_transpose2d_backward(
         groups: see the module's text.
         layout: the axes of dy and of x.
         algorithm: of the gradient of the input: "auto", "direct", "winograd2", "winograd4" or "fft".
+        max_error: of the gradient of the input: as there.
 
     Returns:
         ConvGradients(input, weight, bias), None where one is not needed.
@@ -991,7 +1032,7 @@ def conv_transpose2d_backward(
         MemoryError: there is no memory for the result.
     """
     spec = _gradient_spec(2, True, stride, padding, output_padding, dilation, groups, "zeros", layout, algorithm)
-    return _backward(spec, dy, x, weight, needs, accumulate)
+    return _backward(spec, dy, x, weight, needs, accumulate, max_error)
 
 
 def conv_transpose3d(
@@ -1015,6 +1056,7 @@ def conv_transpose3d(
     input_gate: Array | None = None,
     out: Array | None = None,
     algorithm: str = "auto",
+    max_error: float | None = None,
 ) -> Array:
     """3-D transposed convolution: x (N, C, D, H, W), weight (C, K/groups, T, R, S), result (N, K, O, P, Q).
 
@@ -1034,7 +1076,7 @@ def conv_transpose3d(
         activation,
         input_activation,
     )
-    return _forward(spec, x, weight, bias, scale, shift, residual, input_scale, input_shift, input_gate, out)
+    return _forward(spec, x, weight, bias, scale, shift, residual, input_scale, input_shift, input_gate, out, max_error)
 
 
 def conv_transpose3d_backward_input(
@@ -1051,13 +1093,14 @@ def conv_transpose3d_backward_input(
     accumulate: bool = False,
     out: Array | None = None,
     algorithm: str = "auto",
+    max_error: float | None = None,
 ) -> Array:
     """The gradient of `conv_transpose3d` with respect to its input, of `input_shape`.
 
     `conv_transpose2d_backward_input` says the same of two dimensions, with every argument.
     """
     spec = _gradient_spec(3, True, stride, padding, output_padding, dilation, groups, "zeros", layout, algorithm)
-    return _backward_input(spec, dy, weight, input_shape, accumulate, out)
+    return _backward_input(spec, dy, weight, input_shape, accumulate, out, max_error)
 
 
 def conv_transpose3d_backward_weight(
@@ -1103,13 +1146,14 @@ def conv_transpose3d_backward(
     groups: int = 1,
     layout: str = "NCHW",
     algorithm: str = "auto",
+    max_error: float | None = None,
 ) -> ConvGradients:
     """Several gradients of `conv_transpose3d` in one call.
 
     `conv_transpose2d_backward` says the same of two dimensions, with every argument.
     """
     spec = _gradient_spec(3, True, stride, padding, output_padding, dilation, groups, "zeros", layout, algorithm)
-    return _backward(spec, dy, x, weight, needs, accumulate)
+    return _backward(spec, dy, x, weight, needs, accumulate, max_error)
 
 
 # -------------------------------------------------------------------------------------------------- the dense layer

@@ -505,8 +505,9 @@ def _convnd(
     input_gate: Array | None = None,
     out: Array | None = None,
     algorithm: str = "auto",
+    max_error: float | None = None,
 ) -> Array:
-    """See `fastconv.functional.{name}`; `algorithm` is accepted and has no effect."""
+    """See `fastconv.functional.{name}`; `algorithm` and `max_error` are accepted and have no effect."""
     _check(x, weight=weight, bias=bias, scale=scale, shift=shift, residual=residual)
     _check(x, input_scale=input_scale, input_shift=input_shift, input_gate=input_gate)
     last = _last(layout)
@@ -535,6 +536,7 @@ def _convnd_backward_input(
     accumulate: bool = False,
     out: Array | None = None,
     algorithm: str = "auto",
+    max_error: float | None = None,
 ) -> Array:
     """See `fastconv.functional.{name}`."""
     _check(dy, weight=weight)
@@ -614,6 +616,7 @@ def _convnd_backward(
     padding_mode: str = "zeros",
     layout: str = "NCHW",
     algorithm: str = "auto",
+    max_error: float | None = None,
 ) -> ConvGradients:
     """See `fastconv.functional.{name}`."""
     to = _targets(needs, accumulate)
@@ -648,8 +651,9 @@ def _conv_transposend(
     input_gate: Array | None = None,
     out: Array | None = None,
     algorithm: str = "auto",
+    max_error: float | None = None,
 ) -> Array:
-    """See `fastconv.functional.{name}`; `algorithm` is accepted and has no effect."""
+    """See `fastconv.functional.{name}`; `algorithm` and `max_error` are accepted and have no effect."""
     _check(x, weight=weight, bias=bias, scale=scale, shift=shift, residual=residual)
     _check(x, input_scale=input_scale, input_shift=input_shift, input_gate=input_gate)
     last = _last(layout)
@@ -678,6 +682,7 @@ def _conv_transposend_backward_input(
     accumulate: bool = False,
     out: Array | None = None,
     algorithm: str = "auto",
+    max_error: float | None = None,
 ) -> Array:
     """See `fastconv.functional.{name}`."""
     _check(dy, weight=weight)
@@ -738,6 +743,7 @@ def _conv_transposend_backward(
     groups: int = 1,
     layout: str = "NCHW",
     algorithm: str = "auto",
+    max_error: float | None = None,
 ) -> ConvGradients:
     """See `fastconv.functional.{name}`."""
     to = _targets(needs, accumulate)
