@@ -329,6 +329,7 @@ Choice choose_depthwise(const Problem& p, const Machine& m, Way way) {
   c.passed_over = channels ? "lanes of pixels: the channels are neighbours in memory"
                            : "lanes of channels: the columns are neighbours in memory, or the channels few";
   if (way == Way::rows || way == Way::columns) {
+    c.turn = way == Way::rows && !p.channels_last;
     c.passed_over = kMeasured;
     return c;
   }

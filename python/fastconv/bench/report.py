@@ -22,6 +22,7 @@ BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 CHOICE_BEGIN, CHOICE_END = "<!-- choice:begin -->", "<!-- choice:end -->"
 # Accounts of the choice lie beside the sessions.
 CHOICE_FILES = "choice-*.json"
+GPU_FILES = "h200-*.json"  # of bench/gpu.py, which has its own tables
 CHOICE_SCHEMA = "choice 1"
 SHORT = {
     "numpy": "NumPy",
@@ -380,7 +381,7 @@ def _versions(document: Document) -> str:
 
 def sessions(directory: Path) -> list[tuple[str, Document]]:
     """(name, session) of every file of the directory that holds one."""
-    paths = sorted(set(directory.glob("*.json")) - set(directory.glob(CHOICE_FILES)))
+    paths = sorted(set(directory.glob("*.json")) - set(directory.glob(CHOICE_FILES)) - set(directory.glob(GPU_FILES)))
     return [(path.stem, read(path)) for path in paths]
 
 
