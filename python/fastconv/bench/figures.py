@@ -111,7 +111,7 @@ def _drawn(draw: Callable[[Any, Theme], bool], theme: Theme, height: float) -> b
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    style = {
+    style: Any = {  # whose type lists every name that matplotlib knows
         "font.size": 10.5,
         "font.family": "DejaVu Sans",
         "text.color": theme.ink,
