@@ -690,3 +690,37 @@ def test_groups_of_a_few_channels_in_space(isa: str, layout: str) -> None:
         np.testing.assert_array_equal(functional.conv3d(x, w, **options), y)
         want = reference.conv3d_backward_input(y, w, x.shape, **options)
         np.testing.assert_array_equal(functional.conv3d_backward_input(y, w, x.shape, **options), want)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kernel", [(3, 3), (5, 5), (2, 3)])
+def test_gradients_in_one_sweep_have_the_bits_of_phases(isa: str, kernel: Any, dtype: Any, layout: str) -> None:
+    """Signs of zeros included: gradients that lie otherwise in memory, or are added to something, go by phases."""
+    rng = np.random.default_rng(0)
+    for c, shape, padding in itertools.product((5, 40), ((6, 6), (13, 40), (9, 7)), (0, 1, 2)):
+        options = {"groups": c, "stride": 2, "padding": padding, "layout": layout}
+        size = (2, *shape, c) if layout == "NHWC" else (2, c, *shape)
+        if min(shape) + 2 * padding < max(kernel):
+            continue
+        w = rng.standard_normal((c, 1, *kernel)).astype(dtype)
+        y = reference.conv2d(np.zeros(size, dtype), w, **options)
+        dy = np.maximum(rng.standard_normal(y.shape), 0).astype(dtype)
+        one = functional.conv2d_backward_input(dy, w, size, **options)
+        apart = np.empty((*size[:-1], 2 * size[-1]), dtype)[..., ::2]
+        functional.conv2d_backward_input(dy, w, size, **options, out=apart)
+        assert_same_bits(one, apart, f"{c} {shape} {padding}")
+
+
+def test_a_gradient_in_one_sweep_explains_itself(isa: str) -> None:
+    options = {"stride": 2, "groups": 64, "padding": 1}
+    for layout, shape, dy in (
+        ("NCHW", (1, 64, 56, 56), (1, 64, 28, 28)),
+        ("NHWC", (1, 56, 56, 64), (1, 28, 28, 64)),
+    ):
+        said = fastconv.explain("conv2d_backward_input", dy, (64, 1, 3, 3), shape, layout=layout, **options)
+        assert said.decision["algorithm"] == "depthwise"
+        assert (said.candidates == ()) == (isa != "portable")  # which has phases
+    # Phases on both sides of a limit: each way is barred by one of them.
+    said = fastconv.explain("conv1d_backward_input", (1, 16, 925), (16, 1, 200), (1, 16, 2049), stride=2, groups=16)
+    assert said.candidates

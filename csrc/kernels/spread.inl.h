@@ -14,11 +14,11 @@ inline constexpr int kMeeting = (S + 1) / 2;
 template <class V, int S, int RB, int B, class At>
 inline __attribute__((always_inline)) V spread_sum(const V (&w)[RB][S], At at) {
   constexpr int last = (S - 1 - B) / 2;
-  V sum = w[0][B + 2 * last] * at(0, last);
+  V sum = V::zero();  // as the strips of phases begin: a zero has the same sign
 #pragma GCC unroll 3
   for (int r = 0; r < RB; ++r)
 #pragma GCC unroll 3
-    for (int i = r == 0 ? last - 1 : last; i >= 0; --i) sum = fma(w[r][B + 2 * i], at(r, i), sum);
+    for (int i = last; i >= 0; --i) sum = fma(w[r][B + 2 * i], at(r, i), sum);
   return sum;
 }
 

@@ -553,7 +553,7 @@ Choice choose(const Problem& p, const Machine& m) {
     const int64_t channels = std::max<int64_t>(1, c.chunks[0].channels);
     const int64_t panel = preferred_vectors(m) * m.lanes;
     int64_t block = 256;
-    // Rows that a depthwise half makes read their neighbours: at least four at a time, where they fit.
+    // Rows that a depthwise half makes read their neighbours: three or four at a time at least, where they fit.
     if (p.produced) block = std::max(block, std::min(4 * p.out[2], m.l2 / 3 / (channels * p.item_size)));
     auto slab_bytes = [&](int64_t n) {
       const int64_t w = std::min(n, p.out[2]), h = std::min((n + w - 1) / w + 1, p.out[1]);

@@ -433,7 +433,8 @@ Decision summarise_spread(const DenseJob& job, const Machine& m, const Geometry&
   d.channel_block = job.G;
   d.pixel_block = job.in[1] * job.in[2];
   d.packed_weight_bytes = spread_packed<T>(job, m) * static_cast<int64_t>(sizeof(T));
-  d.error_bound += static_cast<double>(d.reduction_block);
+  // That of the phases, which gradients that are added to something, or lie otherwise in memory, go by.
+  d.error_bound += static_cast<double>(d.reduction_block + 1 + 4);
   d.passed_over = "a product for each phase of the stride: they would read dy as often, and write between each other";
   return d;
 }

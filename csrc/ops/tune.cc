@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "ops/conv_checks.h"
+#include "ops/depthwise.h"
 #include "ops/layer.h"
 
 namespace fastconv {
@@ -83,6 +84,12 @@ Status conv_products(const ConvDesc& desc, Pass pass, const ConvOperands& o, std
   out->clear();
   // A weight gradient is chosen beside its code, between two forms.
   if (pass == Pass::backward_weight) return Status::ok;
+  // Nor is there a choice where all phases of a gradient are one sweep.
+  if (pass == Pass::backward_input && !desc.transposed && !o.accumulate &&
+      (l.algorithm == Algorithm::automatic || l.algorithm == Algorithm::direct)) {
+    const DenseJob job = fprop_job(g, l.x, l.y, nullptr, l.w);
+    if (g.dtype == DType::f32 ? has_spread<float>(job, m) : has_spread<double>(job, m)) return Status::ok;
+  }
   if (forward && absent(o.y)) l.y = dense_strides(l.channels_last, l.out_channels, desc.transposed ? g.in : g.out);
   const bool mapped = forward && has_prologue(o.prologue);
   const Strides& from = forward ? l.x : l.y;

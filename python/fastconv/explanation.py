@@ -325,7 +325,7 @@ def _candidates(call: Call, decision: Mapping[str, Any], products: Sequence[Any]
     asked = call.asked
     direct = [cost for way, (cost, obstacle) in ways.items() if way in _ROLES and obstacle is None]
     # Where every tap meets the padding there is nothing to do, and nothing to compare.
-    whole = (ways[taken][0] if taken in _ROLES else min(direct)) or 1.0
+    whole = (ways[taken][0] if taken in _ROLES else min(direct, default=0.0)) or 1.0
     of = {way: cost / whole for way, (cost, _) in ways.items()}
     bounds = {_admission.ALGORITHM_OF_WAY[taken]: decision["error_bound"]}
     result = []

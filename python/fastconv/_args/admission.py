@@ -41,6 +41,8 @@ def with_algorithm(spec: _core.ConvSpec, name: str) -> _core.ConvSpec:
 def costs(products: Sequence[Any]) -> dict[str, float]:
     """The model's cost of each algorithm that can compute all products of a call, the cheapest first."""
     total: dict[str, float] = {}
+    if not products:
+        return total
     for algorithm in dict.fromkeys(ALGORITHM_OF_WAY.values()):
         cost = 0.0
         for _, _, _, candidates in products:

@@ -210,10 +210,15 @@ def _backward(
     _args.check_types(reads)
     channels = (lambda w: w[1] * spec.groups) if spec.transposed else (lambda w: w[0])
     into = _args.gradient_targets(needs, accumulate, reads, channels)
+    shared = None
     try:
-        shared = _core_backward(spec, dy, x, weight, "input" in needs, "weight" in needs, "bias" in needs, *into)
-    except _core.Refused:
-        shared = None  # the passes one by one say what is wrong
+        if max_error is None:  # which the passes one by one look at
+            shared = _core_backward(spec, dy, x, weight, "input" in needs, "weight" in needs, "bias" in needs, *into)
+    except _core.Refused as refusal:
+        if refusal.args[0] == "device_error":  # by then something may have been added to the targets
+            arrays = {"dy": dy, "weight": weight, "out": into[0]}
+            raise _args.backward_input_error(refusal, spec, arrays, x.shape, into[0] is not None) from None
+        # Of everything else the passes one by one say what is wrong.
     if shared is not None:
         return ConvGradients(*shared)
     return ConvGradients(
