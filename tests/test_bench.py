@@ -696,7 +696,13 @@ def test_ctrl_c_ends_with_the_rows_so_far(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "fastconv", "bench", "--peers", "none", "--json", str(path), "--rounds", "2"]
     command += ["--filter", "tiny|odd|resnet50", "--seconds", "0.01"]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # A shell that runs the tests in the background has its children ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stderr is not None
     # The second row is on its way.

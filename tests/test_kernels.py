@@ -2122,7 +2122,7 @@ class Grouped(Depthwise):
 
     def run(self, **options):
         out = self.spread(np.full((self.out_rows, self.pixels, self.channels), MARK))
-        _testing.depthwise_channels(self.isa, **self.arguments(), out=out, **self.output("out", "out_start"), **options)
+        _testing.grouped_channels(self.isa, **self.arguments(), out=out, **self.output("out", "out_start"), **options)
         return out
 
 

@@ -1392,15 +1392,15 @@ void bind_kernels(py::module_& m) {
   m.def("max_run", &max_run<T>, isa, options, array("x"), py::arg("n"));
   m.def("activate_run", &activate_run<T>, isa, options, array("x"), py::arg("n"), py::arg("kind"), py::arg("a") = T{0},
         py::arg("b") = T{0});
-  m.def("depthwise_channels", &depthwise_channels<T>, isa, options, array("rows"), py::arg("row_starts"),
-        py::arg("row_pitch"), array("weights"), py::arg("weight_starts"), py::arg("row_stride") = 1,
-        py::arg("row_dilation") = 1, py::arg("weight_pitch"), py::arg("taps"), py::arg("stride") = 1,
-        py::arg("dilation") = 1, py::arg("first_column"), py::arg("columns"), py::arg("channels"), py::arg("out_rows"),
-        py::arg("pixels"), py::arg("skip_zeros") = false, array("out"), py::arg("out_start") = 0,
-        py::arg("out_row_pitch"), py::arg("out_pitch"), absent("residual"), py::arg("residual_start") = 0,
-        py::arg("residual_row_pitch") = 0, py::arg("residual_pitch") = 0, absent("scale"), absent("shift"),
-        py::arg("activation") = 0, py::arg("a") = T{0}, py::arg("b") = T{0}, py::arg("accumulate") = false,
-        py::arg("group") = 1);
+  for (const char* name : {"depthwise_channels", "grouped_channels"})  // the one without groups, the other with them
+    m.def(name, &depthwise_channels<T>, isa, options, array("rows"), py::arg("row_starts"), py::arg("row_pitch"),
+          array("weights"), py::arg("weight_starts"), py::arg("row_stride") = 1, py::arg("row_dilation") = 1,
+          py::arg("weight_pitch"), py::arg("taps"), py::arg("stride") = 1, py::arg("dilation") = 1,
+          py::arg("first_column"), py::arg("columns"), py::arg("channels"), py::arg("out_rows"), py::arg("pixels"),
+          py::arg("skip_zeros") = false, array("out"), py::arg("out_start") = 0, py::arg("out_row_pitch"),
+          py::arg("out_pitch"), absent("residual"), py::arg("residual_start") = 0, py::arg("residual_row_pitch") = 0,
+          py::arg("residual_pitch") = 0, absent("scale"), absent("shift"), py::arg("activation") = 0,
+          py::arg("a") = T{0}, py::arg("b") = T{0}, py::arg("accumulate") = false, py::arg("group") = 1);
   m.def("depthwise_planes", &depthwise_planes<T>, isa, options, array("rows"), py::arg("row_starts"),
         py::arg("zero_row") = py::none(), py::arg("offset") = 0, py::arg("channel_pitch"), py::arg("filter_rows"),
         py::arg("taps"), py::arg("stride") = 1, py::arg("first_column") = 0, py::arg("columns") = 0,
