@@ -306,6 +306,7 @@ void fill_pixel_slab(const PixelSlabArgs<T>& p) {
               continue;
             }
             const T* from = plane + l * p.channel_stride + i * p.column_stride;
+            // The next channels' planes lie in other pages, which no hardware prefetcher enters.
             __builtin_prefetch(from + W * p.channel_stride);
             if (p.column_stride == 2) __builtin_prefetch(from + W * p.channel_stride + W);
             x[l] = columns(from, wide);

@@ -203,7 +203,7 @@ inline void combine_rows(const PoolArgs<T>& p, const F& finish) {
 
 template <int kOp, class V, class T, class F>
 inline void combine_counts(const PoolArgs<T>& p, const F& finish) {
-  // Counts of their own are for floats with AVX: they are a quarter of what takes long to compile.
+  // Counts of their own are for floats with AVX: each is compiled for every op, width and dtype.
 #if defined(__AVX2__)
   if constexpr (V::kMayBeNan) {
     switch (p.accumulate ? 0 : p.count) {

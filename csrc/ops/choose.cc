@@ -373,6 +373,8 @@ Choice choose_groups(const Problem& p) {
   c.depthwise = true;
   c.group = p.C;
   c.role = Role::pixel_rows;
+  // Pixels a multiple of 1 KB apart fall into few sets of the first-level cache: they are copied first (256 channels of
+  // 28 x 28 and strided ones of 56 x 56, Zen 4 in lock step: 1.05 to 1.12 times as fast).
   c.copy_pixels = p.mapped || !p.in_channels_unit || p.groups * p.C * p.item_size % 1024 == 0;
   c.move_output = !p.out_channels_unit;
   c.move_residual = p.has_residual && !p.residual_channels_unit;
@@ -539,6 +541,8 @@ Choice choose(const Problem& p, const Machine& m) {
         std::max<int64_t>(1, c.chunks[0].channels * std::min<int64_t>(c.chunks[0].taps, 3)) * p.item_size;
     const int64_t tile = m.tile_rows[preferred_vectors(m)];
     int64_t block = std::clamp<int64_t>(m.l2 / 3 / bytes, 2 * tile, 192);
+    // An output that is moved shares L2 with the slab and the weights (with what skip_pixels saves, planar strided 1x1
+    // layers on Zen 4 in lock step: 1.03 to 1.13 times as fast).
     if (c.move_output) block = std::clamp<int64_t>(m.l2 / 4 / (p.K * p.item_size), 8 * tile, block);
     block = std::min(block,
                      std::max<int64_t>(
@@ -553,7 +557,8 @@ Choice choose(const Problem& p, const Machine& m) {
     const int64_t channels = std::max<int64_t>(1, c.chunks[0].channels);
     const int64_t panel = preferred_vectors(m) * m.lanes;
     int64_t block = 256;
-    // Rows that a depthwise half makes read their neighbours: three or four at a time at least, where they fit.
+    // Rows that a depthwise half makes read their neighbours: three or four at a time at least, where they fit
+    // (planar, Zen 4 in lock step: 1.06 to 1.27 times as fast on rows of 56 and more pixels, 1 on shorter ones).
     if (p.produced) block = std::max(block, std::min(4 * p.out[2], m.l2 / 3 / (channels * p.item_size)));
     auto slab_bytes = [&](int64_t n) {
       const int64_t w = std::min(n, p.out[2]), h = std::min((n + w - 1) / w + 1, p.out[1]);

@@ -18,6 +18,15 @@ namespace fastconv {
 namespace ops {
 namespace {
 
+// How a product is computed, and the form of its job that this takes.
+template <class T>
+void decide_product(Run<T>* run, const Layer& l, const Machine& m, bool mapped, int64_t phases) {
+  merge_axes(&run->job);
+  run->choice = choose(describe(run->job, sizeof(T), l.channels_last, mapped, l.algorithm, phases), m);
+  if (!run->choice.depthwise && run->choice.role == Role::pixel_rows) skip_pixels(&run->job);
+  if (run->choice.group > 1) split_groups(&run->job);
+}
+
 // The products of a forward pass with their decisions; bind() gives them their data.
 template <class T>
 std::vector<Run<T>> forward_runs(const ConvDesc& desc, const Layer& l, const Machine& m, bool mapped,
@@ -27,11 +36,7 @@ std::vector<Run<T>> forward_runs(const ConvDesc& desc, const Layer& l, const Mac
     Run<T>& run = runs.emplace_back();
     run.job = p.job;
     run.output_offset = p.output_offset, run.residual_offset = p.residual_offset, run.weight_offset = p.weight_offset;
-    merge_axes(&run.job);
-    const auto count = static_cast<int64_t>(phases);
-    run.choice = choose(describe(run.job, sizeof(T), l.channels_last, mapped, l.algorithm, count), m);
-    if (!run.choice.depthwise && run.choice.role == Role::pixel_rows) skip_pixels(&run.job);
-    if (run.choice.group > 1) split_groups(&run.job);
+    decide_product(&run, l, m, mapped, static_cast<int64_t>(phases));
   };
   const Strides* residual = has_residual ? &l.r : nullptr;
   if (desc.transposed) {
@@ -87,10 +92,7 @@ std::vector<Run<T>> gradient_runs(const Layer& l, const Machine& m, const int64_
     Run<T>& run = runs.emplace_back();
     run.job = p.job;
     run.output_offset = p.output_offset, run.weight_offset = p.weight_offset;
-    merge_axes(&run.job);
-    const auto count = static_cast<int64_t>(jobs.size());
-    run.choice = choose(describe(run.job, sizeof(T), l.channels_last, false, l.algorithm, count), m);
-    if (run.choice.group > 1) split_groups(&run.job);
+    decide_product(&run, l, m, false, static_cast<int64_t>(jobs.size()));
   }
   return runs;
 }
@@ -237,11 +239,8 @@ Status backward_input(const ConvDesc& desc, const ConvOperands& o) {
   if (desc.transposed) {
     // The gradient of a transposed convolution's input is the plain convolution of dy.
     std::vector<Run<T>> runs(1);
-    DenseJob& job = runs[0].job;
-    job = fprop_job(g, l.y, l.x, nullptr, l.w);
-    merge_axes(&job);
-    runs[0].choice = choose(describe(job, sizeof(T), l.channels_last, false, l.algorithm), m);
-    if (runs[0].choice.group > 1) split_groups(&job);
+    runs[0].job = fprop_job(g, l.y, l.x, nullptr, l.w);
+    decide_product(&runs[0], l, m, false, 1);
     if ((s = check_algorithm(desc.algorithm, runs)) != Status::ok) return s;
     bind_runs(runs, o.y.data, o.w.data, o.x.data, nullptr);
     Block packed;
@@ -668,9 +667,7 @@ Status decide(const ConvDesc& desc, Pass pass, const ConvOperands& o, Decision* 
     } else if (pass == Pass::backward_input) {
       Run<T>& run = runs.emplace_back();
       run.job = fprop_job(g, l.y, l.x, nullptr, l.w);
-      merge_axes(&run.job);
-      run.choice = choose(describe(run.job, sizeof(T), l.channels_last, false, l.algorithm), m);
-      if (run.choice.group > 1) split_groups(&run.job);
+      decide_product(&run, l, m, false, 1);
     } else {
       *out = summarise_weight_gradient<T>(weight_job(desc, l), m, g, least_bytes(g, false, sizeof(T)));
       return Status::ok;
