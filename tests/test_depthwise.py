@@ -244,6 +244,7 @@ def test_adjoint_identity_is_exact_on_integers(kernel: Any, options: Any, dtype:
     [
         ("conv1d", (2, 18, 9001), (3,), {"padding": 1}),  # rows in several pieces
         ("conv1d", (1, 18, 9001), (31,), {"padding": 15, "stride": 2, "padding_mode": "circular"}),
+        ("conv1d", (2, 2050, 150), (4,), {"padding": 3}),  # few whole pixels at a time
         ("conv2d", (1, 18, 3, 8300), (3, 3), {"padding": 1}),
         ("conv2d", (1, 18, 7, 4500), (3, 3), {"padding": 1, "stride": 2}),
         ("conv2d", (1, 18, 300, 5), (5, 5), {"padding": 2}),
@@ -261,6 +262,32 @@ def test_large_images_are_exact(op: str, shape: Any, kernel: Any, options: Any, 
             with fastconv.num_threads(threads):
                 got = getattr(functional, op + gradient)(*arguments, **options)
             np.testing.assert_array_equal(got, expected, err_msg=f"{gradient} {threads}")
+
+
+# Filters of several planes whose planes have kernels of their own are gone through plane by plane.
+VOLUMES = [
+    ((3, 3, 3), {"padding": 1}),
+    ((3, 3, 3), {"padding": 1, "stride": (1, 2, 2)}),
+    ((5, 3, 3), {"padding": (2, 1, 1), "stride": (2, 2, 2)}),
+    ((2, 3, 3), {"padding": (3, 0, 2), "dilation": (3, 1, 1)}),  # windows that lie before and behind the image
+    ((3, 5, 5), {"padding": (1, 2, 2)}),
+]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("kernel", "options"), VOLUMES, ids=str)
+def test_filters_of_several_planes_are_exact(kernel: Any, options: Any, dtype: Any, layout: str) -> None:
+    options = {**options, "groups": 37, "layout": layout}
+    x, w, dy = operands("conv3d", (2, 37, 4, 33, 34), kernel, dtype, options, integers=True)
+    for gradient, arguments in passes("conv3d", x, w, dy, options).items():
+        expected = getattr(reference, "conv3d" + gradient)(*arguments, **options)
+        np.testing.assert_array_equal(getattr(functional, "conv3d" + gradient)(*arguments, **options), expected)
+    y = reference.conv3d(x, w, **options)
+    plan = fastconv.plan("conv3d", x, w, activation="relu", **options)
+    np.testing.assert_array_equal(plan(x, residual=dy), np.maximum(y + dy, 0))
+    w[3, 0, 0, 0, 0] = np.inf
+    testing.assert_close_to_reference(fastconv.plan("conv3d", x, w, **options)(x), "conv3d", x, w, **options)
 
 
 def test_columns_that_are_one_column_in_memory() -> None:

@@ -185,6 +185,7 @@ struct DepthwiseChannelsArgs {
   int32_t activation;
   T a, b;
   int32_t accumulate;  // add to what `out` holds
+  int32_t resume;      // the sums go on from what `out` holds, with the bits of one sum
 };
 
 // Rows of output pixels of a depthwise convolution, the pixels of a row neighbours:
@@ -218,6 +219,7 @@ struct DepthwisePlanesArgs {
   int32_t activation;
   T a, b;
   int32_t accumulate;
+  int32_t resume;      // in place: as above
 };
 
 // Winograd's products: tiles of m x m pixels under a 3 x 3 filter, each from a patch of n x n, n = m + 2 (m: 2 or 4). A

@@ -112,9 +112,15 @@ inline __attribute__((always_inline)) void channels_strip(const DepthwiseChannel
   auto column_of = [&g](const T* from, int64_t column) {
     return Inside || (uint64_t)column < (uint64_t)g.columns ? from : (const T*)kNothing;
   };
+  T* const out = g.out + p * g.out_row_pitch + q0 * g.out_pitch + c;
   V acc[Q];
 #pragma GCC unroll 16
   for (int q = 0; q < Q; ++q) acc[q] = V::zero();
+  if (g.resume) {
+#pragma GCC unroll 16
+    for (int q = 0; q < Q; ++q)
+      if (Inside || q < live) acc[q] = load(out + q * pixel_step * g.out_pitch);
+  }
   const int64_t first = g.first_column + q0 * g.stride;
   const T* const* rows = g.rows + p * g.row_stride;
   const int64_t* pitches = g.row_pitch + p * g.row_stride;
@@ -153,7 +159,6 @@ inline __attribute__((always_inline)) void channels_strip(const DepthwiseChannel
       }
     }
   }
-  T* out = g.out + p * g.out_row_pitch + q0 * g.out_pitch + c;
   const T* residual = g.residual ? g.residual + p * g.residual_row_pitch + q0 * g.residual_pitch + c : nullptr;
   finish_strip<T, Q, Inside, Full>(g, acc, out, pixel_step * g.out_pitch, residual, pixel_step * g.residual_pitch, c,
                                    live, lanes);
@@ -232,9 +237,13 @@ inline __attribute__((always_inline)) void window_row(const DepthwiseChannelsArg
       for (int q = 0; q < Q; ++q) sum[q] = fma(x[q * ST + s], w, sum[q]);
     }
   };
-  auto begin = [&](V(&sum)[Q]) __attribute__((always_inline)) {
+  auto begin = [&](int64_t p, V(&sum)[Q]) __attribute__((always_inline)) {
+    const T* out = g.out + p * g.out_row_pitch + q0 * g.out_pitch + c;
 #pragma GCC unroll 16
-    for (int q = 0; q < Q; ++q) sum[q] = V::zero();
+    for (int q = 0; q < Q; ++q, out += g.out_pitch) {
+      const bool resumes = g.resume && (Inside || q < live);
+      sum[q] = !resumes ? V::zero() : Full ? V::load(out) : V::load_n(out, lanes);
+    }
   };
   auto end = [&](int64_t p, V(&sum)[Q]) __attribute__((always_inline)) {
     T* out = g.out + p * g.out_row_pitch + q0 * g.out_pitch + c;
@@ -250,7 +259,7 @@ inline __attribute__((always_inline)) void window_row(const DepthwiseChannelsArg
     }
     if (i >= 1 && i <= g.out_rows) add(1, acc[(Phase + 2) % U]);
     if (i < g.out_rows) {
-      begin(acc[Phase]);
+      begin(i, acc[Phase]);
       add(0, acc[Phase]);
     }
   } else if constexpr (Odd) {
@@ -261,7 +270,7 @@ inline __attribute__((always_inline)) void window_row(const DepthwiseChannelsArg
       end(i / 2 - 1, acc[(Phase + 1) % U]);
     }
     if (i / 2 < g.out_rows) {
-      begin(acc[Phase]);
+      begin(i / 2, acc[Phase]);
       add(0, acc[Phase]);
     }
   }
@@ -447,6 +456,14 @@ inline __attribute__((always_inline)) void planes_down(const DepthwisePlanesArgs
   const int64_t first = g.first_column + q * ST, offset = g.offset + c * g.channel_pitch + first;
   const bool plain = !g.accumulate && !g.scale && !g.shift && !g.residual && !clamps(g);
   T* out = g.out + c * g.out_channel_pitch + q;
+  const T* ahead = out;  // where the sums that are about to begin go
+  auto begin = [&]() __attribute__((always_inline)) {
+#pragma GCC unroll 16
+    for (int v = 0; v < V; ++v)
+      acc[0][v] = v + 1 < V || tail == W ? Vt::load(ahead + v * W) : Vt::load_n(ahead + v * W, tail);
+    ahead += g.out_row_pitch;
+  };
+  if (g.resume) begin();
   // Phase k of ST input rows is the filter's row k of the first sum, ST + k of the second and so on.
   auto add_row = [&]<int k>(const T* row) __attribute__((always_inline)) {
     // A row of zeros counts where a weight is not finite.
@@ -504,6 +521,7 @@ inline __attribute__((always_inline)) void planes_down(const DepthwisePlanesArgs
       for (int v = 0; v < V; ++v) acc[u][v] = acc[u - 1][v];
 #pragma GCC unroll 16
     for (int v = 0; v < V; ++v) acc[0][v] = Vt::zero();
+    if (g.resume && j + 1 < g.out_rows) begin();
   }
 }
 

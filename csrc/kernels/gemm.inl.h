@@ -89,7 +89,7 @@ inline __attribute__((always_inline)) void finish_tile(const GemmArgs<T>& g, int
 // without a look at the epilogue. Panels are the inner loop: a row of C is written in long runs.
 //
 // Pack: the tile reads the panel where it lies, at source + source_offset[k] for row k, and leaves a copy in g.pack for
-// the tiles after it. The copy rides along with the FMAs, and the misses hide behind them.
+// the tiles after it, where there are any. The copy rides along with the FMAs, and the misses hide behind them.
 template <class T, int MR, int NV, bool Pack = false>
 __attribute__((noinline)) void gemm_tiles(const GemmArgs<T>& g, int64_t m0, int64_t count) {
   using V = Vec<T>;
@@ -127,7 +127,7 @@ __attribute__((noinline)) void gemm_tiles(const GemmArgs<T>& g, int64_t m0, int6
       for (int v = 0; v < NV; ++v) acc[i][v] = V::zero();
 
     const T* panel = start;
-    [[maybe_unused]] T* pack = g.pack + (start - g.panel);
+    [[maybe_unused]] T* pack = g.pack ? g.pack + (start - g.panel) : nullptr;
     [[maybe_unused]] const T* const source = g.source + column;
     const T* const* row = rows;
     for (int64_t t = 0; t < taps; ++t, row += row_pitch) {
@@ -152,9 +152,11 @@ __attribute__((noinline)) void gemm_tiles(const GemmArgs<T>& g, int64_t m0, int6
           __builtin_prefetch(from + 2 * NV * W - 1, 0, 3);  // the end of the next panel
 #pragma GCC unroll 16
           for (int v = 0; v < NV; ++v) b[v] = V::load(from + v * W);
+          if (pack) {
 #pragma GCC unroll 16
-          for (int v = 0; v < NV; ++v) b[v].store(pack + v * W);
-          pack += NV * W;
+            for (int v = 0; v < NV; ++v) b[v].store(pack + v * W);
+            pack += NV * W;
+          }
         } else {
 #pragma GCC unroll 16
           for (int v = 0; v < NV; ++v) b[v] = V::load(panel + v * W);

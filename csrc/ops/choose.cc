@@ -178,6 +178,17 @@ double dense_cost(const Problem& p, const Machine& m, Role role) {
 // (channels last, Zen 4).
 constexpr int64_t kThinGroup = 8, kTinyRow = 16;
 
+// Outputs so few that lanes of channels would be mostly empty: those of a pixel with several taps are computed in lanes
+// of pixels in any layout (Zen 4, AVX-512, one thread, channels last: 9 x 9 to 1 output 6 times as fast, 7 taps to 1
+// output 5, transposed 4 x 4 to 3 outputs 1.3, 3 x 3 to 3 outputs 1.5; to 4 outputs nothing is gained, and 1 x 1
+// loses). Without weights to share, blocks are long runs of pixels; the channels of planar images, which lie in pages
+// of their own, are read sixteen at a time (1 x 1 to 1 to 4 outputs: 1.2 to 1.6).
+constexpr int64_t kFewOutputs = 3, kFewTerms = 16, kFewBlock = 2048, kFewDirectBlock = 1024;
+bool few_outputs(const Problem& p) {
+  return p.K <= kFewOutputs && p.groups == 1 && p.filter[0] * p.filter[1] * p.filter[2] > 1 &&
+         p.out[0] * p.out[1] * p.out[2] >= 64;
+}
+
 // Planar images are transposed once each on the way in and out, or every tap is packed. A single pixel has no columns.
 // What is produced block by block comes in either order: 64 channels fill the rows' lanes, fewer than 128 pixels leave
 // those of the columns empty. `cost` becomes that of the role that is taken, where it is counted.
@@ -211,7 +222,7 @@ bool may_turn(const Problem& p, const Machine& m) {
 // Square filters of stride 1 and 2 that lanes of pixels take from the image in place: 3, 5 and, of stride 1, 7.
 bool in_place(const Problem& p) {
   const int64_t r = p.filter[1], s = p.stride[1];
-  if (p.filter[0] != 1 || p.filter[2] != r || p.stride[0] != 1 || p.stride[2] != s) return false;
+  if (p.filter[2] != r || p.stride[2] != s) return false;
   if (p.dilation[1] != 1 || p.dilation[2] != 1) return false;
   return s == 1 ? r == 3 || r == 5 || r == 7 : s == 2 && (r == 3 || r == 5);
 }
@@ -230,6 +241,8 @@ bool turning_pays(const Problem& p, const Machine& m) {
   // With other padding than zeros the image is copied instead, and lanes of pixels are 1.5 to 3 times as fast.
   if (taps <= 1 || !p.padded_zeros) return false;
   if (!in_place(p) || p.out[2] <= 4) return true;
+  // Three-dimensional ones go plane by plane (80 channels of 8 x 28 x 28: 1.3; stride 2 on 8 x 56 x 56: 0.3).
+  if (p.filter[0] > 1 && p.stride[1] == 1 && p.out[2] <= 28) return true;
   return taps >= 25 && (p.out[2] <= 8 || (m.isa == Isa::avx2 && taps >= 49 && p.out[2] <= 16));
 }
 
@@ -426,6 +439,8 @@ int32_t choose_winograd(const Problem& p, const Machine& m, Role role, double di
   if (p.algorithm == Algorithm::winograd2) return 2;
   if (p.algorithm == Algorithm::winograd4) return 4;
   if (p.algorithm != Algorithm::automatic) return 0;
+  // The model does not know that a panel that one tile reads is not packed (planar 64 > 4 of 128 x 128: 1.8 times).
+  if (role == Role::pixel_columns && p.K <= kFewOutputs + 1) return 0;
   double best = kWinogradGain * (direct > 0 ? direct : dense_cost(p, m, role));
   int32_t outputs = 0;
   for (const int32_t o : {2, 4}) {
@@ -453,8 +468,9 @@ const char* obstacle(const Problem& p, const Machine& m, Way way) {
         return "the products write between each other's pixels";
       if (!p.channels_last) return depthwise || pixels > 1 ? nullptr : "a single pixel has no columns";
       if (depthwise) return p.groups <= m.lanes ? nullptr : "the channels are neighbours in memory";
-      return p.groups > 1 && p.C <= 2 * kThinGroup && p.K <= 2 * kThinGroup ? nullptr
-                                                                            : "the channels are neighbours in memory";
+      return few_outputs(p) || (p.groups > 1 && p.C <= 2 * kThinGroup && p.K <= 2 * kThinGroup)
+                 ? nullptr
+                 : "the channels are neighbours in memory";
     case Way::fft:
       if (!depthwise) return "serves layers of one channel in and out a group";
       if (!transforms(p)) return "serves stride 1, in one or two dimensions";
@@ -513,18 +529,20 @@ Choice choose(const Problem& p, const Machine& m) {
   const bool thin =
       (p.groups > 1 || (!p.channels_last && p.out[2] >= kTinyRow)) && T > 1 && p.C <= few && p.K <= few && pixels >= 64;
   double cost = 0;
-  const bool rows =
-      way == Way::rows || (way == Way::model && !thin && (p.channels_last || transposing_pays(p, m, &cost)));
+  const bool few_last = p.channels_last && few_outputs(p);
+  const bool rows = way == Way::rows ||
+                    (way == Way::model && !thin && !few_last && (p.channels_last || transposing_pays(p, m, &cost)));
   const int32_t winograd = way == Way::model
                                ? choose_winograd(p, m, rows ? Role::pixel_rows : Role::pixel_columns, cost)
                            : way == Way::winograd2 ? 2
                            : way == Way::winograd4 ? 4
                                                    : 0;
   c.role = winograd || rows ? Role::pixel_rows : Role::pixel_columns;
-  c.passed_over = thin              ? "pixel rows: a group has too few channels to fill a vector"
-                  : p.channels_last ? "pixel columns: the channels are neighbours in memory, the columns are not"
-                  : rows            ? "pixel columns: packing every tap costs more than transposing the image"
-                                    : "pixel rows: transposing the image costs more than packing the columns";
+  c.passed_over = thin                ? "pixel rows: a group has too few channels to fill a vector"
+                  : few_last && !rows ? "pixel rows: a pixel has too few outputs to fill a vector"
+                  : p.channels_last   ? "pixel columns: the channels are neighbours in memory, the columns are not"
+                  : rows              ? "pixel columns: packing every tap costs more than transposing the image"
+                                      : "pixel rows: transposing the image costs more than packing the columns";
 
   const int64_t terms = reduction_terms(m, p.item_size), line = 64 / p.item_size;
   if (c.role == Role::pixel_rows) {
@@ -551,12 +569,15 @@ Choice choose(const Problem& p, const Machine& m) {
   } else {
     c.move_output = !p.out_columns_unit;
     c.direct = T == 1 && !p.padded && !p.mapped && p.in_columns_unit && p.stride[0] * p.stride[1] * p.stride[2] == 1;
+    const bool long_runs = p.K <= kFewOutputs + 1 && p.groups == 1 && p.phases == 1 && !p.produced;
     c.chunks = split_reduction(
-        p.C, T, c.direct ? terms : std::min(terms, slab_channels(p, m) * std::max<int64_t>(T, 1)), line, 1);
+        p.C, T,
+        c.direct ? (long_runs ? kFewTerms : terms) : std::min(terms, slab_channels(p, m) * std::max<int64_t>(T, 1)),
+        line, 1);
     // The slab of a block stays in a quarter of L2.
     const int64_t channels = std::max<int64_t>(1, c.chunks[0].channels);
     const int64_t panel = preferred_vectors(m) * m.lanes;
-    int64_t block = 256;
+    int64_t block = !long_runs ? 256 : c.direct ? kFewDirectBlock : kFewBlock;
     // Rows that a depthwise half makes read their neighbours: three or four at a time at least, where they fit
     // (planar, Zen 4 in lock step: 1.06 to 1.27 times as fast on rows of 56 and more pixels, 1 on shorter ones).
     if (p.produced) block = std::max(block, std::min(4 * p.out[2], m.l2 / 3 / (channels * p.item_size)));

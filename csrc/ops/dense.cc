@@ -653,7 +653,7 @@ void run_columns(const Run<T>& run, const DenseJob& job, const Context<T>& ctx, 
         if (runs == 1 && (slab || run.producer || g.tail == W)) {
           g.source = data + clipped[0].offset;
           g.source_offset = source_offset;
-          g.pack = panel;
+          g.pack = rows > ctx.machine.tile_rows[g.vectors] ? panel : nullptr;
         } else {
           PackColumnsArgs<T> pack{};
           pack.panel = panel;

@@ -319,8 +319,8 @@ def derive(document: Document) -> None:
     for ceiling in document["ceilings"]:
         peaks = dict(ceiling["fma_loop"])
         for row in document["rows"]:
-            # A tile that beats the loop is the better measurement of the peak; padded taps are counted but not done, and
-            # so are some products where a plan says that it goes by another algorithm.
+            # A tile that beats the loop is the better measurement of the peak; padded taps are counted but not done,
+            # nor are all products where a plan says that it goes by another algorithm.
             if row["threads"] == ceiling["threads"] and row["tile_only"] and not _saves_flops(row):
                 for name in OURS:
                     warm = row["contenders"].get(name, {}).get("warm")
