@@ -102,6 +102,14 @@ struct FilterPlanes {
 
 // --- Lanes are channels
 
+// Elements between the taps of packed filters. Those of large filters keep off multiples of sixteen vectors, which fall
+// into few sets of the first-level cache (13 x 13 on 7 x 7, 1024 channels, Zen 4 in lock step: 1.4 to 2.2 times as
+// fast).
+int64_t filter_pitch(const DenseJob& job, const Machine& m) {
+  const int64_t pitch = round_up(job.G, m.lanes);
+  return job.taps() > 49 && pitch % (16 * m.lanes) == 0 ? pitch + m.lanes : pitch;
+}
+
 // Output rows copied at a time, so that neighbouring ones share their input, within a quarter of L2.
 int64_t rows_copied(const DenseJob& job, const Machine& m, int64_t channels, int64_t columns, int64_t item_size) {
   const int64_t width = (columns - 1) * job.stride[2] + (job.filter[2] - 1) * job.dilation[2] + 1;
@@ -155,7 +163,7 @@ void run_channels(const Run<T>& run, const Context<T>& ctx, const Piece& task, A
   const int64_t channels = task.c1 - task.c0, q = task.q1 - task.q0;
   // A residue of the stride that no tap meets has no rows: its sums are zero.
   const int64_t lines = job.taps() > 0 ? job.filter[0] * job.filter[1] : 0;
-  const int64_t W = ctx.machine.lanes, pitch = round_up(job.G, W);
+  const int64_t W = ctx.machine.lanes, pitch = filter_pitch(job, ctx.machine);
   const bool copied = choice.copy_pixels || job.mode != PaddingMode::zeros;
   Moved<T> moved(job, choice, q, channels, W, arena);
   if (moved.output || moved.residual)
@@ -500,7 +508,7 @@ void pack_filters(const Run<T>& run, const Machine& machine, const KernelTable<T
   p.taps = taps, p.length = 1;
   if (const int64_t group = run.choice.group; group > 1) {
     // As (taps)(channels of a group)(channels).
-    const int64_t pitch = round_up(job.G, machine.lanes);
+    const int64_t pitch = filter_pitch(job, machine);
     p.column_stride = job.wk, p.channel_stride = job.wc;
     p.length = group, p.columns = pitch, p.valid = job.G;
     if (job.wg == group * job.wk) return kernels.pack_weights(p);
@@ -514,7 +522,7 @@ void pack_filters(const Run<T>& run, const Machine& machine, const KernelTable<T
     return;
   }
   if (run.choice.role == Role::pixel_rows) {
-    p.columns = round_up(job.G, machine.lanes), p.valid = job.G;
+    p.columns = filter_pitch(job, machine), p.valid = job.G;
     kernels.pack_weights(p);
   } else {
     p.columns = taps, p.valid = job.G;
@@ -708,7 +716,7 @@ namespace {
 
 int64_t direct_filters_size(const DenseJob& job, const Choice& choice, const Machine& machine, bool keep) {
   if (choice.role == Role::pixel_columns && !keep && filters_are_rows(job)) return 0;
-  return job.taps() * choice.group * (choice.role == Role::pixel_rows ? round_up(job.G, machine.lanes) : job.G);
+  return job.taps() * choice.group * (choice.role == Role::pixel_rows ? filter_pitch(job, machine) : job.G);
 }
 
 }  // namespace
