@@ -529,6 +529,14 @@ def test_a_faster_tile_raises_the_peak() -> None:
     assert row["results"]["NCHW"]["share_of_peak"] == pytest.approx(1)
 
 
+@pytest.mark.parametrize(("algorithm", "raises"), [("direct", True), ("winograd4", False), ("fft", False)])
+def test_only_flops_that_are_done_raise_the_peak(algorithm: str, raises: bool) -> None:
+    document = document_of(fastconv=2e-4, fastconv_plan=1e-4)
+    document["rows"][0]["contenders"]["fastconv_plan"]["decision"] = {"algorithm": algorithm}
+    run.derive(document)
+    assert (document["ceilings"][0]["peak"]["float32"] > 1e11) is raises
+
+
 def test_memory_bound_rows_are_found() -> None:
     document = document_of(fastconv=2e-3, fastconv_plan=1e-3)
     document["rows"][0]["copy"] = 1e8

@@ -250,7 +250,13 @@ def test_a_pool_says_why_it_takes_no_faster_path() -> None:
     # Half of the windows' positions are written beside the maxima.
     both = fastconv.explain("max_pool2d", (1, 64, 112, 112), 5, stride=2, return_indices=True)
     assert both.bytes == e.bytes + 8 * 64 * 54 * 54
-    assert both.decision["algorithm"] == "plain loops"
+    assert both.decision["algorithm"] == "maxima, then positions; lanes of columns"
+    assert both.decision["before"] == e.decision["algorithm"]
+    assert both.decision["passes"] == 2
+    assert "before it rows, then columns" in str(both)
+    adaptive = fastconv.explain("adaptive_max_pool2d", (1, 64, 112, 112), 5, return_indices=True)
+    assert adaptive.candidates[1]["reason"] == "windows are adaptive"
+    assert adaptive.decision["algorithm"] == "plain loops"
 
 
 # --- norms ----------------------------------------------------------------------------------------------------------
@@ -511,7 +517,7 @@ def test_scratch_stays_below_two_megabytes(dtype: Any, layout: str, isa: str) ->
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 @pytest.mark.parametrize("channels", [512, 960])
 def test_wide_plans_keep_their_word(channels: int, layout: str, isa: str, rng: np.random.Generator) -> None:
-    shape = (1, channels, 19, 19) if layout == "NCHW" else (1, 19, 19, channels)
+    shape = (1, channels, 2, 600) if layout == "NCHW" else (1, 2, 600, channels)
     x = rng.standard_normal(shape)
     weights = rng.standard_normal((channels, 1, 3, 3)), rng.standard_normal((64, channels, 1, 1))
     plan = fastconv.plan("separable_conv2d", x, *weights, padding=1, layout=layout)

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
+import fastconv
 from fastconv import functional, reference, testing
 
 pytestmark = pytest.mark.usefixtures("isa")
@@ -64,6 +65,28 @@ def test_exact_on_integers(shape, dtype, layout):
     w = testing.integer_data((c, k // groups, r, r), dtype, seed=2)
     expected = reference.conv_transpose2d(x, w, b, **options)
     np.testing.assert_array_equal(functional.conv_transpose2d(x, w, b, **options), expected)
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("r", "stride", "dilation"), [(3, 1, 6), (3, 1, 13), (5, 1, 4), (3, 2, 12), (3, 1, 30)])
+def test_large_dilations_are_exact(r, stride, dilation, dtype, layout):
+    # Pixels whose columns meet the same taps come together, so that tiles pass over taps in the padding.
+    options = {"stride": stride, "padding": r // 2 * dilation, "dilation": dilation, "layout": layout}
+    axes = (2, 19, 27, 24) if layout == "NHWC" else (2, 24, 19, 27)
+    x, b = testing.integer_data(axes, dtype, seed=1), testing.integer_data((40,), dtype, seed=3)
+    w = testing.integer_data((40, 24, r, r), dtype, seed=2)
+    expected = reference.conv2d(x, w, b, **options)
+    residual = testing.integer_data(expected.shape, dtype, seed=4)
+    np.testing.assert_array_equal(functional.conv2d(x, w, b, **options), expected)
+    plan = fastconv.plan("conv2d", x, w, b, **options)
+    np.testing.assert_array_equal(plan(x), expected)
+    y = functional.conv2d(x, w, b, residual=residual, activation="relu", **options)
+    np.testing.assert_array_equal(y, np.maximum(expected + residual, 0))
+    mapped = functional.conv2d(x, w, b, input_activation="relu", **options)
+    np.testing.assert_array_equal(mapped, reference.conv2d(x, w, b, input_activation="relu", **options))
+    dx = functional.conv2d_backward_input(residual, w, x.shape, **options)
+    np.testing.assert_array_equal(dx, reference.conv2d_backward_input(residual, w, x.shape, **options))
 
 
 @pytest.mark.parametrize("layout", ["NCL", "NLC"])

@@ -48,6 +48,18 @@ def test_one_value_reaches_what_the_reference_says(rng, c, k, r, options, value,
         target[at] = kept
 
 
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("value", SPECIAL)
+def test_a_weight_that_meets_only_padding(rng, value, layout):
+    # Zero times infinity is a NaN: the tiles may pass over the padding only where every weight is finite.
+    options = {"padding": 7, "dilation": 7, "layout": layout}
+    x = layout_of(rng.standard_normal((1, 16, 12, 13)).astype(np.float32), layout)
+    w = rng.standard_normal((17, 16, 3, 3)).astype(np.float32)
+    w[3, 5, 0, 2] = value
+    testing.assert_close_to_reference(functional.conv2d(x, w, **options), "conv2d", x, w, **options)
+    testing.assert_close_to_reference(fastconv.plan("conv2d", x, w, **options)(x), "conv2d", x, w, **options)
+
+
 def check_input_gradient_of_nonfinite_weight(dx, dy, x, w, at, options):
     """The weight reaches all that the reference says, and only the input channel that it belongs to.
 

@@ -227,6 +227,7 @@ inline py::dict path_dict(const PathDecision& d, const TensorView& result, bool 
   for (int i = 0; i < d.passed; ++i) passed_over.append(py::make_tuple(d.passed_over[i].path, d.passed_over[i].why));
   dict["algorithm"] = d.path;
   dict["isa"] = isa_name(current_isa());
+  dict["before"] = d.before;
   dict["again"] = d.again;
   dict["blocks"] = d.tasks;
   dict["workspace_per_thread"] = d.workspace;

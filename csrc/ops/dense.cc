@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <utility>
 
 #include "ops/depthwise.h"
 #include "ops/memory.h"
@@ -189,6 +190,7 @@ class PixelSlab {
         slab_(arena.take<T>(channels * shape_.padded_columns * shape_.depth * shape_.height + tail)),
         row_offset_(arena.take<int64_t>(shape_.depth * shape_.height)),
         column_map_(job.mode == PaddingMode::zeros ? nullptr : arena.take<int64_t>(shape_.padded_columns)),
+        zeros_(arena.take<T>(channels * job.filter[2])),
         gate_(arena.take<T>(channels)),
         row_line_(arena.take<int64_t>(shape_.rows_out)),
         row_position_(arena.take<int64_t>(shape_.rows_out)),
@@ -213,14 +215,12 @@ class PixelSlab {
       for (int64_t b = 0; b < job.filter[1]; ++b)
         for (int64_t c = 0; c < job.filter[2]; ++c)
           *tap++ = (a * depth_step * s.height + b * job.dilation[1]) * s.padded_columns + c * job.dilation[2];
-    zero_line_ = -1;
-    for (int64_t r = 0; r < s.depth * s.height && zero_line_ < 0; ++r)
-      if (row_offset_[r] == kZeroRow) zero_line_ = r;
   }
 
   // Fills the slab with the chunk's channels and points `table` at its pixels: `pieces` runs of `length` elements each.
-  void fill(const KernelTable<T>& kernels, const DenseJob& job, const Chunk& chunk, const T* source, InputMap<T> map,
-            int64_t pixels, const T** table, int64_t* pieces, int64_t* length, const T** zero_row) {
+  // Runs that lie in the padding whole are returned as one run of zeros, which is nullptr unless `skip`.
+  const T* fill(const KernelTable<T>& kernels, const DenseJob& job, const Chunk& chunk, const T* source,
+                InputMap<T> map, bool skip, int64_t pixels, const T** table, int64_t* pieces, int64_t* length) {
     if (map.gate)
       for (int64_t c = 0; c < chunk.channels; ++c) gate_[c] = map.gate[c * map.gate_stride];
     if (map.gate) map.gate = gate_, map.gate_stride = 1;
@@ -236,25 +236,34 @@ class PixelSlab {
     const int64_t taps = joined ? job.filter[2] : 1;
     *pieces = chunk.taps / taps;
     *length = taps * chunk.channels;
-    const int64_t step = job.stride[2] * chunk.channels;
-    // Runs in a row of padding all point to the same zeros.
-    const T* zeros = zero_line_ < 0 ? nullptr : slab_ + zero_line_ * shape_.padded_columns * chunk.channels;
-    *zero_row = zeros;
+    const T* zeros = skip ? zeros_ : nullptr;
+    if (skip) std::fill_n(zeros_, *length, T{0});
+    const int64_t q = job.out[2], step = job.stride[2] * chunk.channels;
     for (int64_t i = 0; i < *pieces; ++i) {
-      const int64_t tap = tap_position_[chunk.t0 + i * taps];
+      const int64_t t = chunk.t0 + i * taps, tap = tap_position_[t];
       const T* base = slab_ + tap * chunk.channels;
       const int64_t* rows = row_offset_ + tap / shape_.padded_columns;
       const T** entry = table + i * pixels;
       for (int64_t r = 0, j = 0; r < shape_.rows_out; ++r) {
         const int64_t end = row_end_[r];
-        if (zeros && rows[row_line_[r]] == kZeroRow) {
+        if (skip && rows[row_line_[r]] == kZeroRow) {
           for (; j < end; ++j) entry[j] = zeros;
           continue;
         }
+        int64_t begin = 0, stop = end - j;
+        if (skip && !joined) {
+          const int64_t w = j - (shape_.first_row + r) * q;
+          const int64_t first = w * job.stride[2] - job.pad[2] + t % job.filter[2] * job.dilation[2];
+          pixels_inside(first, job.stride[2], job.in[2], end - j, &begin, &stop);
+        }
         const T* at = base + row_position_[r] * chunk.channels;
-        for (; j < end; ++j, at += step) entry[j] = at;
+        const T** const line = entry + j;
+        for (int64_t n = 0; n < begin; ++n) line[n] = zeros;
+        for (int64_t n = begin; n < stop; ++n) line[n] = at + n * step;
+        for (j += stop; j < end; ++j) entry[j] = zeros;
       }
     }
+    return zeros;
   }
 
  private:
@@ -262,13 +271,63 @@ class PixelSlab {
   T* slab_;
   int64_t* row_offset_;
   int64_t* column_map_;
+  T* zeros_;
   T* gate_;
   // Of each row of pixels: its line in the slab, where its first pixel lies, its end.
   int64_t* row_line_;
   int64_t* row_position_;
   int64_t* row_end_;
   int64_t* tap_position_;
-  int64_t zero_line_ = -1;
+};
+
+// Pixels of a box in an order by which the tiles skip more of the padding: those whose columns meet the same taps of a
+// filter's row come together, from the left edge to the right. A tile skips a tap only where all its pixels do, and
+// with a dilation of 6 the first six pixels of each row do. Null: the order of the image, which suits as well.
+template <class T>
+class PixelOrder {
+ public:
+  PixelOrder(const Run<T>& run, const DenseJob& job, const Machine& machine, Arena& arena) {
+    const int64_t q = job.out[2], rows = job.out[0] * job.out[1], m = job.pixels();
+    if (!run.skip_zeros || !gains(run.job, rows, machine)) return;
+    place_ = arena.take<int32_t>(m);
+    line_ = arena.take<const T*>(m);
+    if (arena.counts()) return;
+    // Columns met by the taps [lo, hi) of the filter's row, for one column after the other.
+    int64_t next = 0;
+    for (int64_t w = 0, end; w < q; w = end) {
+      for (end = w + 1; end < q && meets(job, end) == meets(job, w);) ++end;
+      for (int64_t r = 0; r < rows; ++r)
+        for (int64_t i = w; i < end; ++i) place_[r * q + i] = static_cast<int32_t>(next++);
+    }
+  }
+
+  // Where pixel i of the image's order is.
+  int64_t operator()(int64_t i) const { return place_ ? place_[i] : i; }
+
+  // Brings lines of pointers into this order.
+  void arrange(const T** table, int64_t lines, int64_t m) const {
+    if (!place_) return;
+    for (int64_t t = 0; t < lines; ++t, table += m) {
+      std::copy_n(table, m, line_);
+      for (int64_t i = 0; i < m; ++i) table[place_[i]] = line_[i];
+    }
+  }
+
+  // Whether an edge's columns fill two tiles. The same for all boxes of a job, so that one amount of scratch serves.
+  static bool gains(const DenseJob& job, int64_t rows, const Machine& machine) {
+    return job.dilation[2] > 1 && job.filter[2] > 1 &&
+           std::min(job.pad[2], job.dilation[2]) / job.stride[2] * rows >=
+               2 * machine.tile_rows[preferred_vectors(machine)];
+  }
+
+ private:
+  static std::pair<int64_t, int64_t> meets(const DenseJob& job, int64_t w) {
+    int64_t lo, hi;
+    pixels_inside(w * job.stride[2] - job.pad[2], job.dilation[2], job.in[2], job.filter[2], &lo, &hi);
+    return {lo, hi};
+  }
+  int32_t* place_ = nullptr;
+  const T** line_ = nullptr;
 };
 
 // A few rows of a dense layer use each weight so seldom that packing it costs more than the product.
@@ -358,6 +417,7 @@ void run_rows(const Run<T>& run, const DenseJob& job, const Context<T>& ctx, con
   PixelSlab<T>* slab = nullptr;
   const Producer<T>* producer = run.producer;
   Produced<T> made(run, job, choice, arena);
+  const PixelOrder<T> order(run, job, ctx.machine, arena);
   if (producer) {
     // Filled piece by piece below.
   } else if (choice.copy_pixels) {
@@ -366,24 +426,25 @@ void run_rows(const Run<T>& run, const DenseJob& job, const Context<T>& ctx, con
   } else {
     std::fill_n(s.zero_row, job.C, T{0});
     pixel_pointers<T>(job, image, s.zero_row, 0, m, s.table);
+    order.arrange(s.table, T_all, m);
   }
 
   T* out = static_cast<T*>(job.output) + task.n * job.os.n + task.g * job.K * job.os.c;
   Moved<T>& moved = s.moved;
   if (moved.output) {
     pixel_offsets(job.out, job.os, [&](int64_t i, int64_t offset) { moved.row_offset[i] = offset; });
-    for (int64_t i = 0; i < m; ++i) s.c[i] = moved.output + i * moved.pitch - task.k0;
+    for (int64_t i = 0; i < m; ++i) s.c[order(i)] = moved.output + i * moved.pitch - task.k0;
     for (int64_t k = task.k0; k < task.k1; ++k) moved.column_offset[k - task.k0] = k * job.os.c;
   } else {
-    pixel_offsets(job.out, job.os, [&](int64_t i, int64_t offset) { s.c[i] = out + offset; });
+    pixel_offsets(job.out, job.os, [&](int64_t i, int64_t offset) { s.c[order(i)] = out + offset; });
   }
   if (job.has_residual) {
     T* residual = static_cast<T*>(const_cast<void*>(job.residual)) + task.n * job.rs.n + task.g * job.K * job.rs.c;
     if (!moved.residual) {
-      pixel_offsets(job.out, job.rs, [&](int64_t i, int64_t offset) { s.r[i] = residual + offset; });
+      pixel_offsets(job.out, job.rs, [&](int64_t i, int64_t offset) { s.r[order(i)] = residual + offset; });
     } else {
       pixel_offsets(job.out, job.rs, [&](int64_t i, int64_t offset) { moved.residual_row[i] = offset; });
-      for (int64_t i = 0; i < m; ++i) s.r[i] = moved.residual + i * moved.pitch - task.k0;
+      for (int64_t i = 0; i < m; ++i) s.r[order(i)] = moved.residual + i * moved.pitch - task.k0;
       for (int64_t k = task.k0; k < task.k1; ++k) moved.residual_column[k - task.k0] = k * job.rs.c;
       move_in(ctx.kernels, residual, moved.residual, moved.pitch, moved.residual_row, moved.residual_column, m,
               task.k1 - task.k0);
@@ -431,16 +492,16 @@ void run_rows(const Run<T>& run, const DenseJob& job, const Context<T>& ctx, con
       g.taps = 1, g.length = chunk.channels;
       g.zero_row = nullptr;
     } else if (slab) {
-      slab->fill(ctx.kernels, job, chunk, image + chunk.c0 * job.is.c,
-                 map_at(ctx.map, task.n, ctx.gate_batch_stride, task.g * job.C + chunk.c0), m, s.table, &g.taps,
-                 &g.length, &g.zero_row);
+      g.zero_row = slab->fill(ctx.kernels, job, chunk, image + chunk.c0 * job.is.c,
+                              map_at(ctx.map, task.n, ctx.gate_batch_stride, task.g * job.C + chunk.c0), run.skip_zeros,
+                              m, s.table, &g.taps, &g.length);
+      order.arrange(s.table, g.taps, m);
       g.rows = s.table, g.row_pitch = m;
     } else {
       g.rows = s.table + chunk.t0 * m, g.row_pitch = m, g.row_offset = chunk.c0;
       g.taps = chunk.taps, g.length = chunk.channels;
-      g.zero_row = s.zero_row;
+      g.zero_row = run.skip_zeros ? s.zero_row : nullptr;
     }
-    if (!run.skip_zeros) g.zero_row = nullptr;
     g.accumulate = i > 0 || (ctx.accumulate && !moved.output);
     g.finish = i + 1 == choice.chunks.size();
     for (int64_t p = 0; p < panels.count; ++p) {
@@ -699,6 +760,7 @@ int64_t part_bytes(const Run<T>& run, const Machine& machine, const int64_t size
   Produced<T>(run, part, choice, count);
   if (choice.role == Role::pixel_rows) {
     if (choice.copy_pixels && !run.producer) PixelSlab<T>(part, 0, n, choice.chunks[0].channels, 0, count);
+    PixelOrder<T>(run, part, machine, count);
     RowsTask<T>(part, choice, machine, n, rows, count);
     return count.size();
   }
@@ -894,7 +956,7 @@ Status pack_runs(std::vector<Run<T>>& runs, const Machine& m, const KernelTable<
 }
 
 template <class T>
-bool may_skip_zeros(const DenseJob& job, const Choice& choice, bool always) {
+bool may_skip_zeros(const DenseJob& job, const Choice& choice, const Machine& machine, bool always) {
   // A sum for each channel looks at its filters when they are packed.
   if (choice.depthwise || choice.winograd || choice.role != Role::pixel_rows || job.mode != PaddingMode::zeros ||
       job.taps() < 2)
@@ -903,7 +965,7 @@ bool may_skip_zeros(const DenseJob& job, const Choice& choice, bool always) {
   // outside.
   double inside = 1;
   for (int a = 0; a < 3; ++a) {
-    if (a == 2 && (choice.copy_pixels || job.pad[2] < 6)) continue;
+    if (a == 2 && job.pad[2] < 6 && !PixelOrder<T>::gains(job, 8, machine)) continue;
     int64_t in = 0;
     for (int64_t f = 0; f < job.filter[a]; ++f) {
       // Output positions o with 0 <= o * stride + shift < in.
@@ -1295,7 +1357,7 @@ Status run_weight_gradient(const DenseJob& job, const Machine& m, const KernelTa
   template Status pack_runs<T>(std::vector<Run<T>>&, const Machine&, const KernelTable<T>&, bool, T*);              \
   template Status run_dense<T>(const std::vector<Run<T>>&, const Machine&, const KernelTable<T>&, const Finish<T>&, \
                                const InputMap<T>&, int64_t, bool);                                                  \
-  template bool may_skip_zeros<T>(const DenseJob&, const Choice&, bool);                                            \
+  template bool may_skip_zeros<T>(const DenseJob&, const Choice&, const Machine&, bool);                            \
   template int64_t task_workspace<T>(const Run<T>&, const Machine&);                                                \
   template int64_t box_workspace<T>(const Run<T>&, const Machine&, const int64_t[3]);                               \
   template void run_box<T>(const Run<T>&, const Machine&, const KernelTable<T>&, const Finish<T>&, int64_t,         \

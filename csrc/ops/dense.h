@@ -61,7 +61,7 @@ Status pack_runs(std::vector<Run<T>>& runs, const Machine& machine, const Kernel
 // Whether the product is worth a look at the weights, and they are finite, so that zeros of the padding can be passed
 // over without changing a bit. `always`: the look costs nothing (a plan).
 template <class T>
-bool may_skip_zeros(const DenseJob& job, const Choice& choice, bool always);
+bool may_skip_zeros(const DenseJob& job, const Choice& choice, const Machine& machine, bool always);
 
 // Computes all runs (disjoint outputs) in one parallel region. `map` holds vectors of all G * C channels.
 template <class T>

@@ -150,7 +150,7 @@ template <class T>
 Status prepare_weights(std::vector<Run<T>>& runs, const Machine& m, const KernelTable<T>& kernels, bool keep,
                        Block* block) {
   int64_t total = 0;
-  for (Run<T>& run : runs) run.skip_zeros = may_skip_zeros<T>(run.job, run.choice, keep);
+  for (Run<T>& run : runs) run.skip_zeros = may_skip_zeros<T>(run.job, run.choice, m, keep);
   for (const Run<T>& run : runs) total += packed_size(run.job, run.choice, m, keep);
   if (total == 0 && !runs[0].choice.depthwise) return Status::ok;
   *block = Block(total * static_cast<int64_t>(sizeof(T)));

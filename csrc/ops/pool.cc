@@ -224,6 +224,17 @@ Status backward(const Pool& p, const T* dy, const Strides& ys, const T* x, const
 
 // --- by indices --------------------------------------------------------------------------------------------------
 
+// Calls f with the offsets of pixels, as functions of their flat positions: products where the pixels of all sides are
+// evenly spaced, for a division each would be most of the time.
+template <class F, class... S>
+void with_offsets(F f, const S&... sides) {
+  if ((sides.step() && ...)) {
+    f([step = sides.step()](int64_t position) { return position * step; }...);
+  } else {
+    f([&side = sides](int64_t position) { return side.offset(position); }...);
+  }
+}
+
 // The planes of one task: a single one, or with channels innermost a cache line of them.
 int64_t planes_a_task(int64_t channels, int64_t stride) { return stride == 1 ? std::min<int64_t>(channels, 16) : 1; }
 
@@ -235,20 +246,28 @@ void decide_scatter(int64_t N, int64_t C, const Side& large, PathDecision* d) {
 
 // Whether all indices lie in [least, pixels).
 Status check_indices(int64_t N, int64_t C, const Side& small, const int64_t* indices, int64_t least, int64_t pixels) {
-  const int64_t count = small.pixels(), step = std::max<int64_t>(1, kTaskTerms / 4 / C),
-                parts = (count + step - 1) / step;
+  const int64_t count = small.pixels(), width = planes_a_task(C, small.s.c), blocks = (C + width - 1) / width;
   std::atomic<bool> inside{true};
-  const Status s =
-      parallel_for(N * parts, static_cast<double>(N * C) * static_cast<double>(count), [&](int64_t task, int) {
-        const int64_t* image = indices + task / parts * small.s.n;
-        bool all = true;
-        const int64_t begin = task % parts * step, end = std::min(count, begin + step);
-        for (int64_t i = begin; i < end; ++i) {
-          const int64_t* at = image + small.offset(i);
-          for (int64_t c = 0; c < C; ++c) all = all && at[c * small.s.c] >= least && at[c * small.s.c] < pixels;
-        }
-        if (!all) inside.store(false, std::memory_order_relaxed);
-      });
+  auto check = [&](int64_t task, int) {
+    const int64_t c0 = task % blocks * width, planes = std::min(width, C - c0), step = small.s.c;
+    const int64_t* image = indices + task / blocks * small.s.n + c0 * step;
+    // The sign of one of the differences says that an index is outside; unsigned, since they may wrap.
+    const auto first = static_cast<uint64_t>(least), last = static_cast<uint64_t>(pixels - 1);
+    uint64_t outside = 0;
+    with_offsets(
+        [&](auto offset) {
+          for (int64_t i = 0; i < count; ++i) {
+            const int64_t* at = image + offset(i);
+            for (int64_t c = 0; c < planes; ++c) {
+              const auto index = static_cast<uint64_t>(at[c * step]);
+              outside |= (index - first) | (last - index);
+            }
+          }
+        },
+        small);
+    if (outside >> 63) inside.store(false, std::memory_order_relaxed);
+  };
+  const Status s = parallel_for(N * blocks, static_cast<double>(N * C) * static_cast<double>(count), check);
   if (s != Status::ok) return s;
   return inside.load(std::memory_order_relaxed) ? Status::ok : Status::bad_index;
 }
@@ -258,43 +277,51 @@ template <class T, bool kAdd>
 Status scatter(int64_t N, int64_t C, const Side& small, const T* from, const Side& indexed, const int64_t* indices,
                const Side& large, T* to) {
   const int64_t width = planes_a_task(C, large.s.c), blocks = (C + width - 1) / width;
-  const double work = static_cast<double>(N * C) * static_cast<double>(large.pixels() + 4 * small.pixels());
+  const int64_t count = small.pixels(), pixels = large.pixels();
+  const int64_t from_c = small.s.c, index_c = indexed.s.c, to_c = large.s.c;
+  const double work = static_cast<double>(N * C) * static_cast<double>(pixels + 4 * count);
   return parallel_for(N * blocks, work, [&](int64_t task, int) {
-    const int64_t n = task / blocks, c0 = task % blocks * width, c1 = std::min(C, c0 + width);
-    T* image = to + n * large.s.n;
-    for (int64_t d = 0; d < large.size[0]; ++d)
-      for (int64_t h = 0; h < large.size[1]; ++h)
-        for (int64_t w = 0; w < large.size[2]; ++w)
-          for (int64_t c = c0; c < c1; ++c)
-            image[c * large.s.c + d * large.s.s[0] + h * large.s.s[1] + w * large.s.s[2]] = 0;
-    for (int64_t d = 0; d < small.size[0]; ++d)
-      for (int64_t h = 0; h < small.size[1]; ++h)
-        for (int64_t w = 0; w < small.size[2]; ++w)
-          for (int64_t c = c0; c < c1; ++c) {
-            const int64_t position = indices[n * indexed.s.n + c * indexed.s.c + d * indexed.s.s[0] +
-                                             h * indexed.s.s[1] + w * indexed.s.s[2]];
-            if (position < 0) continue;
-            const T value =
-                from[n * small.s.n + c * small.s.c + d * small.s.s[0] + h * small.s.s[1] + w * small.s.s[2]];
-            T& at = image[c * large.s.c + large.offset(position)];
-            at = kAdd ? at + value : value;
+    const int64_t n = task / blocks, c0 = task % blocks * width, planes = std::min(width, C - c0);
+    const T* values = from + n * small.s.n + c0 * from_c;
+    const int64_t* positions = indices + n * indexed.s.n + c0 * index_c;
+    T* image = to + n * large.s.n + c0 * to_c;
+    with_offsets(
+        [=](auto from_at, auto index_at, auto to_at) {
+          if (planes == 1 && to_at(1) == 1) {
+            std::fill_n(image, pixels, T{0});
+          } else {
+            for (int64_t i = 0; i < pixels; ++i)
+              for (int64_t c = 0; c < planes; ++c) image[to_at(i) + c * to_c] = 0;
           }
+          for (int64_t i = 0; i < count; ++i) {
+            const T* value = values + from_at(i);
+            const int64_t* position = positions + index_at(i);
+            for (int64_t c = 0; c < planes; ++c, value += from_c, position += index_c) {
+              if (*position < 0) continue;
+              T& at = image[to_at(*position) + c * to_c];
+              at = kAdd ? at + *value : *value;
+            }
+          }
+        },
+        small, indexed, large);
   });
 }
 
 template <class T>
 Status gather(int64_t N, int64_t C, const Side& large, const T* from, const Side& indexed, const int64_t* indices,
               const Side& small, T* to) {
-  const int64_t count = small.pixels(), step = std::max<int64_t>(1, kTaskTerms / 8 / C),
-                parts = (count + step - 1) / step;
-  return parallel_for(N * parts, 4 * static_cast<double>(N * C) * static_cast<double>(count), [&](int64_t task, int) {
-    const int64_t n = task / parts, begin = task % parts * step, end = std::min(count, begin + step);
-    for (int64_t i = begin; i < end; ++i)
-      for (int64_t c = 0; c < C; ++c) {
-        const int64_t position = indices[n * indexed.s.n + c * indexed.s.c + indexed.offset(i)];
-        to[n * small.s.n + c * small.s.c + small.offset(i)] =
-            from[n * large.s.n + c * large.s.c + large.offset(position)];
-      }
+  const int64_t width = planes_a_task(C, small.s.c), blocks = (C + width - 1) / width, count = small.pixels();
+  return parallel_for(N * blocks, 4 * static_cast<double>(N * C) * static_cast<double>(count), [&](int64_t task, int) {
+    const int64_t n = task / blocks, c0 = task % blocks * width, c1 = std::min(C, c0 + width);
+    with_offsets(
+        [&](auto from_at, auto index_at, auto to_at) {
+          for (int64_t i = 0; i < count; ++i)
+            for (int64_t c = c0; c < c1; ++c)
+              to[n * small.s.n + c * small.s.c + to_at(i)] =
+                  from[n * large.s.n + c * large.s.c +
+                       from_at(indices[n * indexed.s.n + c * indexed.s.c + index_at(i)])];
+        },
+        large, indexed, small);
   });
 }
 

@@ -62,6 +62,12 @@ struct Side {
     const int64_t row = position / size[2];
     return row / size[1] * s.s[0] + row % size[1] * s.s[1] + position % size[2] * s.s[2];
   }
+  // The distance of neighbours in scan order, where it is the same for all; 0 elsewhere.
+  int64_t step() const {
+    const int64_t w = size[2] > 1 ? s.s[2] : size[1] > 1 ? s.s[1] : s.s[0];
+    const bool even = (size[1] == 1 || s.s[1] == size[2] * w) && (size[0] == 1 || s.s[0] == size[1] * size[2] * w);
+    return even ? w : 0;
+  }
 };
 
 // The two sides of an unpooling: small (x, indices) and large.

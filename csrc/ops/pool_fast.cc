@@ -1122,11 +1122,201 @@ class WholePlanes {
   int64_t step_ = 1, parts_ = 1;
 };
 
+// The windows of a maximum around a tile, as the code of the tap that won each.
+template <class T>
+class PlanarMarks {
+ public:
+  PlanarMarks(const Pool& p, const T* x, const Strides& xs, const KernelTable<T>& kernels)
+      : p_(p), x_(x), xs_(xs), kernels_(kernels) {}
+
+  // Lines of `windows` at most, `frame` more on either side.
+  void set_windows(int64_t windows, int64_t frame) {
+    const Axis& w = p_.axis[2];
+    frame_ = frame;
+    pitch_ = up_to_multiple(windows + 2 * frame_ + kSlack, 16);
+    phase_ = up_to_multiple(windows + ((w.kernel - 1) * w.dilation) / w.stride + 1 + kSlack, 16);
+  }
+  int64_t frame() const { return frame_; }
+  int64_t pitch() const { return pitch_; }  // elements between lines
+  int64_t phase() const { return phase_; }  // elements between the residues of a row of x
+  int64_t row() const { return p_.axis[2].stride * phase_; }
+
+  // The codes of the winners; returns the elements that x takes up in `source`.
+  int64_t stage(const Tile& t, int64_t n, int64_t c, T* marks, T* source) const {
+    const Axis &d = p_.axis[0], &h = p_.axis[1], &w = p_.axis[2];
+    const int64_t wide = t.pw.end - t.pw.begin, tall = t.ph.end - t.ph.begin, lines = (t.pd.end - t.pd.begin) * tall;
+    if (wide == 0 || lines == 0) return 0;
+    const T* x = x_ + n * xs_.n + c * xs_.c;
+    for (int64_t i = 0; i < lines; ++i) {  // no tap has the code of a window that does not exist
+      std::fill_n(marks + i * pitch_, frame_, T{-1});
+      std::fill_n(marks + i * pitch_ + frame_ + wide, frame_ + 2, T{-1});
+    }
+    // The rows of x in the image that the windows need, split by the residue of their columns, padding included.
+    auto rows_of = [](const Axis& a, const Range& o) {
+      const int64_t begin = std::max<int64_t>(0, o.begin * a.stride - a.pad);
+      const int64_t end = std::min(a.in, (o.end - 1) * a.stride - a.pad + (a.kernel - 1) * a.dilation + 1);
+      return Range{begin, std::max(begin, end)};
+    };
+    const Range zr = rows_of(d, t.pd), hr = rows_of(h, t.ph);
+    const int64_t rows = hr.end - hr.begin, x_row = row();
+    const int64_t first = t.pw.begin * w.stride - w.pad;
+    const int64_t last = first + (wide - 1) * w.stride + (w.kernel - 1) * w.dilation + 1;
+    const int64_t begin = std::max<int64_t>(0, first), end = std::max(begin, std::min(w.in, last));
+    // Padded column `lead` is the image's first one here; the padding before and after it is written by itself.
+    const int64_t lead = begin - first, total = last - first, inside = end - begin;
+    for (int64_t z = zr.begin; z < zr.end; ++z) {
+      T* to = source + (z - zr.begin) * rows * x_row;
+      const T* from = x + z * xs_.s[0] + hr.begin * xs_.s[1] + begin;
+      PoolArgs<T> s{};
+      s.src = &from, s.rows = rows, s.src_pitch = xs_.s[1], s.dst_pitch = x_row;
+      auto place = [&](int64_t column) { return to + column % w.stride * phase_ + column / w.stride; };
+      if (w.stride == 1) {
+        s.dst = place(lead), s.n = inside, s.count = 1, s.op = kPoolSum, s.divisor = T{1};
+        kernels_.pool_combine(s);
+      } else if (w.stride == 2) {
+        s.dst = place(lead), s.phase_pitch = place(lead + 1) - place(lead), s.n = inside, s.stride = 2;
+        kernels_.pool_split(s);
+      } else {
+        for (int64_t r = 0; r < rows; ++r)
+          for (int64_t i = 0; i < inside; ++i) place(lead + i)[r * x_row] = from[r * xs_.s[1] + i];
+      }
+      for (int64_t r = 0; r < rows; ++r) {
+        for (int64_t i = 0; i < lead; ++i) place(i)[r * x_row] = identity<T>(p_);
+        for (int64_t i = lead + inside; i < total; ++i) place(i)[r * x_row] = identity<T>(p_);
+      }
+    }
+    const T* pointers[kPoolTaps];
+    T codes[kPoolTaps];
+    for (int64_t od = t.pd.begin; od < t.pd.end; ++od)
+      for_columns(h, t.ph.begin, t.ph.end, [&](int64_t oh, int64_t count) {
+        const Window wd = d.window(od), wh = h.window(oh);
+        PoolArgs<T> a{};
+        for (int64_t i = 0; i < wd.count; ++i)
+          for (int64_t j = 0; j < wh.count; ++j)
+            for (int64_t k = 0; k < w.kernel; ++k) {
+              const int64_t z = wd.first + i * d.dilation - zr.begin, r = wh.first + j * h.dilation - hr.begin;
+              const int64_t column = k * w.dilation;
+              pointers[a.count] = source + (z * rows + r) * x_row + column % w.stride * phase_ + column / w.stride;
+              codes[a.count++] = static_cast<T>(((wd.tap + i) * h.kernel + wh.tap + j) * w.kernel + k);
+            }
+        T* to = marks + ((od - t.pd.begin) * tall + oh - t.ph.begin) * pitch_ + frame_;
+        if (a.count == 0) {
+          for (int64_t i = 0; i < count; ++i) std::fill_n(to + i * pitch_, wide, T{-1});
+          return;
+        }
+        a.src = pointers, a.codes = codes, a.n = wide, a.rows = count;
+        a.src_pitch = h.stride * x_row, a.dst = to, a.dst_pitch = pitch_;
+        kernels_.pool_argmax(a);
+        // A window of minus infinities that begins in the padding: its first element of the image is the maximum.
+        for (int64_t q = t.pw.begin; q < t.pw.end && q * w.stride < w.pad; ++q) {
+          const Window ww = w.window(q);
+          for (int64_t i = 0; i < count; ++i) {
+            T& code = to[i * pitch_ + q - t.pw.begin];
+            if (static_cast<int64_t>(code) % w.kernel < ww.tap) code += static_cast<T>(ww.tap);
+          }
+        }
+      });
+    return (zr.end - zr.begin) * rows * x_row;
+  }
+
+ private:
+  const Pool& p_;
+  const T* x_;
+  Strides xs_;
+  const KernelTable<T>& kernels_;
+  int64_t frame_ = 0, pitch_ = 0, phase_ = 0;
+};
+
+// The flat positions of maxima.
+template <class T>
+class PlanarIndices {
+ public:
+  PlanarIndices(const Pool& p, const T* x, const Strides& xs, int64_t* indices, const Strides& is)
+      : p_(p), indices_(indices), is_(is), marks_(p, x, xs, kernel_table<T>(current_isa())) {}
+
+  const char* path() const { return "maxima, then positions; lanes of columns"; }
+
+  const char* prepare() {
+    const Axis &d = p_.axis[0], &h = p_.axis[1], &w = p_.axis[2];
+    if (p_.taps() > kPoolTaps) return "windows have more taps than a list";
+    if (d.adaptive || h.adaptive || w.adaptive) return "windows are adaptive";
+    columns_ = std::min(w.out, std::max<int64_t>(1, kLine / w.stride));
+    marks_.set_windows(columns_, 0);
+    const int64_t deep_rows = (d.kernel - 1) * d.dilation + 1;
+    auto size_of = [&](int64_t rows) {
+      return rows * marks_.pitch() +
+             (deep_rows * ((rows - 1) * h.stride + (h.kernel - 1) * h.dilation + 1) + 1) * marks_.row() + kSlack;
+    };
+    step_ = h.out;
+    while (step_ > 1 && size_of(step_) > kStage) step_ = (step_ + 1) / 2;
+    size_ = size_of(step_);
+    if (bytes() > kMostStaged) return "the windows of a row of tiles take more than 1 MB";
+    across_ = (w.out + columns_ - 1) / columns_, down_ = (h.out + step_ - 1) / step_;
+    return nullptr;
+  }
+  int64_t tasks() const { return p_.N * p_.C * p_.axis[0].out * down_ * across_; }
+  int64_t bytes() const { return size_ * static_cast<int64_t>(sizeof(T)); }
+
+  Status run() const {
+    const Axis &d = p_.axis[0], &h = p_.axis[1], &w = p_.axis[2];
+    const double work = static_cast<double>(p_.N * p_.C) * static_cast<double>(p_.out_pixels() * p_.taps()) * 0.2;
+    return for_tasks(tasks(), work, bytes(), [&](int64_t task, void* memory) {
+      const int64_t q0 = task % across_ * columns_, q1 = std::min(w.out, q0 + columns_);
+      int64_t rest = task / across_;
+      const int64_t h0 = rest % down_ * step_, h1 = std::min(h.out, h0 + step_);
+      rest /= down_;
+      const int64_t od = rest % d.out;
+      rest /= d.out;
+      T* marks = static_cast<T*>(memory);
+      std::fill_n(marks, size_, T{0});  // so that nothing is read before it is written
+      Tile t{};
+      t.pd = {od, od + 1}, t.ph = {h0, h1}, t.pw = {q0, q1};
+      marks_.stage(t, rest / p_.C, rest % p_.C, marks, marks + (h1 - h0) * marks_.pitch());
+      write(t, indices_ + rest / p_.C * is_.n + rest % p_.C * is_.c, marks);
+    });
+  }
+
+ private:
+  void write(const Tile& t, int64_t* to, const T* marks) const {
+    const Axis &d = p_.axis[0], &h = p_.axis[1], &w = p_.axis[2];
+    int64_t offset[kPoolTaps];  // of each tap, from the window's first
+    int64_t* next = offset;
+    for (int64_t i = 0; i < d.kernel; ++i)
+      for (int64_t j = 0; j < h.kernel; ++j)
+        for (int64_t k = 0; k < w.kernel; ++k)
+          *next++ = (i * d.dilation * h.in + j * h.dilation) * w.in + k * w.dilation;
+    for (int64_t oh = t.ph.begin; oh < t.ph.end; ++oh, marks += marks_.pitch()) {
+      const int64_t plane = t.pd.begin * d.stride - d.pad, row = oh * h.stride - h.pad;
+      const int64_t first = (plane * h.in + row) * w.in - w.pad;
+      int64_t* line = to + t.pd.begin * is_.s[0] + oh * is_.s[1];
+      // Windows beyond the image, which ceil_mode may leave, hold nothing.
+      const int64_t end = std::clamp((w.in + w.pad + w.stride - 1) / w.stride, t.pw.begin, t.pw.end);
+      for (int64_t q = t.pw.begin; q < end; ++q) {
+        const auto code = static_cast<int32_t>(marks[q - t.pw.begin]);
+        line[q * is_.s[2]] = code < 0 ? -1 : first + q * w.stride + offset[code];
+      }
+      for (int64_t q = end; q < t.pw.end; ++q) line[q * is_.s[2]] = -1;
+    }
+  }
+
+  const Pool& p_;
+  int64_t* indices_;
+  Strides is_;
+  PlanarMarks<T> marks_;
+  int64_t columns_ = 1, step_ = 1, across_ = 1, down_ = 1, size_ = 0;
+};
+
 template <class T>
 class PlanarBackward {
  public:
   PlanarBackward(const Pool& p, const T* dy, const Strides& ys, const T* x, const Strides& xs, T* dx, const Strides& ds)
-      : p_(p), dy_(dy), x_(x), dx_(dx), ys_(ys), xs_(xs), ds_(ds), kernels_(kernel_table<T>(current_isa())) {
+      : p_(p),
+        dy_(dy),
+        dx_(dx),
+        ys_(ys),
+        ds_(ds),
+        kernels_(kernel_table<T>(current_isa())),
+        marks_(p, x, xs, kernels_) {
     maximum_ = p.kind == PoolKind::max;
     same_ = maximum_ || same_divisor(p);
   }
@@ -1142,9 +1332,9 @@ class PlanarBackward {
     columns_ = std::min(w.in, std::max<int64_t>(w.stride, kLine / w.stride * w.stride));
     frame_ = (w.kernel - 1) * w.dilation / w.stride + 1;  // windows beside those that touch the columns
     const int64_t windows = columns_ / w.stride + frame_ + 2;
-    pitch_ = up_to_multiple(windows + 2 * frame_ + kSlack, 16);
-    phase_ = up_to_multiple(windows + ((w.kernel - 1) * w.dilation) / w.stride + 1 + kSlack, 16);
-    const int64_t x_row = w.stride * phase_;
+    marks_.set_windows(windows, frame_);
+    pitch_ = marks_.pitch(), phase_ = marks_.phase();
+    const int64_t x_row = marks_.row();
     // Rows of windows: as many as fit, with the rows of x that they need.
     auto size_of = [&](int64_t rows) {
       const int64_t tall = rows / h.stride + (h.kernel - 1) * h.dilation / h.stride + 2;
@@ -1193,7 +1383,7 @@ class PlanarBackward {
     for (int64_t od = t.pd.begin; od < t.pd.end; ++od)
       stage_values(t, dy, od, values + line(od, t.ph.begin), wide, tall);
     int64_t used = 0;
-    if (maximum_) used = stage_marks(t, x_ + n * xs_.n + c * xs_.c, marks, source, wide, lines, line);
+    if (maximum_) used = marks_.stage(t, n, c, marks, source);
     T* spread = source + used;
     T* dx = dx_ + n * ds_.n + c * ds_.c + t.d * ds_.s[0];
     Cover cd[kPoolTaps], ch[kPoolTaps];
@@ -1257,88 +1447,12 @@ class PlanarBackward {
         to[i * pitch_ + q] /= static_cast<T>(p_.divisor_of(od, t.ph.begin + i, t.pw.begin + q));
   }
 
-  // The codes of the winners; returns the elements that x takes up in `source`.
-  template <class Line>
-  int64_t stage_marks(const Tile& t, const T* x, T* marks, T* source, int64_t wide, int64_t lines, Line line) {
-    const Axis &d = p_.axis[0], &h = p_.axis[1], &w = p_.axis[2];
-    if (wide == 0 || lines == 0) return 0;
-    for (int64_t i = 0; i < lines; ++i) {  // no tap has the code of a window that does not exist
-      std::fill_n(marks + i * pitch_, frame_, T{-1});
-      std::fill_n(marks + i * pitch_ + frame_ + wide, frame_ + 2, T{-1});
-    }
-    // The rows of x in the image that the windows need, split by the residue of their columns, padding included.
-    auto rows_of = [](const Axis& a, const Range& o) {
-      const int64_t begin = std::max<int64_t>(0, o.begin * a.stride - a.pad);
-      const int64_t end = std::min(a.in, (o.end - 1) * a.stride - a.pad + (a.kernel - 1) * a.dilation + 1);
-      return Range{begin, std::max(begin, end)};
-    };
-    const Range zr = rows_of(d, t.pd), hr = rows_of(h, t.ph);
-    const int64_t rows = hr.end - hr.begin, x_row = w.stride * phase_;
-    const int64_t first = t.pw.begin * w.stride - w.pad;
-    const int64_t last = first + (wide - 1) * w.stride + (w.kernel - 1) * w.dilation + 1;
-    const int64_t begin = std::max<int64_t>(0, first), end = std::max(begin, std::min(w.in, last));
-    // Padded column `lead` is the image's first one here; the padding before and after it is written by itself.
-    const int64_t lead = begin - first, total = last - first, inside = end - begin;
-    for (int64_t z = zr.begin; z < zr.end; ++z) {
-      T* to = source + (z - zr.begin) * rows * x_row;
-      const T* from = x + z * xs_.s[0] + hr.begin * xs_.s[1] + begin;
-      PoolArgs<T> s{};
-      s.src = &from, s.rows = rows, s.src_pitch = xs_.s[1], s.dst_pitch = x_row;
-      auto place = [&](int64_t column) { return to + column % w.stride * phase_ + column / w.stride; };
-      if (w.stride == 1) {
-        s.dst = place(lead), s.n = inside, s.count = 1, s.op = kPoolSum, s.divisor = T{1};
-        kernels_.pool_combine(s);
-      } else if (w.stride == 2) {
-        s.dst = place(lead), s.phase_pitch = place(lead + 1) - place(lead), s.n = inside, s.stride = 2;
-        kernels_.pool_split(s);
-      } else {
-        for (int64_t r = 0; r < rows; ++r)
-          for (int64_t i = 0; i < inside; ++i) place(lead + i)[r * x_row] = from[r * xs_.s[1] + i];
-      }
-      for (int64_t r = 0; r < rows; ++r) {
-        for (int64_t i = 0; i < lead; ++i) place(i)[r * x_row] = identity<T>(p_);
-        for (int64_t i = lead + inside; i < total; ++i) place(i)[r * x_row] = identity<T>(p_);
-      }
-    }
-    const T* pointers[kPoolTaps];
-    T codes[kPoolTaps];
-    for (int64_t od = t.pd.begin; od < t.pd.end; ++od)
-      for_columns(h, t.ph.begin, t.ph.end, [&](int64_t oh, int64_t count) {
-        const Window wd = d.window(od), wh = h.window(oh);
-        PoolArgs<T> a{};
-        for (int64_t i = 0; i < wd.count; ++i)
-          for (int64_t j = 0; j < wh.count; ++j)
-            for (int64_t k = 0; k < w.kernel; ++k) {
-              const int64_t z = wd.first + i * d.dilation - zr.begin, r = wh.first + j * h.dilation - hr.begin;
-              const int64_t column = k * w.dilation;
-              pointers[a.count] = source + (z * rows + r) * x_row + column % w.stride * phase_ + column / w.stride;
-              codes[a.count++] = static_cast<T>(((wd.tap + i) * h.kernel + wh.tap + j) * w.kernel + k);
-            }
-        T* to = marks + line(od, oh);
-        if (a.count == 0) {
-          for (int64_t i = 0; i < count; ++i) std::fill_n(to + i * pitch_, wide, T{-1});
-          return;
-        }
-        a.src = pointers, a.codes = codes, a.n = wide, a.rows = count;
-        a.src_pitch = h.stride * x_row, a.dst = to, a.dst_pitch = pitch_;
-        kernels_.pool_argmax(a);
-        // A window of minus infinities that begins in the padding: its first element of the image is the maximum.
-        for (int64_t q = t.pw.begin; q < t.pw.end && q * w.stride < w.pad; ++q) {
-          const Window ww = w.window(q);
-          for (int64_t i = 0; i < count; ++i) {
-            T& code = to[i * pitch_ + q - t.pw.begin];
-            if (static_cast<int64_t>(code) % w.kernel < ww.tap) code += static_cast<T>(ww.tap);
-          }
-        }
-      });
-    return (zr.end - zr.begin) * rows * x_row;
-  }
-
   const Pool& p_;
-  const T *dy_, *x_;
+  const T* dy_;
   T* dx_;
-  Strides ys_, xs_, ds_;
+  Strides ys_, ds_;
   const KernelTable<T>& kernels_;
+  PlanarMarks<T> marks_;
   bool maximum_, same_;
   int64_t columns_ = 0, frame_ = 0, pitch_ = 0, phase_ = 0;
   int64_t planes_ = 1, step_ = 1, across_ = 1, down_ = 1, deep_ = 1, size_ = 0;
@@ -1434,8 +1548,28 @@ Status pool_forward_fast(const Pool& p, const T* x, const Strides& xs, T* y, con
     take(ChannelsForward<T>(p, x, xs, y, ys, indices, is));
     return s;
   }
+  if constexpr (kFloat<T>) {
+    if (indices && xs.s[2] == 1) {
+      PlanarIndices<T> positions(p, x, xs, indices, is);
+      if (const char* why = positions.prepare()) {
+        d->pass(positions.path(), why);
+        return s;
+      }
+      PathDecision maxima;
+      s = pool_forward_fast<T>(p, x, xs, y, ys, nullptr, is, run, &maxima);
+      if (s != Status::ok) return s;
+      if (!*maxima.path) {
+        d->pass(positions.path(), "the maxima have no path by vectors");
+        return s;
+      }
+      take(positions);
+      d->before = maxima.path, d->again = "the caches or memory";
+      d->workspace = std::max(d->workspace, maxima.workspace);
+      return s;
+    }
+  }
   if (indices) {
-    d->pass("lanes of columns", "indices are wanted");
+    d->pass("lanes of columns", kFloat<T> ? "columns of x are not neighbours" : "indices of integers are wanted");
     return s;
   }
   const bool rows = xs.s[2] == 1 && ys.s[2] == 1;

@@ -27,6 +27,7 @@ class Arena {
     return piece;
   }
   int64_t size() const { return size_; }
+  bool counts() const { return !base_; }
 
  private:
   char* base_;

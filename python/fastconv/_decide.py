@@ -45,6 +45,7 @@ def _unpool(path: str, shape: Callable[[tuple[Any, ...]], Shape]) -> Callable[..
         return {
             "algorithm": path,
             "isa": _core.current_isa(),
+            "before": "",
             "again": "",
             "blocks": None,
             "workspace_per_thread": 0,

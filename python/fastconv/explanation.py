@@ -101,7 +101,7 @@ class Explanation:
             "block_pixels" and "block_channels", or takes "whole_bytes". Of an inverted residual role is "rows of the
             expansion" ("kept_rows" of them, for a block of "rows" and "columns" of the result) or "the expansion of an
             image" ("whole_bytes", and "why"), and "expand", "depthwise" and "project" are decisions. Of pooling, norms
-            and elementwise functions: algorithm is the path; "passes" how often the operands are read, "again" where
+            and elementwise functions: algorithm is the path, "before" that of maxima whose positions come after them; "passes" how often the operands are read, "again" where
             they are found the second time; "streaming", whether the result is written past the caches; "copied",
             whether operands are copied to another memory order first; "workspace_per_thread" that of pooling and of
             local response norm.
@@ -233,7 +233,7 @@ class Explanation:
         past = ", the result is written past the caches" if d["streaming"] else ""
         copied = "; operands are copied to another memory order first" if d["copied"] else ""
         lines = [
-            f"  path        {d['algorithm']}, on {d['isa']}",
+            f"  path        {d['algorithm']}, on {d['isa']}" + (f"; before it {d['before']}" if d["before"] else ""),
             f"  memory      {reads}{past}{copied}",
             f"  threads     {self._split()}",
         ]

@@ -9,6 +9,7 @@ struct PathDecision {
   static constexpr int kMost = 8;
 
   const char* path = "";
+  const char* before = "";    // the path of a part that is computed first; empty: there is none
   const char* again = "";     // where an operand that is read twice is found the second time; empty: it is read once
   int64_t tasks = 0;          // of a single thread
   int64_t workspace = 0;      // bytes of scratch a thread
