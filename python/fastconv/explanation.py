@@ -101,10 +101,10 @@ class Explanation:
             "block_pixels" and "block_channels", or takes "whole_bytes". Of an inverted residual role is "rows of the
             expansion" ("kept_rows" of them, for a block of "rows" and "columns" of the result) or "the expansion of an
             image" ("whole_bytes", and "why"), and "expand", "depthwise" and "project" are decisions. Of pooling, norms
-            and elementwise functions: algorithm is the path, "before" that of maxima whose positions come after them; "passes" how often the operands are read, "again" where
-            they are found the second time; "streaming", whether the result is written past the caches; "copied",
-            whether operands are copied to another memory order first; "workspace_per_thread" that of pooling and of
-            local response norm.
+            and elementwise functions: algorithm is the path, "before" that of maxima whose positions come after them;
+            "passes" how often the operands are read, "again" where they are found the second time; "streaming",
+            whether the result is written past the caches; "copied", whether operands are copied to another memory
+            order first; "workspace_per_thread" that of pooling and of local response norm.
         candidates: every algorithm, and of direct sums both roles: "algorithm", "role" (of direct sums), "cost" (the
             model's, as a part of the cost of the direct sum that would be taken; None where the algorithm cannot take
             the layer), "error_bound" (None likewise), "taken", and "reason", why it was taken or passed over.
