@@ -259,10 +259,9 @@ int32_t read_axis(PyObject* object) {
 }
 
 // How a softmax is computed; y, of a gradient, may be absent.
-py::object softmax_path(int32_t axis, bool logarithm, const TensorView& first, const TensorView& y,
-                        const TensorView& result) {
+py::object softmax_path(int32_t axis, const TensorView& first, const TensorView& y, const TensorView& result) {
   PathDecision decision;
-  check(softmax_decide(axis, logarithm, first, y, result, &decision));
+  check(softmax_decide(axis, first, y, result, &decision));
   return path_dict(decision, first, true);
 }
 
@@ -273,7 +272,7 @@ py::object softmax(PyObject* const* args) {
   const int32_t axis = read_axis(args[1]);
   const bool logarithm = read_flag(args[2]);
   Result y = make_alike<kMode>(args[3], x, {{args[0], x}});
-  if constexpr (kMode == Mode::decide) return softmax_path(axis, logarithm, x, {}, y.view);
+  if constexpr (kMode == Mode::decide) return softmax_path(axis, x, {}, y.view);
   check(run_operation(x.device, &Backend::softmax_run, axis, logarithm, x, y.view));
   return std::move(y.array);
 }
@@ -285,7 +284,7 @@ py::object softmax_backward_entry(PyObject* const* args) {
   const int32_t axis = read_axis(args[2]);
   const bool logarithm = read_flag(args[3]);
   Result dx = make_alike<kMode>(args[4], dy, {{args[0], dy}, {args[1], y}});
-  if constexpr (kMode == Mode::decide) return softmax_path(axis, logarithm, dy, y, dx.view);
+  if constexpr (kMode == Mode::decide) return softmax_path(axis, dy, y, dx.view);
   check(run_operation(dy.device, &Backend::softmax_backward, axis, logarithm, dy, y, dx.view));
   return std::move(dx.array);
 }

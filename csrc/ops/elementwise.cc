@@ -137,13 +137,11 @@ struct Split {
 };
 
 template <class T>
-void decide_softmax(const Along& a, bool logarithm, bool backward, PathDecision* d) {
+void decide_softmax(const Along& a, PathDecision* d) {
   d->tasks = Split<T>(a).tasks;
   d->path = a.inner > 1 ? "along columns, lanes beside the axis" : "along rows, lanes on the axis";
   if (a.inner > 1) d->pass("along rows, lanes on the axis", "the axis is not innermost in memory");
-  d->again = logarithm && !backward && a.inner > 1 ? "the caches, for the maxima, the sums and the result"
-             : backward                            ? "the caches, for the sums and the result"
-                                                   : "the caches, for the maxima and the result";
+  d->again = "the caches";
 }
 
 template <class T>
@@ -219,16 +217,15 @@ Status map_decide(const TensorView& x, const TensorView& z, const TensorView& y,
 namespace {
 
 // `second`: of a gradient. An empty call has no tasks.
-Status check_softmax(int32_t axis, bool logarithm, const TensorView& first, const TensorView& second,
-                     const TensorView& result, Along* a, PathDecision* d) {
+Status check_softmax(int32_t axis, const TensorView& first, const TensorView& second, const TensorView& result,
+                     Along* a, PathDecision* d) {
   const bool backward = second.data != nullptr;
   Status s =
       backward ? check_operands(Device::cpu, first, {&second}, result) : check_operands(Device::cpu, first, {}, result);
   if (s != Status::ok || (s = axis_of(first, &axis)) != Status::ok || elements_of(first) == 0) return s;
   if (!along(first, axis, a) || !lie_alike(first, result) || (backward && !lie_alike(first, second)))
     return Status::unsupported;
-  first.dtype == DType::f32 ? decide_softmax<float>(*a, logarithm, backward, d)
-                            : decide_softmax<double>(*a, logarithm, backward, d);
+  first.dtype == DType::f32 ? decide_softmax<float>(*a, d) : decide_softmax<double>(*a, d);
   return Status::ok;
 }
 
@@ -237,7 +234,7 @@ Status check_softmax(int32_t axis, bool logarithm, const TensorView& first, cons
 Status softmax_run(int32_t axis, bool logarithm, const TensorView& x, const TensorView& y) {
   Along a;
   PathDecision d;
-  const Status s = check_softmax(axis, logarithm, x, {}, y, &a, &d);
+  const Status s = check_softmax(axis, x, {}, y, &a, &d);
   if (s != Status::ok || d.tasks == 0) return s;
   begin(d);
   return x.dtype == DType::f32 ? softmax<float>(a, logarithm, x, y) : softmax<double>(a, logarithm, x, y);
@@ -246,16 +243,16 @@ Status softmax_run(int32_t axis, bool logarithm, const TensorView& x, const Tens
 Status softmax_backward(int32_t axis, bool logarithm, const TensorView& dy, const TensorView& y, const TensorView& dx) {
   Along a;
   PathDecision d;
-  const Status s = check_softmax(axis, logarithm, dy, y, dx, &a, &d);
+  const Status s = check_softmax(axis, dy, y, dx, &a, &d);
   if (s != Status::ok || d.tasks == 0) return s;
   begin(d);
   return dy.dtype == DType::f32 ? gradient<float>(a, logarithm, dy, y, dx) : gradient<double>(a, logarithm, dy, y, dx);
 }
 
-Status softmax_decide(int32_t axis, bool logarithm, const TensorView& first, const TensorView& second,
-                      const TensorView& result, PathDecision* decision) {
+Status softmax_decide(int32_t axis, const TensorView& first, const TensorView& second, const TensorView& result,
+                      PathDecision* decision) {
   Along a;
-  return check_softmax(axis, logarithm, first, second, result, &a, decision);
+  return check_softmax(axis, first, second, result, &a, decision);
 }
 
 }  // namespace fastconv

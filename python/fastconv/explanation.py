@@ -229,7 +229,7 @@ class Explanation:
 
     def _path_lines(self) -> list[str]:
         d = self.decision
-        reads = f"operands are read twice, then from {d['again']}" if d["again"] else "operands are read once"
+        reads = f"operands are read again, from {d['again']}" if d["again"] else "operands are read once"
         past = ", the result is written past the caches" if d["streaming"] else ""
         copied = "; operands are copied to another memory order first" if d["copied"] else ""
         lines = [

@@ -18,7 +18,7 @@ Status map_decide(const TensorView& x, const TensorView& z, const TensorView& y,
 Status softmax_run(int32_t axis, bool logarithm, const TensorView& x, const TensorView& y);
 Status softmax_backward(int32_t axis, bool logarithm, const TensorView& dy, const TensorView& y, const TensorView& dx);
 // `second`: y of a gradient, absent else.
-Status softmax_decide(int32_t axis, bool logarithm, const TensorView& first, const TensorView& second,
-                      const TensorView& result, PathDecision* decision);
+Status softmax_decide(int32_t axis, const TensorView& first, const TensorView& second, const TensorView& result,
+                      PathDecision* decision);
 
 }  // namespace fastconv
