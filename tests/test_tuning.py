@@ -8,6 +8,7 @@ import os
 import random
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -233,6 +234,71 @@ def test_a_file_cannot_ask_for_what_is_not_admitted(tmp_path: Path) -> None:
             fastconv.load_tune_file(path)
             assert [c.way for c in tuning.products("conv2d", x, w, **options)] == [choice.way]
             np.testing.assert_array_equal(functional.conv2d(x, w, **options), expected)
+
+
+def _threads_in_step(*steps: tuple[Any, ...]) -> None:
+    """Runs (thread, function) pairs one after the other, each in the thread of its number."""
+    with contextlib.ExitStack() as stack:
+        pools = {n: stack.enter_context(ThreadPoolExecutor(1)) for n in {thread for thread, _ in steps}}
+        for thread, function in steps:
+            pools[thread].submit(function).result()
+
+
+@pytest.mark.parametrize("order", ["first in, first out", "first in, last out"])
+def test_scopes_of_threads_do_not_undo_each_other(order: str) -> None:
+    """Two threads' scopes overlap; each one's end leaves the other's in force, and nothing stays behind."""
+    x, w, options = _layer()
+    products = [choice.product for choice in tuning.products("conv2d", x, w, **options)]
+    model = tuning.products("conv2d", x, w, **options)[0].way
+    seen: list[str] = []
+
+    def look() -> None:
+        seen.append(tuning.products("conv2d", x, w, **options)[0].way)
+
+    a, b = contextlib.ExitStack(), contextlib.ExitStack()
+    steps = [
+        (0, lambda: a.enter_context(tuning.forced("winograd2", products))),
+        (0, look),
+        (1, lambda: b.enter_context(tuning.forced("winograd4", products))),
+        (0, look),
+        *(
+            [(0, a.close), (1, look), (1, b.close)]
+            if order.endswith("first out")
+            else [(1, b.close), (0, look), (0, a.close)]
+        ),
+        (0, look),
+    ]
+    _threads_in_step(*steps)
+    left = "winograd4" if order.endswith("first out") else "winograd2"
+    assert seen == ["winograd2", "winograd4", left, model]
+
+
+def test_a_scope_does_not_undo_a_file(tmp_path: Path) -> None:
+    """A file that another thread loads, or drops, while a scope is open is in use, or is not, when that ends."""
+    x, w, options = _layer()
+    products = [choice.product for choice in tuning.products("conv2d", x, w, **options)]
+    model = tuning.products("conv2d", x, w, **options)[0].way
+    path = _file_of(tmp_path / "a.tune", "conv2d", (x, w), options, "winograd2")
+    seen: list[tuple[str, str | None]] = []
+
+    def look() -> None:
+        seen.append((tuning.products("conv2d", x, w, **options)[0].way, tuning.tune_file()))
+
+    scope = contextlib.ExitStack()
+    _threads_in_step(
+        (0, lambda: scope.enter_context(tuning.forced("winograd4", products))),
+        (1, lambda: fastconv.load_tune_file(path)),
+        (0, look),
+        (0, scope.close),
+        (0, look),
+        (0, lambda: scope.enter_context(tuning.model_alone())),
+        (0, look),
+        (1, fastconv.clear_tune_file),
+        (0, scope.close),
+        (0, look),
+    )
+    file = str(path)
+    assert seen == [("winograd4", file), ("winograd2", file), (model, file), (model, None)]
 
 
 def _environment(value: str, code: str) -> subprocess.CompletedProcess[str]:

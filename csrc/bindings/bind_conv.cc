@@ -194,25 +194,6 @@ py::object output_shape(PyObject* const* args) {
 
 // --- plans and decisions ---------------------------------------------------------------------------------------
 
-py::dict decision_dict(const Decision& decision) {
-  py::dict result;
-  result["algorithm"] = decision.algorithm;
-  result["role"] = decision.role;
-  result["isa"] = decision.isa;
-  result["tile_rows"] = decision.tile_rows;
-  result["tile_columns"] = decision.tile_columns;
-  result["reduction_block"] = decision.reduction_block;
-  result["channel_block"] = decision.channel_block;
-  result["pixel_block"] = decision.pixel_block;
-  result["workspace_per_thread"] = decision.workspace_per_thread;
-  result["packed_weight_bytes"] = decision.packed_weight_bytes;
-  result["flops"] = decision.flops;
-  result["bytes"] = decision.bytes;
-  result["error_bound"] = decision.error_bound;
-  result["passed_over"] = decision.passed_over;
-  return result;
-}
-
 // An operand that may be given as an array or, for its shape alone, as a tuple.
 TensorView array_or_shape(PyObject* object, DType dtype) {
   return is_shape(object) ? shape_view(object, dtype) : array_view(object);

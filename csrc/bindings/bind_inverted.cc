@@ -41,8 +41,39 @@ Result make_mean(const TensorView& like, int64_t channels, bool batched) {
   return result;
 }
 
+// What a plan and a call have in common; `in_rows`: of the one or the other.
+py::dict decision_of(const InvertedDecision& d, bool in_rows) {
+  py::dict dict;
+  dict["algorithm"] = "inverted residual";
+  dict["role"] = in_rows ? "rows of the expansion" : "the expansion of an image";
+  dict["rows"] = d.rows;
+  dict["columns"] = d.columns;
+  dict["kept_rows"] = in_rows ? d.kept_rows : 0;
+  dict["packed_weight_bytes"] = d.packed_bytes;
+  dict["workspace_per_thread"] = d.workspace;
+  dict["whole_bytes"] = d.whole_bytes;
+  return dict;
+}
+
+py::dict call_dict(const InvertedDecision& d, const InvertedOperands& op, const py::tuple& shape) {
+  py::dict dict = decision_of(d, d.call_in_rows);
+  dict["workspace_per_thread"] = d.call_workspace;
+  dict["whole_bytes"] = d.call_whole_bytes;
+  dict["why"] = d.call_whole ? d.call_whole : "";
+  dict["isa"] = d.expand.isa;
+  dict["expand"] = half_dict(d.expand);
+  dict["depthwise"] = half_dict(d.filter);
+  if (op.project_weight.data) dict["project"] = half_dict(d.product);
+  dict["blocks"] = d.tasks;
+  dict["flops"] = d.flops;
+  dict["bytes"] = d.bytes;
+  dict["shape"] = shape;
+  return dict;
+}
+
 // (spec, project_spec, x, expand_weight, depthwise_weight, project_weight, expand_bias, expand_scale, expand_shift,
 //  depthwise_bias, depthwise_scale, depthwise_shift, bias, scale, shift, residual, out)
+template <Mode kMode>
 py::object inverted_forward(PyObject* const* args) {
   const ConvSpec& spec = value_of<ConvSpec>(args[0], spec_type);
   bool batched = false;
@@ -51,22 +82,27 @@ py::object inverted_forward(PyObject* const* args) {
   op.epilogue.residual = following_image(args[15], spec.desc, batched);
   int64_t shape[kMaxDims];
   check(inverted_output_shape(spec.desc, op.x, op.expand_weight, op.depthwise_weight, op.project_weight, shape));
-  Result y = make_image(args[16], spec.desc, op.x, shape, batched,
-                        {{args[2], op.x},
-                         {args[3], op.expand_weight},
-                         {args[4], op.depthwise_weight},
-                         {args[5], op.project_weight},
-                         {args[6], op.expand.bias},
-                         {args[7], op.expand.scale},
-                         {args[8], op.expand.shift},
-                         {args[9], op.inner.bias},
-                         {args[10], op.inner.scale},
-                         {args[11], op.inner.shift},
-                         {args[12], op.epilogue.bias},
-                         {args[13], op.epilogue.scale},
-                         {args[14], op.epilogue.shift},
-                         {args[15], op.epilogue.residual}});
+  Result y = make_image<kMode>(args[16], spec.desc, op.x, shape, batched,
+                               {{args[2], op.x},
+                                {args[3], op.expand_weight},
+                                {args[4], op.depthwise_weight},
+                                {args[5], op.project_weight},
+                                {args[6], op.expand.bias},
+                                {args[7], op.expand.scale},
+                                {args[8], op.expand.shift},
+                                {args[9], op.inner.bias},
+                                {args[10], op.inner.scale},
+                                {args[11], op.inner.shift},
+                                {args[12], op.epilogue.bias},
+                                {args[13], op.epilogue.scale},
+                                {args[14], op.epilogue.shift},
+                                {args[15], op.epilogue.residual}});
   op.y = y.view;
+  if constexpr (kMode == Mode::decide) {
+    InvertedDecision d;
+    check(inverted_decide(spec.desc, op, &d));
+    return call_dict(d, op, result_shape(y.view, batched));
+  }
   Result mean;
   if (!op.project_weight.data) mean = make_mean(op.x, op.expand_weight.shape[0], batched);
   op.mean = mean.view;
@@ -130,23 +166,19 @@ PyObject* plan_run(PyObject* self, PyObject* const* args, Py_ssize_t count) {
 
 py::dict plan_decision(const PlanHandle& handle) {
   const InvertedDecision d = inverted_plan_decision(*handle.plan);
-  py::dict dict;
-  dict["algorithm"] = "inverted residual";
-  dict["role"] = d.in_rows ? "rows of the expansion" : "the expansion of an image";
-  dict["rows"] = d.rows;
-  dict["columns"] = d.columns;
-  dict["kept_rows"] = d.in_rows ? d.kept_rows : 0;
-  dict["packed_weight_bytes"] = d.packed_bytes;
-  dict["workspace_per_thread"] = d.workspace;
-  dict["whole_bytes"] = d.whole_bytes;
-  return dict;
+  return decision_of(d, d.in_rows);
 }
 
 PyMethodDef functions[] = {
-    method<inverted_forward, 17>("inverted_forward",
-                                 "(spec, project_spec, x, expand_weight, depthwise_weight, project_weight, "
-                                 "expand_bias, expand_scale, expand_shift, depthwise_bias, depthwise_scale, "
-                                 "depthwise_shift, bias, scale, shift, residual, out) -> y, or (u, mean)"),
+    method<inverted_forward<Mode::run>, 17>("inverted_forward",
+                                            "(spec, project_spec, x, expand_weight, depthwise_weight, project_weight, "
+                                            "expand_bias, expand_scale, expand_shift, depthwise_bias, depthwise_scale, "
+                                            "depthwise_shift, bias, scale, shift, residual, out) -> y, or (u, mean)"),
+    method<inverted_forward<Mode::decide>, 17>(
+        "inverted_forward_decide",
+        "(spec, project_spec, x, expand_weight, depthwise_weight, project_weight, "
+        "expand_bias, expand_scale, expand_shift, depthwise_bias, depthwise_scale, "
+        "depthwise_shift, bias, scale, shift, residual, out) -> dict"),
     method<inverted_plan_entry, 15>("inverted_plan",
                                     "(spec, project_spec, x_like, expand_weight, depthwise_weight, project_weight, "
                                     "expand_bias, expand_scale, expand_shift, depthwise_bias, depthwise_scale, "

@@ -53,11 +53,12 @@ void image_order(const NormDesc& desc, const TensorView& x, int* order) {
   if (channels >= 0 && innermost) order[n++] = channels;
 }
 
+template <Mode kMode>
 Result make_like(PyObject* out, const NormDesc& desc, const TensorView& x, std::initializer_list<Read> reads) {
   if (x.ndim < 1 || (desc.kind != NormKind::layer && x.ndim < 2)) throw Refusal{"bad_rank"};
   int order[kMaxDims];
   image_order(desc, x, order);
-  return make_output(out, like(x), order, reads);
+  return make_result<kMode>(out, like(x), order, reads);
 }
 
 // A vector of an entry a channel, or of the trailing shape.
@@ -77,6 +78,7 @@ TensorView channel_shape(const NormDesc& desc, const TensorView& x) {
 }
 
 // (spec, x, weight, bias, residual, running_mean, running_var, out) -> y, or (y, mean, inv_std) in training
+template <Mode kMode>
 py::object norm(PyObject* const* args) {
   const NormSpec& spec = value_of<NormSpec>(args[0], norm_type);
   const NormDesc& desc = spec.desc;
@@ -85,19 +87,19 @@ py::object norm(PyObject* const* args) {
   op.weight = optional_view(args[2]), op.bias = optional_view(args[3]), op.residual = optional_view(args[4]);
   op.act = spec.activation;
   op.running_mean = optional_view(args[5]), op.running_var = optional_view(args[6]);
-  Result y = make_like(args[7], desc, op.x,
-                       {{args[1], op.x},
-                        {args[2], op.weight},
-                        {args[3], op.bias},
-                        {args[4], op.residual},
-                        {args[5], op.running_mean},
-                        {args[6], op.running_var}});
+  Result y = make_like<kMode>(args[7], desc, op.x,
+                              {{args[1], op.x},
+                               {args[2], op.weight},
+                               {args[3], op.bias},
+                               {args[4], op.residual},
+                               {args[5], op.running_mean},
+                               {args[6], op.running_var}});
   op.y = y.view;
   Result mean, inv_std;
   if (desc.training) {
     const TensorView vector = channel_shape(desc, op.x);
-    mean = make_output(Py_None, vector, nullptr, {});
-    inv_std = make_output(Py_None, vector, nullptr, {});
+    mean = make_result<kMode>(Py_None, vector, nullptr, {});
+    inv_std = make_result<kMode>(Py_None, vector, nullptr, {});
     op.mean = mean.view, op.inv_std = inv_std.view;
     for (int i : {5, 6}) {
       const TensorView& running = i == 5 ? op.running_mean : op.running_var;
@@ -109,6 +111,11 @@ py::object norm(PyObject* const* args) {
         check_no_overlap(args[i], running, read.array, read.view);
     }
   }
+  if constexpr (kMode == Mode::decide) {
+    PathDecision decision;
+    check(norm_decide(desc, op, &decision));
+    return path_dict(decision, op.y, true);
+  }
   const Scratch scratch(op.x.device, &Backend::norm_workspace, desc, op);
   check(run_operation(op.x.device, &Backend::norm_run, desc, op));
   if (!desc.training) return std::move(y.array);
@@ -116,6 +123,7 @@ py::object norm(PyObject* const* args) {
 }
 
 // (spec, dy, x, weight, mean, inv_std, y, lower, upper, needs_input, needs_weight, needs_bias, out) -> (dx, dw, db)
+template <Mode kMode>
 py::object norm_backward_entry(PyObject* const* args) {
   const NormDesc& desc = value_of<NormSpec>(args[0], norm_type).desc;
   NormGradients op;
@@ -129,11 +137,16 @@ py::object norm_backward_entry(PyObject* const* args) {
                                              {args[4], op.mean}, {args[5], op.inv_std}, {args[6], op.y}};
   const bool needs_input = read_flag(args[9]), needs_weight = read_flag(args[10]), needs_bias = read_flag(args[11]);
   if (!needs_input && args[12] != Py_None) throw Refusal{"bad_output"};
-  if (needs_input) dx = make_like(args[12], desc, op.x, reads), op.dx = dx.view;
+  if (needs_input) dx = make_like<kMode>(args[12], desc, op.x, reads), op.dx = dx.view;
   if (op.x.ndim < (desc.kind == NormKind::layer ? 1 : 2)) throw Refusal{"bad_rank"};
   const TensorView vector = channel_shape(desc, op.x);
-  if (needs_weight) dw = make_output(Py_None, vector, nullptr, {}), op.dw = dw.view;
-  if (needs_bias) db = make_output(Py_None, vector, nullptr, {}), op.db = db.view;
+  if (needs_weight) dw = make_result<kMode>(Py_None, vector, nullptr, {}), op.dw = dw.view;
+  if (needs_bias) db = make_result<kMode>(Py_None, vector, nullptr, {}), op.db = db.view;
+  if constexpr (kMode == Mode::decide) {
+    PathDecision decision;
+    check(norm_backward_decide(desc, op, &decision));
+    return path_dict(decision, op.x, true);
+  }
   const Scratch scratch(op.dy.device, &Backend::norm_backward_workspace, desc, op);
   check(run_operation(op.dy.device, &Backend::norm_backward, desc, op));
   auto or_none = [](Result& r, bool there) { return there ? std::move(r.array) : py::object(py::none()); };
@@ -141,6 +154,7 @@ py::object norm_backward_entry(PyObject* const* args) {
 }
 
 // (channels_last, size, alpha, beta, k, x, dy, out) -> y, or, with dy, dx
+template <Mode kMode>
 py::object local_response_norm(PyObject* const* args) {
   ResponseDesc desc;
   desc.channels_last = read_flag(args[0]);
@@ -151,7 +165,12 @@ py::object local_response_norm(PyObject* const* args) {
   NormDesc axes;
   axes.kind = NormKind::channels;
   axes.channels_last = desc.channels_last;
-  Result result = make_like(args[7], axes, x, {{args[5], x}, {args[6], dy}});
+  Result result = make_like<kMode>(args[7], axes, x, {{args[5], x}, {args[6], dy}});
+  if constexpr (kMode == Mode::decide) {
+    PathDecision decision;
+    check(response_decide(desc, x, result.view, dy, &decision));
+    return path_dict(decision, x, true);
+  }
   check(dy.data ? run_operation(x.device, &Backend::response_backward, desc, dy, x, result.view)
                 : run_operation(x.device, &Backend::response_run, desc, x, result.view));
   return std::move(result.array);
@@ -160,6 +179,7 @@ py::object local_response_norm(PyObject* const* args) {
 // --- elementwise -----------------------------------------------------------------------------------------------
 
 // As make_output for a result that lies as x does, which may be `out` itself or another operand of the same place.
+template <Mode kMode>
 Result make_alike(PyObject* out, const TensorView& x, std::initializer_list<Read> reads) {
   if (out != Py_None) {
     const TensorView target = array_view(out);
@@ -188,32 +208,45 @@ Result make_alike(PyObject* out, const TensorView& x, std::initializer_list<Read
         order[at] = order[at - 1];
     order[at] = i;
   }
-  return make_output(Py_None, like(x), order, {});
+  return make_result<kMode>(Py_None, like(x), order, {});
+}
+
+// How a function of elements is computed; z may be absent.
+py::object element_path(const TensorView& x, const TensorView& z, const TensorView& y) {
+  PathDecision decision;
+  check(map_decide(x, z, y, &decision));
+  return path_dict(decision, x, true);
 }
 
 // (activation, x, out)
+template <Mode kMode>
 py::object activation_forward(PyObject* const* args) {
   const Activation act = read_activation(py::reinterpret_borrow<py::tuple>(args[0]));
   const TensorView x = array_view(args[1]);
-  Result y = make_alike(args[2], x, {{args[1], x}});
+  Result y = make_alike<kMode>(args[2], x, {{args[1], x}});
+  if constexpr (kMode == Mode::decide) return element_path(x, {}, y.view);
   check(run_operation(x.device, &Backend::map_forward, act, x, y.view));
   return std::move(y.array);
 }
 
 // (activation, dy, x, out): x is the result where the activation is sigmoid or tanh.
+template <Mode kMode>
 py::object activation_backward(PyObject* const* args) {
   const Activation act = read_activation(py::reinterpret_borrow<py::tuple>(args[0]));
   const TensorView dy = array_view(args[1]), x = array_view(args[2]);
-  Result dx = make_alike(args[3], dy, {{args[1], dy}, {args[2], x}});
+  Result dx = make_alike<kMode>(args[3], dy, {{args[1], dy}, {args[2], x}});
+  if constexpr (kMode == Mode::decide) return element_path(x, dy, dx.view);
   check(run_operation(dy.device, &Backend::map_backward, act, dy, x, dx.view));
   return std::move(dx.array);
 }
 
 // (activation, x, y, out)
+template <Mode kMode>
 py::object add(PyObject* const* args) {
   const Activation act = read_activation(py::reinterpret_borrow<py::tuple>(args[0]));
   const TensorView x = array_view(args[1]), y = array_view(args[2]);
-  Result sum = make_alike(args[3], x, {{args[1], x}, {args[2], y}});
+  Result sum = make_alike<kMode>(args[3], x, {{args[1], x}, {args[2], y}});
+  if constexpr (kMode == Mode::decide) return element_path(x, y, sum.view);
   check(run_operation(x.device, &Backend::map_add, act, x, y, sum.view));
   return std::move(sum.array);
 }
@@ -225,38 +258,54 @@ int32_t read_axis(PyObject* object) {
   return static_cast<int32_t>(value);
 }
 
+// How a softmax is computed; y, of a gradient, may be absent.
+py::object softmax_path(int32_t axis, const TensorView& first, const TensorView& y, const TensorView& result) {
+  PathDecision decision;
+  check(softmax_decide(axis, first, y, result, &decision));
+  return path_dict(decision, first, true);
+}
+
 // (x, axis, logarithm, out)
+template <Mode kMode>
 py::object softmax(PyObject* const* args) {
   const TensorView x = array_view(args[0]);
   const int32_t axis = read_axis(args[1]);
   const bool logarithm = read_flag(args[2]);
-  Result y = make_alike(args[3], x, {{args[0], x}});
+  Result y = make_alike<kMode>(args[3], x, {{args[0], x}});
+  if constexpr (kMode == Mode::decide) return softmax_path(axis, x, {}, y.view);
   check(run_operation(x.device, &Backend::softmax_run, axis, logarithm, x, y.view));
   return std::move(y.array);
 }
 
 // (dy, y, axis, logarithm, out)
+template <Mode kMode>
 py::object softmax_backward_entry(PyObject* const* args) {
   const TensorView dy = array_view(args[0]), y = array_view(args[1]);
   const int32_t axis = read_axis(args[2]);
   const bool logarithm = read_flag(args[3]);
-  Result dx = make_alike(args[4], dy, {{args[0], dy}, {args[1], y}});
+  Result dx = make_alike<kMode>(args[4], dy, {{args[0], dy}, {args[1], y}});
+  if constexpr (kMode == Mode::decide) return softmax_path(axis, dy, y, dx.view);
   check(run_operation(dy.device, &Backend::softmax_backward, axis, logarithm, dy, y, dx.view));
   return std::move(dx.array);
 }
 
+// A row for each mode of a binding.
+#define FASTCONV_BOTH(function, count, name, arguments, result)           \
+  method<function<Mode::run>, count>(name, "(" arguments ") -> " result), \
+      method<function<Mode::decide>, count>(name "_decide", "(" arguments ") -> dict")
+
 PyMethodDef functions[] = {
-    method<norm, 8>("norm", "(spec, x, weight, bias, residual, running_mean, running_var, out) -> y"),
-    method<norm_backward_entry, 13>("norm_backward",
-                                    "(spec, dy, x, weight, mean, inv_std, y, lower, upper, needs_input, needs_weight, "
-                                    "needs_bias, out) -> (dx, dw, db)"),
-    method<local_response_norm, 8>("local_response_norm",
-                                   "(channels_last, size, alpha, beta, k, x, dy, out) -> y, or, with dy, dx"),
-    method<activation_forward, 3>("activation", "(activation, x, out) -> y"),
-    method<activation_backward, 4>("activation_backward", "(activation, dy, x, out) -> dx"),
-    method<add, 4>("add", "(activation, x, y, out) -> sum"),
-    method<softmax, 4>("softmax", "(x, axis, logarithm, out) -> y"),
-    method<softmax_backward_entry, 5>("softmax_backward", "(dy, y, axis, logarithm, out) -> dx"),
+    FASTCONV_BOTH(norm, 8, "norm", "spec, x, weight, bias, residual, running_mean, running_var, out", "y"),
+    FASTCONV_BOTH(norm_backward_entry, 13, "norm_backward",
+                  "spec, dy, x, weight, mean, inv_std, y, lower, upper, needs_input, needs_weight, needs_bias, out",
+                  "(dx, dw, db)"),
+    FASTCONV_BOTH(local_response_norm, 8, "local_response_norm", "channels_last, size, alpha, beta, k, x, dy, out",
+                  "y, or, with dy, dx"),
+    FASTCONV_BOTH(activation_forward, 3, "activation", "activation, x, out", "y"),
+    FASTCONV_BOTH(activation_backward, 4, "activation_backward", "activation, dy, x, out", "dx"),
+    FASTCONV_BOTH(add, 4, "add", "activation, x, y, out", "sum"),
+    FASTCONV_BOTH(softmax, 4, "softmax", "x, axis, logarithm, out", "y"),
+    FASTCONV_BOTH(softmax_backward_entry, 5, "softmax_backward", "dy, y, axis, logarithm, out", "dx"),
 };
 
 }  // namespace

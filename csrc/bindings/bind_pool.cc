@@ -69,6 +69,7 @@ TensorView index_view(PyObject* object, const PoolDesc& desc, bool batched) {
 
 // A new output, or the user's, of `shape` (with its batch axis) in the memory order of `like`; the view that is
 // returned has the batch axis.
+template <Mode kMode>
 Result make_image(PyObject* out, const PoolDesc& desc, const TensorView& like, DType dtype, const int64_t* shape,
                   bool batched, std::initializer_list<Read> reads) {
   const int ndim = desc.spatial + (batched ? 2 : 1);
@@ -90,12 +91,13 @@ Result make_image(PyObject* out, const PoolDesc& desc, const TensorView& like, D
     if (i != channels) order[n++] = i;
   }
   if (innermost) order[n++] = channels;
-  Result result = make_output(out, expected, order, reads);
+  Result result = make_result<kMode>(out, expected, order, reads);
   if (!batched) insert_batch_axis(result.view);
   return result;
 }
 
 // (spec, x, return_indices, out) -> y, or (y, indices)
+template <Mode kMode>
 py::object pool_forward_entry(PyObject* const* args) {
   const PoolDesc& desc = value_of<PoolSpec>(args[0], spec_type).desc;
   bool batched = false;
@@ -103,15 +105,21 @@ py::object pool_forward_entry(PyObject* const* args) {
   const bool with_indices = read_flag(args[2]);
   int64_t shape[kMaxDims];
   check(pool_output_shape(desc, x, shape));
-  Result y = make_image(args[3], desc, x, x.dtype, shape, batched, {{args[1], x}});
+  Result y = make_image<kMode>(args[3], desc, x, x.dtype, shape, batched, {{args[1], x}});
   Result indices;
-  if (with_indices) indices = make_image(Py_None, desc, x, DType::i64, shape, batched, {});
+  if (with_indices) indices = make_image<kMode>(Py_None, desc, x, DType::i64, shape, batched, {});
+  if constexpr (kMode == Mode::decide) {
+    PathDecision decision;
+    check(pool_decide(desc, x, y.view, indices.view, &decision));
+    return path_dict(decision, y.view, batched);
+  }
   check(run_operation(x.device, &Backend::pool_forward, desc, x, y.view, indices.view));
   if (!with_indices) return std::move(y.array);
   return py::make_tuple(std::move(y.array), std::move(indices.array));
 }
 
 // (spec, dy, x, indices, out) -> dx; x is an array or a shape
+template <Mode kMode>
 py::object pool_backward_entry(PyObject* const* args) {
   const PoolDesc& desc = value_of<PoolSpec>(args[0], spec_type).desc;
   bool batched = false;
@@ -121,8 +129,13 @@ py::object pool_backward_entry(PyObject* const* args) {
   const TensorView indices = index_view(args[3], desc, batched);
   const bool reads_x = desc.kind == PoolKind::lp || (desc.kind == PoolKind::max && !indices.data);
   if (reads_x && is_shape(args[2])) throw Refusal{"bad_type"};
-  Result dx = make_image(args[4], desc, dy, dy.dtype, x.shape, batched,
-                         {{args[1], dy}, {args[2], reads_x ? x : TensorView{}}, {args[3], indices}});
+  Result dx = make_image<kMode>(args[4], desc, dy, dy.dtype, x.shape, batched,
+                                {{args[1], dy}, {args[2], reads_x ? x : TensorView{}}, {args[3], indices}});
+  if constexpr (kMode == Mode::decide) {
+    PathDecision decision;
+    check(pool_backward_decide(desc, dy, x, indices, dx.view, &decision));
+    return path_dict(decision, dx.view, batched);
+  }
   const Scratch scratch(dy.device, &Backend::pool_backward_workspace, desc, x, indices.data != nullptr);
   check(run_operation(dy.device, &Backend::pool_backward, desc, dy, x, indices, dx.view));
   return std::move(dx.array);
@@ -137,7 +150,7 @@ py::object unpool_forward_entry(PyObject* const* args) {
   if (!indices.data) throw Refusal{"bad_type"};
   TensorView shape = shape_view(args[3], x.dtype, x.device);
   complete_image(shape, desc, batched);
-  Result y = make_image(args[4], desc, x, x.dtype, shape.shape, batched, {{args[1], x}, {args[2], indices}});
+  Result y = make_image<Mode::run>(args[4], desc, x, x.dtype, shape.shape, batched, {{args[1], x}, {args[2], indices}});
   const Scratch scratch(x.device, &Backend::unpool_forward_workspace, y.view);
   check(run_operation(x.device, &Backend::unpool_forward, desc.spatial, desc.channels_last, x, indices, y.view));
   return std::move(y.array);
@@ -150,14 +163,18 @@ py::object unpool_backward_entry(PyObject* const* args) {
   const TensorView dy = leading_image(array_view(args[1]), desc, batched);
   const TensorView indices = index_view(args[2], desc, batched);
   if (!indices.data) throw Refusal{"bad_type"};
-  Result dx = make_image(args[3], desc, dy, dy.dtype, indices.shape, batched, {{args[1], dy}, {args[2], indices}});
+  Result dx =
+      make_image<Mode::run>(args[3], desc, dy, dy.dtype, indices.shape, batched, {{args[1], dy}, {args[2], indices}});
   check(run_operation(dy.device, &Backend::unpool_backward, desc.spatial, desc.channels_last, dy, indices, dx.view));
   return std::move(dx.array);
 }
 
 PyMethodDef functions[] = {
-    method<pool_forward_entry, 4>("pool_forward", "(spec, x, return_indices, out) -> y, or (y, indices)"),
-    method<pool_backward_entry, 5>("pool_backward", "(spec, dy, x or its shape, indices, out) -> dx"),
+    method<pool_forward_entry<Mode::run>, 4>("pool_forward", "(spec, x, return_indices, out) -> y, or (y, indices)"),
+    method<pool_forward_entry<Mode::decide>, 4>("pool_forward_decide", "(spec, x, return_indices, out) -> dict"),
+    method<pool_backward_entry<Mode::run>, 5>("pool_backward", "(spec, dy, x or its shape, indices, out) -> dx"),
+    method<pool_backward_entry<Mode::decide>, 5>("pool_backward_decide",
+                                                 "(spec, dy, x or its shape, indices, out) -> dict"),
     method<unpool_forward_entry, 5>("unpool_forward", "(spec, x, indices, output_shape, out) -> y"),
     method<unpool_backward_entry, 4>("unpool_backward", "(spec, dy, indices, out) -> dx"),
 };

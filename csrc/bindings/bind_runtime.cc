@@ -9,6 +9,7 @@
 
 #include "bindings.h"
 #include "casters.h"
+#include "fastconv/path.h"
 #include "fastconv/runtime.h"
 
 namespace fastconv::bindings {
@@ -128,6 +129,8 @@ void bind_runtime(py::module_& m) {
                         py::arg("peak_call_bytes_per_thread") = stats.peak_call_bytes_per_thread);
       },
       py::arg("reset") = false);
+
+  m.def("take_path", &take_path);  // for the log and the tests
 
   m.def("flush_denormals", &flush_denormals);
   m.def("set_flush_denormals", &set_flush_denormals, py::arg("on"));

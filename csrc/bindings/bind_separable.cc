@@ -26,6 +26,7 @@ SeparableOperands operands(PyObject* const* args, const ConvSpec& spec, bool& ba
 
 // (spec, x, depthwise_weight, pointwise_weight, depthwise_bias, depthwise_scale, depthwise_shift, bias, scale, shift,
 //  residual, out)
+template <Mode kMode>
 py::object separable_forward(PyObject* const* args) {
   const ConvSpec& spec = value_of<ConvSpec>(args[0], spec_type);
   bool batched = false;
@@ -34,18 +35,38 @@ py::object separable_forward(PyObject* const* args) {
   op.epilogue.residual = following_image(args[10], spec.desc, batched);
   int64_t shape[kMaxDims];
   check(separable_output_shape(spec.desc, op.x, op.depthwise_weight, op.pointwise_weight, shape));
-  Result y = make_image(args[11], spec.desc, op.x, shape, batched,
-                        {{args[1], op.x},
-                         {args[2], op.depthwise_weight},
-                         {args[3], op.pointwise_weight},
-                         {args[4], op.inner.bias},
-                         {args[5], op.inner.scale},
-                         {args[6], op.inner.shift},
-                         {args[7], op.epilogue.bias},
-                         {args[8], op.epilogue.scale},
-                         {args[9], op.epilogue.shift},
-                         {args[10], op.epilogue.residual}});
+  Result y = make_image<kMode>(args[11], spec.desc, op.x, shape, batched,
+                               {{args[1], op.x},
+                                {args[2], op.depthwise_weight},
+                                {args[3], op.pointwise_weight},
+                                {args[4], op.inner.bias},
+                                {args[5], op.inner.scale},
+                                {args[6], op.inner.shift},
+                                {args[7], op.epilogue.bias},
+                                {args[8], op.epilogue.scale},
+                                {args[9], op.epilogue.shift},
+                                {args[10], op.epilogue.residual}});
   op.y = y.view;
+  if constexpr (kMode == Mode::decide) {
+    SeparableDecision d;
+    check(separable_decide(spec.desc, op, &d));
+    py::dict dict;
+    dict["algorithm"] = d.unfused ? "two calls" : "one pass";
+    dict["why"] = d.unfused ? d.unfused : "";
+    dict["isa"] = d.filter.isa;
+    dict["depthwise"] = half_dict(d.filter);
+    dict["pointwise"] = half_dict(d.product);
+    dict["block_pixels"] = d.pixels;
+    dict["block_channels"] = d.channels;
+    dict["whole_bytes"] = d.whole_bytes;
+    dict["blocks"] = d.tasks;
+    dict["workspace_per_thread"] = d.workspace;
+    dict["packed_weight_bytes"] = d.packed_bytes;
+    dict["flops"] = d.flops;
+    dict["bytes"] = d.bytes;
+    dict["shape"] = result_shape(y.view, batched);
+    return dict;
+  }
   const Scratch scratch(op.x.device, &Backend::separable_workspace, spec.desc, op);
   check(run_operation(op.x.device, &Backend::separable_run, spec.desc, op));
   return std::move(y.array);
@@ -99,9 +120,14 @@ PyObject* plan_run(PyObject* self, PyObject* const* args, Py_ssize_t count) {
 }
 
 PyMethodDef functions[] = {
-    method<separable_forward, 12>("separable_forward",
-                                  "(spec, x, depthwise_weight, pointwise_weight, depthwise_bias, depthwise_scale, "
-                                  "depthwise_shift, bias, scale, shift, residual, out) -> y"),
+    method<separable_forward<Mode::run>, 12>(
+        "separable_forward",
+        "(spec, x, depthwise_weight, pointwise_weight, depthwise_bias, depthwise_scale, "
+        "depthwise_shift, bias, scale, shift, residual, out) -> y"),
+    method<separable_forward<Mode::decide>, 12>(
+        "separable_forward_decide",
+        "(spec, x, depthwise_weight, pointwise_weight, depthwise_bias, depthwise_scale, "
+        "depthwise_shift, bias, scale, shift, residual, out) -> dict"),
     method<separable_plan_entry, 10>("separable_plan",
                                      "(spec, x_like, depthwise_weight, pointwise_weight, depthwise_bias, "
                                      "depthwise_scale, depthwise_shift, bias, scale, shift) -> SeparablePlan"),

@@ -11,6 +11,7 @@
 #include "casters.h"
 #include "fastconv/backend.h"
 #include "fastconv/conv.h"
+#include "fastconv/path.h"
 
 namespace fastconv::bindings {
 
@@ -198,6 +199,42 @@ inline Result make_output(PyObject* out, TensorView expected, const int* order, 
   result.view = expected;
   result.array = new_array(result.view, bytes);
   return result;
+}
+
+// --- decisions ---------------------------------------------------------------------------------------------------
+
+// What a binding of a memory-bound operation does: the call, or telling how it would be made. Either takes the same
+// arguments; for the latter no new result is allocated and no data is read.
+enum class Mode { run, decide };
+
+// A result that is not there: as make_output where nothing is computed.
+inline Result describe_output(PyObject* out, TensorView expected, const int* order, std::initializer_list<Read> reads) {
+  pack_strides(expected, order);
+  if (out != Py_None) return user_output(out, expected, reads);
+  expected.data = no_data;
+  return {py::object(), expected};
+}
+
+template <Mode kMode>
+Result make_result(PyObject* out, const TensorView& expected, const int* order, std::initializer_list<Read> reads) {
+  return kMode == Mode::run ? make_output(out, expected, order, reads) : describe_output(out, expected, order, reads);
+}
+
+// `result` may have a batch axis that the user's array has not.
+inline py::dict path_dict(const PathDecision& d, const TensorView& result, bool batched) {
+  py::dict dict;
+  py::list passed_over;
+  for (int i = 0; i < d.passed; ++i) passed_over.append(py::make_tuple(d.passed_over[i].path, d.passed_over[i].why));
+  dict["algorithm"] = d.path;
+  dict["isa"] = isa_name(current_isa());
+  dict["before"] = d.before;
+  dict["again"] = d.again;
+  dict["blocks"] = d.tasks;
+  dict["workspace_per_thread"] = d.workspace;
+  dict["streaming"] = d.streaming;
+  dict["passed_over"] = passed_over;
+  dict["shape"] = batched ? shape_tuple(result.shape, result.ndim) : shape_tuple(result.shape + 1, result.ndim - 1);
+  return dict;
 }
 
 }  // namespace fastconv::bindings

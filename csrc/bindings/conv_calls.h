@@ -32,8 +32,9 @@ inline TensorView following_image(PyObject* object, const ConvDesc& desc, bool b
 }
 
 // As make_output, for an image-like output of `shape` (with its batch axis); the returned view has the batch axis.
-inline Result make_image(PyObject* out, const ConvDesc& desc, const TensorView& like, const int64_t* shape,
-                         bool batched, std::initializer_list<Read> reads) {
+template <Mode kMode = Mode::run>
+Result make_image(PyObject* out, const ConvDesc& desc, const TensorView& like, const int64_t* shape, bool batched,
+                  std::initializer_list<Read> reads) {
   const int ndim = desc.spatial + (batched ? 2 : 1);
   TensorView expected;
   expected.dtype = like.dtype;
@@ -51,9 +52,40 @@ inline Result make_image(PyObject* out, const ConvDesc& desc, const TensorView& 
     if (i != channels) order[n++] = i;
   }
   if (innermost) order[n++] = channels;
-  Result result = make_output(out, expected, order, reads);
+  Result result = make_result<kMode>(out, expected, order, reads);
   if (!batched) insert_batch_axis(result.view);
   return result;
+}
+
+// In an order that is made to be read.
+inline py::dict decision_dict(const Decision& decision) {
+  py::dict result;
+  result["algorithm"] = decision.algorithm;
+  result["role"] = decision.role;
+  result["isa"] = decision.isa;
+  result["tile_rows"] = decision.tile_rows;
+  result["tile_columns"] = decision.tile_columns;
+  result["reduction_block"] = decision.reduction_block;
+  result["channel_block"] = decision.channel_block;
+  result["pixel_block"] = decision.pixel_block;
+  result["workspace_per_thread"] = decision.workspace_per_thread;
+  result["packed_weight_bytes"] = decision.packed_weight_bytes;
+  result["flops"] = decision.flops;
+  result["bytes"] = decision.bytes;
+  result["error_bound"] = decision.error_bound;
+  result["passed_over"] = decision.passed_over;
+  return result;
+}
+
+// Of one layer of several: what is told of all of them together is left out.
+inline py::dict half_dict(const Decision& decision) {
+  py::dict result = decision_dict(decision);
+  for (const char* name : {"workspace_per_thread", "packed_weight_bytes", "flops", "bytes"}) result.attr("pop")(name);
+  return result;
+}
+
+inline py::tuple result_shape(const TensorView& view, bool batched) {
+  return batched ? shape_tuple(view.shape, view.ndim) : shape_tuple(view.shape + 1, view.ndim - 1);
 }
 
 }  // namespace fastconv::bindings

@@ -446,6 +446,17 @@ Decision summarise(const std::vector<Run<T>>& runs, const Machine& m, const Geom
   return d;
 }
 
+}  // namespace
+
+template <class T>
+Decision half_decision(const Run<T>& run, const Machine& m, const Geometry& g, double bytes) {
+  return summarise<T>({run}, m, g, bytes, packed_size(run.job, run.choice, m, true));
+}
+template Decision half_decision<float>(const Run<float>&, const Machine&, const Geometry&, double);
+template Decision half_decision<double>(const Run<double>&, const Machine&, const Geometry&, double);
+
+namespace {
+
 template <class T>
 Decision summarise_spread(const DenseJob& job, const Machine& m, const Geometry& g, double bytes) {
   Decision d = summary_of(m, g, bytes);

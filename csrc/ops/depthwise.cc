@@ -843,8 +843,8 @@ namespace {
 
 // What scratch is measured for: a narrow block at the image's edge takes more rows at a time than a wide one, and has
 // to do with the same.
-int64_t widest(const DenseJob& job, const int64_t size[3]) {
-  return std::max(size[2], std::min<int64_t>(job.out[2], 512));
+int64_t widest(const DenseJob& job, const int64_t size[3], int64_t most) {
+  return std::max(size[2], std::min(job.out[2], most));
 }
 
 // The steps of the output suit the lanes, or it is moved.
@@ -860,7 +860,7 @@ template <class T>
 int64_t DepthwiseProducer<T>::scratch(const int64_t size[3], int64_t channels) const {
   Choice c = run_.choice;
   c.move_output = true;
-  return scratch_bytes<T>(run_.job, c, machine_, widest(run_.job, size), channels);
+  return scratch_bytes<T>(run_.job, c, machine_, widest(run_.job, size, most_columns_), channels);
 }
 
 template <class T>
@@ -878,8 +878,15 @@ void DepthwiseProducer<T>::fill(int64_t n, const int64_t at[3], const int64_t si
   for (int64_t d = at[0]; d < at[0] + size[0]; ++d) {
     Arena arena(scratch);
     const int64_t row = d * run.job.out[1] + at[1];
-    const Piece piece{
-        n, c0, c0 + channels, row, row + size[1], at[2], at[2] + size[2], most_channels_, widest(run.job, size)};
+    const Piece piece{n,
+                      c0,
+                      c0 + channels,
+                      row,
+                      row + size[1],
+                      at[2],
+                      at[2] + size[2],
+                      most_channels_,
+                      widest(run.job, size, most_columns_)};
     if (run.choice.role == Role::pixel_rows)
       run_channels(run, ctx, piece, arena);
     else

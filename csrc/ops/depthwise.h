@@ -46,14 +46,15 @@ template <class T>
 class DepthwiseProducer final : public Producer<T> {
  public:
   DepthwiseProducer(const Run<T>& run, const Machine& machine, const KernelTable<T>& kernels, const Finish<T>& finish,
-                    const InputMap<T>& map, int64_t gate_batch_stride, int64_t most_channels)
+                    const InputMap<T>& map, int64_t gate_batch_stride, int64_t most_channels, int64_t most_columns)
       : run_(run),
         machine_(machine),
         kernels_(kernels),
         finish_(finish),
         map_(map),
         gate_batch_stride_(gate_batch_stride),
-        most_channels_(most_channels) {}
+        most_channels_(most_channels),
+        most_columns_(most_columns) {}
   int64_t scratch(const int64_t size[3], int64_t channels) const override;
   void fill(int64_t n, const int64_t at[3], const int64_t size[3], int64_t c0, int64_t channels, T* to,
             int64_t pixel_step, int64_t channel_step, void* scratch) const override;
@@ -65,7 +66,7 @@ class DepthwiseProducer final : public Producer<T> {
   const Finish<T>& finish_;
   const InputMap<T>& map_;
   int64_t gate_batch_stride_;
-  int64_t most_channels_;  // of a call
+  int64_t most_channels_, most_columns_;  // of a call
 };
 
 // The gradient of the input of strided layers, all phases at once, for those that has_spread() names: dx, which is the

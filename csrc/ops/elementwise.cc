@@ -7,6 +7,7 @@
 #include "dispatch/kernel_table.h"
 #include "ops/memory.h"
 #include "ops/parallel.h"
+#include "ops/path.h"
 #include "ops/stream.h"
 
 namespace fastconv {
@@ -42,17 +43,25 @@ bool dense_axes(const TensorView& x, int* axes, int* count) {
 }
 
 template <class T>
-Status map(MapOp op, const Activation& act, const TensorView& x, const TensorView& z, const TensorView& y) {
+void decide_map(const TensorView& x, const TensorView& z, const TensorView& y, PathDecision* d) {
+  const int64_t n = elements_of(x);
+  d->path = "one pass", d->tasks = (n + kRun - 1) / kRun;
+  // A result over an operand is in the caches already.
+  d->streaming = y.data != x.data && y.data != z.data && streams(n * static_cast<int64_t>(sizeof(T)));
+}
+
+template <class T>
+Status map(MapOp op, const Activation& act, const TensorView& x, const TensorView& z, const TensorView& y,
+           const PathDecision& d) {
   const int64_t n = elements_of(x);
   MapArgs<T> args{};
   args.op = op;
   args.activation = static_cast<int32_t>(act.kind);
   args.a = static_cast<T>(act.a), args.b = static_cast<T>(act.b);
-  // A result over an operand is in the caches already.
-  args.streaming = y.data != x.data && y.data != z.data && streams(n * static_cast<int64_t>(sizeof(T)));
+  args.streaming = d.streaming;
   const KernelTable<T>& kernels = kernel_table<T>(current_isa());
-  const int64_t tasks = (n + kRun - 1) / kRun;
-  return parallel_for(tasks, static_cast<double>(n) * kElement, [&](int64_t i, int) {
+  begin(d);
+  return parallel_for(d.tasks, static_cast<double>(n) * kElement, [&](int64_t i, int) {
     MapArgs<T> a = args;
     a.x = static_cast<const T*>(x.data) + i * kRun;
     a.z = z.data ? static_cast<const T*>(z.data) + i * kRun : nullptr;
@@ -62,12 +71,20 @@ Status map(MapOp op, const Activation& act, const TensorView& x, const TensorVie
   });
 }
 
-Status run_map(MapOp op, const Activation& act, const TensorView& x, const TensorView& z, const TensorView& y) {
+Status check_map(const TensorView& x, const TensorView& z, const TensorView& y, PathDecision* d) {
   const Status s = z.data ? check_operands(Device::cpu, x, {&z}, y) : check_operands(Device::cpu, x, {}, y);
   if (s != Status::ok || elements_of(x) == 0) return s;
   int axes[kMaxDims], count;
   if (!dense_axes(x, axes, &count) || !lie_alike(x, y) || (z.data && !lie_alike(x, z))) return Status::unsupported;
-  return x.dtype == DType::f32 ? map<float>(op, act, x, z, y) : map<double>(op, act, x, z, y);
+  x.dtype == DType::f32 ? decide_map<float>(x, z, y, d) : decide_map<double>(x, z, y, d);
+  return Status::ok;
+}
+
+Status run_map(MapOp op, const Activation& act, const TensorView& x, const TensorView& z, const TensorView& y) {
+  PathDecision d;
+  const Status s = check_map(x, z, y, &d);
+  if (s != Status::ok || d.tasks == 0) return s;
+  return x.dtype == DType::f32 ? map<float>(op, act, x, z, y, d) : map<double>(op, act, x, z, y, d);
 }
 
 // Softmax along an axis of `length`: `inner` elements lie within it and `outer` around it.
@@ -118,6 +135,14 @@ struct Split {
     *pitch = a.inner;
   }
 };
+
+template <class T>
+void decide_softmax(const Along& a, PathDecision* d) {
+  d->tasks = Split<T>(a).tasks;
+  d->path = a.inner > 1 ? "along columns, lanes beside the axis" : "along rows, lanes on the axis";
+  if (a.inner > 1) d->pass("along rows, lanes on the axis", "the axis is not innermost in memory");
+  d->again = "the caches";
+}
 
 template <class T>
 Status softmax(const Along& a, bool logarithm, const TensorView& x, const TensorView& y) {
@@ -185,20 +210,49 @@ Status map_backward(const Activation& act, const TensorView& dy, const TensorVie
   return run_map(MapOp::backward, act, x, dy, dx);
 }
 
+Status map_decide(const TensorView& x, const TensorView& z, const TensorView& y, PathDecision* decision) {
+  return check_map(x, z, y, decision);
+}
+
+namespace {
+
+// `second`: of a gradient. An empty call has no tasks.
+Status check_softmax(int32_t axis, const TensorView& first, const TensorView& second, const TensorView& result,
+                     Along* a, PathDecision* d) {
+  const bool backward = second.data != nullptr;
+  Status s =
+      backward ? check_operands(Device::cpu, first, {&second}, result) : check_operands(Device::cpu, first, {}, result);
+  if (s != Status::ok || (s = axis_of(first, &axis)) != Status::ok || elements_of(first) == 0) return s;
+  if (!along(first, axis, a) || !lie_alike(first, result) || (backward && !lie_alike(first, second)))
+    return Status::unsupported;
+  first.dtype == DType::f32 ? decide_softmax<float>(*a, d) : decide_softmax<double>(*a, d);
+  return Status::ok;
+}
+
+}  // namespace
+
 Status softmax_run(int32_t axis, bool logarithm, const TensorView& x, const TensorView& y) {
-  Status s = check_operands(Device::cpu, x, {}, y);
-  if (s != Status::ok || (s = axis_of(x, &axis)) != Status::ok || elements_of(x) == 0) return s;
   Along a;
-  if (!along(x, axis, &a) || !lie_alike(x, y)) return Status::unsupported;
+  PathDecision d;
+  const Status s = check_softmax(axis, x, {}, y, &a, &d);
+  if (s != Status::ok || d.tasks == 0) return s;
+  begin(d);
   return x.dtype == DType::f32 ? softmax<float>(a, logarithm, x, y) : softmax<double>(a, logarithm, x, y);
 }
 
 Status softmax_backward(int32_t axis, bool logarithm, const TensorView& dy, const TensorView& y, const TensorView& dx) {
-  Status s = check_operands(Device::cpu, dy, {&y}, dx);
-  if (s != Status::ok || (s = axis_of(dy, &axis)) != Status::ok || elements_of(dy) == 0) return s;
   Along a;
-  if (!along(dy, axis, &a) || !lie_alike(dy, dx) || !lie_alike(dy, y)) return Status::unsupported;
+  PathDecision d;
+  const Status s = check_softmax(axis, dy, y, dx, &a, &d);
+  if (s != Status::ok || d.tasks == 0) return s;
+  begin(d);
   return dy.dtype == DType::f32 ? gradient<float>(a, logarithm, dy, y, dx) : gradient<double>(a, logarithm, dy, y, dx);
+}
+
+Status softmax_decide(int32_t axis, const TensorView& first, const TensorView& second, const TensorView& result,
+                      PathDecision* decision) {
+  Along a;
+  return check_softmax(axis, first, second, result, &a, decision);
 }
 
 }  // namespace fastconv

@@ -8,6 +8,7 @@
 #include "ops/depthwise.h"
 #include "ops/device.h"
 #include "ops/layer.h"
+#include "ops/path.h"
 #include "ops/slab.h"
 
 namespace fastconv {
@@ -40,7 +41,7 @@ struct Tiling {
   int64_t lines, width;          // rows and columns of the expansion that are kept
   int64_t column_parts;
   int64_t least;                 // rows of a strip, so that the rows that strips share are a sixth of it
-  bool fits;                     // at most a quarter of the expansion is computed twice
+  const char* misfit;  // why the expansion is made as a whole; null: at most a quarter of it is computed twice
 
   Tiling(const DenseJob& filter, const Machine& m, int64_t pixel_block, int64_t item_size) {
     const int64_t s = filter.stride[1], sw = filter.stride[2], H = filter.in[1], W = filter.in[2];
@@ -61,10 +62,14 @@ struct Tiling {
     // Rows to spare make it rarer that the kept ones are moved to the front.
     lines = std::clamp<int64_t>(m.l2 / 2 / std::max<int64_t>(1, line_bytes()), lines_for(rows), H);
     least = std::max<int64_t>(rows, ceil_div(6 * std::max<int64_t>(0, reach_h - s), s));
-    fits = filter.mode == PaddingMode::zeros && lines_for(rows) * line_bytes() <= m.l2 &&
-           4 * (column_parts * width - W) <= W;
+    misfit = filter.mode != PaddingMode::zeros       ? "padding is not of zeros"
+             : lines_for(rows) * line_bytes() > m.l2 ? "the rows that a filter spans overflow the second-level cache"
+             : 4 * (column_parts * width - W) > W    ? "more than a quarter of it would be computed twice"
+                                                     : nullptr;
   }
 };
+
+constexpr const char *kInRows = "rows of the expansion", *kWhole = "the expansion of an image";
 
 // A layer with all that does not depend on where its arrays lie.
 template <class T>
@@ -78,8 +83,8 @@ struct Inverted {
   Finish<T> first, inner, last;
   InputMap<T> map{};
 
-  // `keep`: for a plan.
-  Status build(const ConvDesc& d, const InvertedOperands& o, bool keep) {
+  // All but the weights and vectors, whose data is not read.
+  Status decide(const ConvDesc& d, const InvertedOperands& o) {
     desc = d;
     projects = !absent(o.project_weight);
     if (d.spatial != 2 || d.transposed) return Status::unsupported;
@@ -107,39 +112,53 @@ struct Inverted {
       filter.y = dense_strides(expand.channels_last, filter.out_channels, g.out);
     }
     machine = current_machine(g.dtype);
-    const KernelTable<T>& kernels = kernel_table<T>(machine.isa);
 
     const Strides wide = dense_strides(true, filter.in_channels, g.in);
     const Strides narrow = dense_strides(true, filter.out_channels, g.out);
-    auto decide = [&](const DenseJob& job, bool produced) {
+    auto decide_one = [&](const DenseJob& job, bool produced) {
       Problem problem = describe(job, sizeof(T), true, false, Algorithm::direct);
       problem.produced = produced;
       return choose(problem, machine);
     };
     expands.resize(1), filters.resize(1);
     expands[0].job = fprop_job(expand.geometry, expand.x, wide, nullptr, expand.w);
-    expands[0].choice = decide(expands[0].job, true);
+    expands[0].choice = decide_one(expands[0].job, true);
     filters[0].job = fprop_job(g, wide, narrow, nullptr, filter.w);
-    filters[0].choice = decide(filters[0].job, false);
-    expands[0].bind(nullptr, o.expand_weight.data, nullptr, nullptr);
-    filters[0].bind(nullptr, o.depthwise_weight.data, nullptr, nullptr);
-    const int64_t outputs = projects ? product.out_channels : 0;
+    filters[0].choice = decide_one(filters[0].job, false);
     if (projects) {
       products.resize(1);
       products[0].job = fprop_job(product.geometry, narrow, product.y, nullptr, product.w);
-      products[0].choice = decide(products[0].job, true);
-      products[0].bind(nullptr, o.project_weight.data, nullptr, nullptr);
+      products[0].choice = decide_one(products[0].job, true);
     }
+    // What is computed block by block is in order already; to packing it looks like a copy.
+    expands[0].choice.copy_pixels = apart(expand.geometry.C, expand.x.c);
+    if (!projects) return Status::ok;
+    products[0].choice.copy_pixels = true;
+    const Strides none{};
+    limit_block(&products[0].choice, machine, sizeof(T), [&] {
+      const Bound b = bind(1, nullptr, expand.x, nullptr, product.y, nullptr, none);
+      const Tiling t = tiling();
+      return std::max(stage_workspace(b), t.misfit ? 0 : workspace(t, b));
+    });
+    return Status::ok;
+  }
+
+  // `keep`: for a plan.
+  Status build(const ConvDesc& d, const InvertedOperands& o, bool keep) {
+    Status s = decide(d, o);
+    if (s != Status::ok) return s;
+    const KernelTable<T>& kernels = kernel_table<T>(machine.isa);
+    expands[0].bind(nullptr, o.expand_weight.data, nullptr, nullptr);
+    filters[0].bind(nullptr, o.depthwise_weight.data, nullptr, nullptr);
+    if (projects) products[0].bind(nullptr, o.project_weight.data, nullptr, nullptr);
+    const int64_t outputs = projects ? product.out_channels : 0;
     vectors = Block(static_cast<int64_t>(sizeof(T)) * 2 * (2 * filter.in_channels + outputs));
     if (vectors.failed()) return Status::out_of_memory;
     T* buffer = static_cast<T*>(vectors.data());
     first = join_epilogue<T>(o.expand, filter.in_channels, buffer);
     inner = join_epilogue<T>(o.inner, filter.in_channels, buffer + 2 * filter.in_channels);
     if (projects) last = join_epilogue<T>(o.epilogue, outputs, buffer + 4 * filter.in_channels);
-    if (!keep && g.N == 0) return Status::ok;
-    // What is computed block by block is in order already; to packing it looks like a copy.
-    expands[0].choice.copy_pixels = apart(expand.geometry.C, expand.x.c);
-    if (projects) products[0].choice.copy_pixels = true;
+    if (!keep && filter.geometry.N == 0) return Status::ok;
     if ((s = prepare_weights(expands, machine, kernels, keep, &packed[0])) != Status::ok) return s;
     if ((s = prepare_weights(filters, machine, kernels, keep, &packed[1])) != Status::ok) return s;
     return projects ? prepare_weights(products, machine, kernels, keep, &packed[2]) : Status::ok;
@@ -154,8 +173,11 @@ struct Inverted {
     return Tiling(filters[0].job, machine, (projects ? products[0] : expands[0]).choice.pixel_block, sizeof(T));
   }
 
-  DepthwiseProducer<T> producer(const Run<T>& f) const {
-    return {f, machine, kernel_table<T>(machine.isa), inner, map, 0, most_channels()};
+  // Of a block of the projection, where the stages are products of their own.
+  int64_t stage_columns() const { return projects ? ops::most_columns(products[0].choice, machine) : 0; }
+
+  DepthwiseProducer<T> producer(const Run<T>& f, int64_t columns) const {
+    return {f, machine, kernel_table<T>(machine.isa), inner, map, 0, most_channels(), columns};
   }
 
   // The products with the strides of a call. What they decide on by these is what is copied: the bits stay the same.
@@ -196,7 +218,7 @@ struct Inverted {
   // Scratch of a task.
   int64_t workspace(const Tiling& t, const Bound& b) const {
     const int64_t expanded[3] = {1, expanded_rows(t), t.width}, block[3] = {1, t.rows, t.columns};
-    const DepthwiseProducer<T> made = producer(b.filter);
+    const DepthwiseProducer<T> made = producer(b.filter, t.columns);
     int64_t bytes = box_workspace(b.expand, machine, expanded);
     if (projects) {
       Run<T> p = b.product;
@@ -206,6 +228,14 @@ struct Inverted {
       bytes = std::max(bytes, made.scratch(block, filter.in_channels));
     }
     return round_up(window_elements(t) * static_cast<int64_t>(sizeof(T)), 64) + bytes;
+  }
+
+  // That of a task of any stage.
+  int64_t stage_workspace(const Bound& b) const {
+    const DepthwiseProducer<T> made = producer(b.filter, stage_columns());
+    Run<T> p = b.product;
+    p.producer = &made;
+    return std::max(task_workspace(b.expand, machine), task_workspace(projects ? p : b.filter, machine));
   }
 
   // Rows [p0, p1) and columns [q0, q1) of y of image n.
@@ -222,7 +252,7 @@ struct Inverted {
     const int64_t w1 = std::clamp<int64_t>(q1 * job.stride[2] - 1 - job.pad[2] + t.reach_w, w0, W);
     const int64_t pitch = (w1 - w0) * channels;
     e.job.os = f.job.is = {0, 1, {0, pitch, channels}};
-    const DepthwiseProducer<T> made = producer(f);
+    const DepthwiseProducer<T> made = producer(f, t.columns);
     p.producer = &made;
     // The window holds rows [base, end) of the expansion.
     int64_t base = std::clamp<int64_t>(p0 * job.stride[1] - job.pad[1], 0, H), end = base;
@@ -301,7 +331,7 @@ struct Inverted {
     std::vector<Run<T>> e{b.expand}, f{b.filter}, p{b.product};
     e[0].job.N = f[0].job.N = p[0].job.N = 1;
     e[0].job.output = whole.data(), f[0].job.input = whole.data();
-    const DepthwiseProducer<T> made = producer(f[0]);
+    const DepthwiseProducer<T> made = producer(f[0], stage_columns());
     p[0].producer = &made;
     auto move = [](const void* data, int64_t offset) {
       return data ? static_cast<T*>(const_cast<void*>(data)) + offset : nullptr;
@@ -341,20 +371,35 @@ struct Inverted {
     return s == Status::ok ? join_means(t, b, N, mean) : s;
   }
 
+  // How a call of N images is shared out now.
+  struct Split {
+    double work;  // nanoseconds of one thread, about
+    int64_t row_parts, tasks;
+    const char* whole;  // why the expansion is made as a whole; null: a task goes down a strip
+  };
+  Split split(const Tiling& t, int64_t N) const {
+    Split s{};
+    auto nanoseconds = [](const Geometry& g, double each) { return g.macs() / std::max<int64_t>(1, g.N) * each; };
+    s.work = nanoseconds(expand.geometry, 0.04) + nanoseconds(filter.geometry, 0.07);
+    if (projects) s.work += nanoseconds(product.geometry, 0.04);
+    s.work *= static_cast<double>(N);
+    s.row_parts = std::clamp<int64_t>(ceil_div(wanted_tasks(s.work), std::max<int64_t>(1, N) * t.column_parts), 1,
+                                      std::max<int64_t>(1, filter.geometry.out[1] / t.least));
+    s.tasks = N * t.column_parts * s.row_parts;
+    s.whole = t.misfit                                              ? t.misfit
+              : s.tasks < planned_threads(int64_t{1} << 30, s.work) ? "there are fewer strips of rows than threads"
+                                                                    : nullptr;
+    return s;
+  }
+
   Status run_bound(const Tiling& t, const Bound& b, int64_t N) const {
     const int64_t P = filter.geometry.out[1], Q = filter.geometry.out[2];
-    auto nanoseconds = [](const Geometry& g, double each) { return g.macs() / std::max<int64_t>(1, g.N) * each; };
-    double work = nanoseconds(expand.geometry, 0.04) + nanoseconds(filter.geometry, 0.07);
-    if (projects) work += nanoseconds(product.geometry, 0.04);
-    work *= static_cast<double>(N);
-    const int64_t threads = planned_threads(int64_t{1} << 30, work);
-    const int64_t row_parts =
-        std::clamp<int64_t>(ceil_div(wanted_tasks(work), N * t.column_parts), 1, std::max<int64_t>(1, P / t.least));
-    const int64_t tasks = N * t.column_parts * row_parts;
-    if (!t.fits || tasks < threads) return run_stages(t, b, N);
-    const int64_t bytes = workspace(t, b);
+    const Split cut = split(t, N);
+    begin_path(cut.whole ? kWhole : kInRows);
+    if (cut.whole) return run_stages(t, b, N);
+    const int64_t bytes = workspace(t, b), row_parts = cut.row_parts;
     std::atomic<bool> failed{false};
-    const Status status = parallel_for(tasks, work, [&](int64_t i, int) {
+    const Status status = parallel_for(cut.tasks, cut.work, [&](int64_t i, int) {
       Workspace scratch(static_cast<size_t>(bytes));
       if (!scratch) {
         failed.store(true, std::memory_order_relaxed);
@@ -367,29 +412,49 @@ struct Inverted {
     return failed ? Status::out_of_memory : status;
   }
 
-  InvertedDecision decision() const {
+  InvertedDecision decision(int64_t N) const {
     const Tiling t = tiling();
     const Strides none{};
     const Bound b = bind(1, nullptr, expand.x, nullptr, projects ? product.y : filter.y, nullptr, none);
     InvertedDecision d;
-    d.in_rows = t.fits;
+    d.in_rows = !t.misfit, d.whole = t.misfit;
+    const Split cut = split(t, N);
+    d.call_in_rows = !cut.whole, d.call_whole = cut.whole, d.tasks = cut.tasks;
+    d.expand = half_decision(expands[0], machine, expand.geometry, 0);
+    d.filter = half_decision(filters[0], machine, filter.geometry, 0);
+    d.filter.pixel_block = t.rows * t.columns, d.filter.channel_block = most_channels();
+    d.flops = d.expand.flops + d.filter.flops;
+    if (projects) {
+      d.product = half_decision(products[0], machine, product.geometry, 0);
+      d.flops += d.product.flops;
+    }
     d.rows = t.rows, d.columns = t.columns, d.kept_rows = t.lines;
     for (const auto* runs : {&expands, &filters, &products})
       for (const Run<T>& run : *runs)
         d.packed_bytes += packed_size(run.job, run.choice, machine, true) * static_cast<int64_t>(sizeof(T));
-    if (t.fits) {
-      d.workspace = workspace(t, b);
-      return d;
-    }
-    d.whole_bytes =
+    auto workspace_of = [&](bool in_rows) { return in_rows ? workspace(t, b) : stage_workspace(b); };
+    const int64_t whole =
         filter.in_channels * filter.geometry.in[1] * filter.geometry.in[2] * static_cast<int64_t>(sizeof(T));
-    const DepthwiseProducer<T> made = producer(b.filter);
-    Run<T> p = b.product;
-    p.producer = &made;
-    d.workspace = std::max(task_workspace(b.expand, machine), task_workspace(projects ? p : b.filter, machine));
+    d.workspace = workspace_of(d.in_rows), d.call_workspace = workspace_of(d.call_in_rows);
+    d.whole_bytes = d.in_rows ? 0 : whole, d.call_whole_bytes = d.call_in_rows ? 0 : whole;
     return d;
   }
 };
+
+template <class T>
+Status decide_inverted(const ConvDesc& desc, const InvertedOperands& o, InvertedDecision* d) {
+  Inverted<T> layer;
+  const Status s = layer.decide(desc, o);
+  if (s != Status::ok) return s;
+  const Geometry &e = layer.expand.geometry, &f = layer.filter.geometry;
+  *d = layer.decision(f.N);
+  const int64_t E = layer.filter.in_channels, K = layer.projects ? layer.product.out_channels : 0;
+  const int64_t in = layer.expand.in_channels * e.in[1] * e.in[2], out = f.out[1] * f.out[2];
+  const int64_t results = layer.projects ? K * out * (absent(o.epilogue.residual) ? 1 : 2) : E * (out + 1);
+  const int64_t weights = E * (layer.expand.in_channels + f.filter[1] * f.filter[2] + K);
+  d->bytes = static_cast<double>(sizeof(T)) * static_cast<double>(f.N * (in + results) + weights);
+  return s;
+}
 
 template <class T>
 Status run_inverted(const ConvDesc& desc, const InvertedOperands& o) {
@@ -425,6 +490,14 @@ Status on_host(const InvertedOperands& o) {
 
 }  // namespace
 
+Status inverted_decide(const ConvDesc& desc, const InvertedOperands& o, InvertedDecision* decision) {
+  const Status s = on_host(o);
+  if (s != Status::ok) return s;
+  if (o.x.dtype != DType::f32 && o.x.dtype != DType::f64) return Status::bad_dtype;
+  return o.x.dtype == DType::f32 ? decide_inverted<float>(desc, o, decision)
+                                 : decide_inverted<double>(desc, o, decision);
+}
+
 Status inverted_run(const ConvDesc& desc, const InvertedOperands& o) {
   const Status s = on_host(o);
   if (s != Status::ok) return s;
@@ -447,7 +520,7 @@ class TypedInvertedPlan final : public InvertedPlan {
  public:
   Status build(const ConvDesc& desc, const InvertedOperands& o) {
     const Status s = layer_.build(desc, o, true);
-    if (s == Status::ok) decision = layer_.decision();
+    if (s == Status::ok) decision = layer_.decision(layer_.filter.geometry.N);
     return s;
   }
 

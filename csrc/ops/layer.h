@@ -37,6 +37,26 @@ class Block {
   void* data_ = nullptr;
 };
 
+// Scratch of a task at most, beside packed weights.
+constexpr int64_t kMostScratch = 2 << 20;
+
+// Wide layers: makes the blocks of a product whose input is computed smaller, until `workspace` is within the limit. No
+// bits depend on blocks.
+template <class F>
+void limit_block(Choice* c, const Machine& m, int64_t item_size, F workspace) {
+  // What the depthwise half takes beside its result is a few times the size of that.
+  if (c->pixel_block * c->chunks[0].channels * item_size < kMostScratch / 16) return;
+  const int64_t wide = preferred_vectors(m);
+  const int64_t unit = c->role == Role::pixel_rows ? 2 * m.tile_rows[wide] : wide * m.lanes;
+  while (c->pixel_block > unit && workspace() > kMostScratch)
+    c->pixel_block = std::max(unit, c->pixel_block * 3 / 4 / unit * unit);
+}
+
+// The columns of a block of a product at most: blocks are a little wider where that saves a narrow one.
+inline int64_t most_columns(const Choice& c, const Machine& m) {
+  return c.pixel_block + c.pixel_block / 4 + m.max_vectors * m.lanes;
+}
+
 // The 1x1 convolution that precedes or follows a depthwise one: its images have the same axes.
 inline ConvDesc pointwise_desc(const ConvDesc& desc) {
   ConvDesc d;
@@ -115,6 +135,10 @@ inline Strides dense_strides(bool channels_last, int64_t channels, const int64_t
   }
   return s;
 }
+
+// What conv_decide() would say of a product that a layer of several has decided.
+template <class T>
+Decision half_decision(const Run<T>& run, const Machine& m, const Geometry& g, double bytes);
 
 template <class T>
 void bind_runs(std::vector<Run<T>>& runs, const void* input, const void* weight, void* output, const void* residual) {

@@ -10,8 +10,10 @@
 #include <cstdlib>
 #include <mutex>
 #include <type_traits>
+#include <utility>
 
 #include "fastconv/runtime.h"
+#include "ops/path.h"
 
 namespace fastconv {
 namespace {
@@ -321,6 +323,8 @@ WorkspaceStats workspace_stats(bool reset) {
 
 namespace ops {
 
+constinit thread_local const char* running_path = "";
+
 Workspace::Workspace(size_t bytes) : requested_(bytes), data_(scratch.take(bytes, &capacity_)) {}
 
 Workspace::~Workspace() {
@@ -328,4 +332,7 @@ Workspace::~Workspace() {
 }
 
 }  // namespace ops
+
+const char* take_path() { return std::exchange(ops::running_path, ""); }
+
 }  // namespace fastconv

@@ -14,6 +14,7 @@
 #include "ops/memory.h"
 #include "ops/norm.h"
 #include "ops/parallel.h"
+#include "ops/path.h"
 #include "ops/stream.h"
 
 namespace fastconv {
@@ -48,6 +49,25 @@ constexpr int64_t kPixelChannels = 1024;
 constexpr int64_t kTileBytes = 12288;
 
 enum class Order { planes, columns };
+
+// How a call goes over the sets of elements that share a norm.
+enum class Way {
+  given,   // the statistics are there: one pass
+  rows,    // sets are rows of neighbours: some are summed, and normalised from the first-level cache
+  pixels,  // sets are the channels of a pixel, in planes: blocks of pixels
+  first,   // a set is summed, and normalised from the first-level cache
+  second,  // a task takes as many sets as stay in the second-level cache, or one
+  image,   // columns: a task takes the sets of an image
+  large,   // all threads sum a set, then all normalise it
+};
+
+// The cache that holds so many bytes of operands when they are read again.
+const char* found_in(int64_t bytes) {
+  const CacheSizes caches = cache_sizes();
+  if (bytes <= kFirstLevel) return "the first-level cache";
+  if (bytes <= caches.l2) return "the second-level cache";
+  return bytes <= caches.l3 ? "the last-level cache" : "memory";
+}
 
 // One operand of a call in its memory order.
 template <class T>
@@ -118,33 +138,116 @@ class NormCall {
   NormCall(const NormDesc& desc, const Shape& shape, Order order)
       : desc_(desc), shape_(shape), order_(order), kernels_(kernel_table<T>(current_isa())) {}
 
-  Status forward(const NormOperands& o, const Lay* lays) {
+  Status forward(const NormOperands& o, const Lay* lays, bool run, PathDecision* d) {
     x_ = {static_cast<T*>(o.x.data), lays[0]};
     y_ = {static_cast<T*>(o.y.data), lays[1]};
     residual_ = {static_cast<T*>(o.residual.data), lays[2]};
     act_ = o.act;
     streaming_ = streams(bytes());
-    if (desc_.kind == NormKind::batch && !desc_.training) return inference(o);
-    if (desc_.kind == NormKind::layer) return layer_rows(o);
-    if (desc_.kind == NormKind::channels) return order_ == Order::columns ? layer_rows(o) : layer_planes(o);
-    return sets(o);
+    choose_forward(d);
+    if (!run) return Status::ok;
+    begin(*d);
+    if (way_ == Way::given) return inference(o);
+    if (way_ == Way::rows) return layer_rows(o);
+    return way_ == Way::pixels ? layer_planes(o) : sets(o);
   }
 
-  Status backward(const NormGradients& o, const Lay* lays) {
+  Status backward(const NormGradients& o, const Lay* lays, bool run, PathDecision* d) {
     dy_ = {static_cast<T*>(o.dy.data), lays[0]};
     x_ = {static_cast<T*>(o.x.data), lays[1]};
     y_ = {static_cast<T*>(o.y.data), lays[2]};
     dx_ = {static_cast<T*>(o.dx.data), lays[3]};
     lower_ = static_cast<T>(o.lower), upper_ = static_cast<T>(o.upper);
     streaming_ = streams(bytes());
+    choose_backward(o, d);
+    if (!run) return Status::ok;
+    begin(*d);
     if (desc_.kind == NormKind::batch) return batch_backward(o);
     if (desc_.kind == NormKind::group) return group_backward(o);
-    if (desc_.kind == NormKind::channels && order_ == Order::planes) return layer_planes_backward(o);
-    return layer_rows_backward(o);
+    return way_ == Way::pixels ? layer_planes_backward(o) : layer_rows_backward(o);
   }
 
  private:
   int64_t bytes() const { return shape_.elements() * static_cast<int64_t>(sizeof(T)); }
+
+  // --- the choice: what the rest goes by -----------------------------------------------------------------------------
+
+  // Elements of a set in planes, and the sets of an image, or of the batch.
+  int64_t set_elements() const { return (desc_.kind == NormKind::batch ? shape_.N : shape_.C / groups()) * shape_.P; }
+  int64_t images_of_sets() const { return desc_.kind == NormKind::batch ? 1 : shape_.N; }
+
+  void take(Way way, const char* path, int64_t tasks, const char* again, PathDecision* d) {
+    way_ = way;
+    d->path = path, d->tasks = tasks, d->again = again, d->streaming = streaming_;
+  }
+
+  // Sets of norms in planes whose `operands` are read twice.
+  void choose_planes(int64_t operands, bool may_be_first, bool may_be_large, PathDecision* d) {
+    constexpr const char* kFirst = "a set, from the first-level cache";
+    const int64_t set = operands * set_elements() * static_cast<int64_t>(sizeof(T));
+    // Several sets in a task, which together stay in the second-level cache between the statistics and the result.
+    together_ = std::clamp<int64_t>(kSetBytes / set, 1, groups());
+    const int64_t tasks = images_of_sets() * ((groups() + together_ - 1) / together_);
+    if (may_be_large && is_large(set_elements())) {
+      d->pass(kFirst, "a set has more than 28 KB"), d->pass("sets of a task", "a set has more than 4 MB");
+      return take(Way::large, "statistics, then the result; planes", Cut(*this, images_a_set()).tasks, found_in(set),
+                  d);
+    }
+    if (set <= kFirstLevel && may_be_first)
+      return take(Way::first, "a set, from the first-level cache; planes", tasks, found_in(set), d);
+    d->pass(kFirst, set <= kFirstLevel ? "there is no result" : "a set has more than 28 KB");
+    take(Way::second, "sets of a task; planes", tasks, found_in(together_ * set), d);
+  }
+  int64_t images_a_set() const { return desc_.kind == NormKind::batch ? shape_.N : 1; }
+
+  void choose_columns(int64_t operands, PathDecision* d) {
+    d->pass("a set, from the first-level cache",
+            "a set is columns of an image, whose rows are the channels of a pixel");
+    const int64_t image = operands * shape_.C * shape_.P * static_cast<int64_t>(sizeof(T));
+    if (desc_.kind == NormKind::batch || is_large(shape_.C * shape_.P)) {
+      d->pass("an image of sets",
+              desc_.kind == NormKind::batch ? "a set lies across all images" : "an image has more than 4 MB");
+      return take(Way::large, "statistics, then the result; columns", Cut(*this, images_a_set()).tasks,
+                  found_in(image * images_a_set()), d);
+    }
+    take(Way::image, "an image of sets; columns", shape_.N, found_in(image), d);
+  }
+
+  void choose_rows(int64_t tasks, PathDecision* d) {
+    take(Way::rows, "rows", tasks, found_in(rows_a_tile() * shape_.C * static_cast<int64_t>(sizeof(T))), d);
+  }
+  void choose_pixels(int64_t operands, PathDecision* d) {
+    const int64_t wide = pixels_a_task();
+    d->pass("rows", "the channels of a pixel are not neighbours");
+    take(Way::pixels, "blocks of pixels; planes", shape_.N * ((shape_.P + wide - 1) / wide),
+         found_in(operands * std::min(wide, shape_.P) * shape_.C * static_cast<int64_t>(sizeof(T))), d);
+  }
+
+  void choose_forward(PathDecision* d) {
+    if (desc_.kind == NormKind::batch && !desc_.training)
+      return take(Way::given, order_ == Order::planes ? "one pass; planes" : "one pass; columns",
+                  Cut(*this, shape_.N).tasks, "", d);
+    if (desc_.kind == NormKind::layer || (desc_.kind == NormKind::channels && order_ == Order::columns)) {
+      const int64_t high = rows_a_task(kTaskBytes);
+      return choose_rows(row_images() * ((row_count() + high - 1) / high), d);
+    }
+    if (desc_.kind == NormKind::channels) return choose_pixels(1, d);
+    order_ == Order::columns ? choose_columns(1, d) : choose_planes(1, true, true, d);
+  }
+
+  void choose_backward(const NormGradients& o, PathDecision* d) {
+    const bool sums = desc_.training || desc_.kind != NormKind::batch || !absent(o.dw) || !absent(o.db);
+    if (desc_.kind == NormKind::layer || (desc_.kind == NormKind::channels && order_ == Order::columns))
+      choose_rows(row_tasks(), d);
+    else if (desc_.kind == NormKind::channels)
+      choose_pixels(2, d);
+    else if (order_ == Order::columns)
+      choose_columns(2, d);
+    else
+      choose_planes(2, !absent(o.dx) || desc_.kind == NormKind::group, desc_.kind == NormKind::batch, d);
+    if (!sums || absent(o.dx)) d->again = "";
+    if (absent(o.dx)) d->streaming = false;
+  }
   double work(double streams_of_x) const { return static_cast<double>(bytes()) * kByte * streams_of_x; }
 
   // --- apply -----------------------------------------------------------------------------------------------------
@@ -169,24 +272,32 @@ class NormCall {
     kernels_.norm_apply(a);
   }
 
+  // The tasks of a pass over n images: rows, of which long ones are cut as well.
+  struct Cut {
+    int64_t high, wide, down, across, tasks;
+    Cut(const NormCall& call, int64_t n) {
+      const bool planes = call.order_ == Order::planes;
+      const int64_t outer = planes ? call.shape_.C : call.shape_.P, inner = planes ? call.shape_.P : call.shape_.C;
+      high = std::clamp<int64_t>(kTaskBytes / (inner * static_cast<int64_t>(sizeof(T))), 1, outer);
+      wide = high == 1 ? std::clamp<int64_t>(kTaskBytes / static_cast<int64_t>(sizeof(T)), 1, inner) : inner;
+      down = (outer + high - 1) / high, across = (inner + wide - 1) / wide;
+      tasks = n * down * across;
+    }
+  };
+
   // All of images [n0, n1), mean, scale and offset by channel, in tasks; the last first, since what has just been read
   // for the statistics is still in the caches.
   Status apply_channels(int64_t n0, int64_t n1, const T* mean, const T* scale, const T* offset) const {
     const bool planes = order_ == Order::planes;
     const int64_t outer = planes ? shape_.C : shape_.P, inner = planes ? shape_.P : shape_.C;
-    const int64_t row_bytes = inner * static_cast<int64_t>(sizeof(T));
-    // Long rows are cut as well.
-    const int64_t high = std::clamp<int64_t>(kTaskBytes / row_bytes, 1, outer);
-    const int64_t wide =
-        high == 1 ? std::clamp<int64_t>(kTaskBytes / static_cast<int64_t>(sizeof(T)), 1, inner) : inner;
-    const int64_t down = (outer + high - 1) / high, across = (inner + wide - 1) / wide;
-    const int64_t tasks = (n1 - n0) * down * across;
-    const double all = static_cast<double>(n1 - n0) * static_cast<double>(outer * row_bytes) * kByte * 2;
+    const Cut cut(*this, n1 - n0);
+    const double all = static_cast<double>((n1 - n0) * outer * inner) * sizeof(T) * kByte * 2;
     const NormApplyArgs<T> args = apply_args(!planes, nullptr, nullptr, nullptr);
-    return parallel_for(tasks, all, [&](int64_t i, int) {
-      i = tasks - 1 - i;
-      const int64_t n = n0 + i / (down * across), r0 = i / across % down * high, k0 = i % across * wide;
-      const int64_t r1 = std::min(outer, r0 + high), k1 = std::min(inner, k0 + wide);
+    return parallel_for(cut.tasks, all, [&](int64_t i, int) {
+      i = cut.tasks - 1 - i;
+      const int64_t n = n0 + i / (cut.down * cut.across), r0 = i / cut.across % cut.down * cut.high,
+                    k0 = i % cut.across * cut.wide;
+      const int64_t r1 = std::min(outer, r0 + cut.high), k1 = std::min(inner, k0 + cut.wide);
       const int64_t c0 = planes ? r0 : k0;
       NormApplyArgs<T> a = args;
       a.mean = mean + c0, a.scale = scale + c0, a.offset = offset + c0;
@@ -421,7 +532,7 @@ class NormCall {
       running_var.put(c, (1 - k) * old_var.at(c, 0) + k * variance);
     };
     if (order_ == Order::columns) {
-      const bool large = batch || is_large(C * P);
+      const bool large = way_ == Way::large;
       auto image_set = [&](int64_t i, T* m) {
         Status s = column_norms(i * set_images, (i + 1) * set_images, large,
                                 [&](int64_t c0, int64_t c1, const Moments& moments) {
@@ -456,8 +567,7 @@ class NormCall {
       keep(g, m, norm);
       return Status::ok;
     };
-    const int64_t set = set_images * width * P;
-    if (is_large(set)) {
+    if (way_ == Way::large) {
       for (int64_t n = 0; n < images; ++n) {
         for (int64_t g = 0; g < groups(); ++g) {
           const Status s = statistics(n, g);
@@ -469,14 +579,13 @@ class NormCall {
       }
       return Status::ok;
     }
-    // Several sets in a task, which together stay in the second-level cache between the statistics and the result.
-    const int64_t together = std::clamp<int64_t>(kSetBytes / (set * static_cast<int64_t>(sizeof(T))), 1, groups());
-    const int64_t tasks_an_image = (groups() + together - 1) / together;
+    const int64_t tasks_an_image = (groups() + together_ - 1) / together_;
     return each(images * tasks_an_image, work(2), [&](int64_t i) {
-      const int64_t n = i / tasks_an_image, g0 = i % tasks_an_image * together, g1 = std::min(groups(), g0 + together);
+      const int64_t n = i / tasks_an_image, g0 = i % tasks_an_image * together_;
+      const int64_t g1 = std::min(groups(), g0 + together_);
       if (batch) prefetch(x_, g0, g1);
       const int64_t from = batch ? 0 : n * C, c0 = g0 * width;
-      if (set * static_cast<int64_t>(sizeof(T)) <= kFirstLevel) {
+      if (way_ == Way::first) {
         // A channel of the batch is a row an image, all of one norm.
         const bool rows = batch && N > 1;
         Workspace same(rows ? sizeof(T) * static_cast<size_t>(3 * N) : 0);
@@ -753,17 +862,13 @@ class NormCall {
   Status gradient_channels(int64_t n0, int64_t n1, const Vectors& v, bool needs_x) const {
     const bool planes = order_ == Order::planes;
     const int64_t outer = planes ? shape_.C : shape_.P, inner = planes ? shape_.P : shape_.C;
-    const int64_t row_bytes = inner * static_cast<int64_t>(sizeof(T));
-    const int64_t high = std::clamp<int64_t>(kTaskBytes / row_bytes, 1, outer);
-    const int64_t wide =
-        high == 1 ? std::clamp<int64_t>(kTaskBytes / static_cast<int64_t>(sizeof(T)), 1, inner) : inner;
-    const int64_t down = (outer + high - 1) / high, across = (inner + wide - 1) / wide;
-    const int64_t tasks = (n1 - n0) * down * across;
-    const double all = static_cast<double>(n1 - n0) * static_cast<double>(outer * row_bytes) * kByte * 3;
-    return parallel_for(tasks, all, [&](int64_t i, int) {
-      i = tasks - 1 - i;
-      const int64_t n = n0 + i / (down * across), r0 = i / across % down * high, k0 = i % across * wide;
-      const int64_t r1 = std::min(outer, r0 + high), k1 = std::min(inner, k0 + wide);
+    const Cut cut(*this, n1 - n0);
+    const double all = static_cast<double>((n1 - n0) * outer * inner) * sizeof(T) * kByte * 3;
+    return parallel_for(cut.tasks, all, [&](int64_t i, int) {
+      i = cut.tasks - 1 - i;
+      const int64_t n = n0 + i / (cut.down * cut.across), r0 = i / cut.across % cut.down * cut.high,
+                    k0 = i % cut.across * cut.wide;
+      const int64_t r1 = std::min(outer, r0 + cut.high), k1 = std::min(inner, k0 + cut.wide);
       planes ? gradient(v, n, r0, r1, k0, k1, needs_x) : gradient(v, n, k0, k1, r0, r1, needs_x);
     });
   }
@@ -875,14 +980,12 @@ class NormCall {
       for (int64_t c = 0; c < C; ++c) finish(c);
       return absent(o.dx) ? s : gradient_channels(0, N, v, needs_x);
     }
-    const int64_t set = N * P;
-    const bool large = is_large(set);
+    const bool large = way_ == Way::large;
     std::atomic<bool> failed{false};
-    const int64_t together = std::clamp<int64_t>(kSetBytes / (2 * set * static_cast<int64_t>(sizeof(T))), 1, C);
-    const Status s = parallel_for((C + together - 1) / together, work(3), [&](int64_t i, int) {
-      const int64_t c0 = i * together, c1 = std::min(C, c0 + together);
+    const Status s = parallel_for((C + together_ - 1) / together_, work(3), [&](int64_t i, int) {
+      const int64_t c0 = i * together_, c1 = std::min(C, c0 + together_);
       // As in the forward pass.
-      const bool rows = 2 * set * static_cast<int64_t>(sizeof(T)) <= kFirstLevel && !absent(o.dx);
+      const bool rows = way_ == Way::first;
       Workspace same(rows ? sizeof(T) * static_cast<size_t>(4 * N) : 0);
       if (rows && !same) failed.store(true);
       const Vectors w(static_cast<T*>(same.data()), N);
@@ -950,7 +1053,7 @@ class NormCall {
     };
     Status s;
     if (order_ == Order::columns) {
-      const bool large = is_large(C * P);
+      const bool large = way_ == Way::large;
       auto image = [&](int64_t n) {
         Workspace memory(static_cast<size_t>(C) * (sizeof(OwnSums) + 4 * sizeof(T)));
         if (!memory) return Status::out_of_memory;
@@ -967,21 +1070,17 @@ class NormCall {
       else
         s = each(N, work(3), image);
     } else {
-      const int64_t set = width * P;
-      const int64_t together =
-          std::clamp<int64_t>(kSetBytes / (2 * set * static_cast<int64_t>(sizeof(T))), 1, groups());
-      const int64_t tasks_an_image = (groups() + together - 1) / together;
+      const int64_t tasks_an_image = (groups() + together_ - 1) / together_;
       s = each(N * tasks_an_image, work(3), [&](int64_t i) {
-        const int64_t n = i / tasks_an_image, g0 = i % tasks_an_image * together;
-        const int64_t g1 = std::min(groups(), g0 + together), c0 = g0 * width, room = (g1 - g0) * width;
+        const int64_t n = i / tasks_an_image, g0 = i % tasks_an_image * together_;
+        const int64_t g1 = std::min(groups(), g0 + together_), c0 = g0 * width, room = (g1 - g0) * width;
         Workspace memory(static_cast<size_t>(room) * (sizeof(OwnSums) + 4 * sizeof(T)));
         if (!memory) return Status::out_of_memory;
         OwnSums* sums = static_cast<OwnSums*>(memory.data());
         Vectors v(reinterpret_cast<T*>(sums + room), room);
         v.mean -= c0, v.a -= c0, v.b -= c0, v.c -= c0;  // by channel of the image
         // One group after the other where the first-level cache holds it, else as many as the second level does.
-        const bool small = 2 * set * static_cast<int64_t>(sizeof(T)) <= kFirstLevel;
-        const int64_t step = small ? width : room;
+        const int64_t step = way_ == Way::first ? width : room;
         for (int64_t c = c0; c < c0 + room; c += step) {
           own_plane_sums(n, c, c + step, sums);
           for (int64_t k = 0; k < step; k += width) finish_group(n, c + k, c + k + width, sums + k, v);
@@ -1050,15 +1149,19 @@ class NormCall {
     return d;
   }
 
+  // Chunks of kPieceRows rows, and so many that a task takes: they follow from the shape, as they fix the order of the
+  // sums of dw and db.
+  int64_t row_chunks() const { return row_images() * ((row_count() + kPieceRows - 1) / kPieceRows); }
+  int64_t chunks_a_task() const { return std::clamp<int64_t>(row_chunks() / 16, 1, 16); }
+  int64_t row_tasks() const { return (row_chunks() + chunks_a_task() - 1) / chunks_a_task(); }
+
   Status layer_rows_backward(const NormGradients& o) {
     const Dense params(o.weight, {}, shape_.C);
     if (!params.memory) return Status::out_of_memory;
     const bool layer = desc_.kind == NormKind::layer, vectors_needed = !absent(o.dw) || !absent(o.db);
-    // Rows whose shares of dw and db are added up in T, and chunks of so many that a task adds up in double: they
-    // follow from the shape, as they fix the order of the sums.
+    // The shares of a chunk's rows in dw and db are added up in T, those of a task's chunks in double.
     const int64_t C = shape_.C, rows = row_count(), down = (rows + kPieceRows - 1) / kPieceRows;
-    const int64_t chunks = row_images() * down, tile = rows_a_tile();
-    const int64_t together = std::clamp<int64_t>(chunks / 16, 1, 16), tasks = (chunks + together - 1) / together;
+    const int64_t chunks = row_chunks(), tile = rows_a_tile(), together = chunks_a_task(), tasks = row_tasks();
     Scratch parts(vectors_needed ? tasks * 2 * C * static_cast<int64_t>(sizeof(double)) : 0);
     if (parts.failed()) return Status::out_of_memory;
     double* all = static_cast<double*>(parts.data());
@@ -1128,6 +1231,8 @@ class NormCall {
   Activation act_;
   T lower_ = 0, upper_ = 0;
   bool streaming_ = false;
+  Way way_ = Way::given;
+  int64_t together_ = 1;  // sets of a task, in planes
 };
 
 // Images that follow each other are one long image where only their pixels count.
@@ -1139,18 +1244,6 @@ void merge_images(const TensorView* const (&views)[kCount], Lay (&lays)[kCount],
   }
   shape->P *= shape->N;
   shape->N = 1;
-}
-
-template <class T>
-Status forward(const NormDesc& desc, const NormOperands& o, const Shape& shape, Order order, const Lay* lays) {
-  NormCall<T> call(desc, shape, order);
-  return call.forward(o, lays);
-}
-
-template <class T>
-Status backward(const NormDesc& desc, const NormGradients& o, const Shape& shape, Order order, const Lay* lays) {
-  NormCall<T> call(desc, shape, order);
-  return call.backward(o, lays);
 }
 
 // The gradient of nothing.
@@ -1203,8 +1296,13 @@ struct Response {
 
 // Calls task(n, p0, pixels, response) for blocks of pixels, x gathered; pixels beyond the image are 0.
 template <class T, class Task>
-Status response_blocks(const ResponseDesc& desc, const Shape& shape, const TensorView& x, const Lay& s, Task task) {
+Status response_blocks(const ResponseDesc& desc, const Shape& shape, const TensorView& x, const Lay& s, bool run,
+                       PathDecision* d, Task task) {
   const int64_t C = shape.C, across = (shape.P + kPixels - 1) / kPixels;
+  d->pass("the response kernel", "beta is not 0.75");
+  d->path = "blocks of 64 pixels", d->tasks = shape.N * across, d->workspace = Response<T>::bytes(C);
+  if (!run) return Status::ok;
+  begin(*d);
   std::atomic<bool> failed{false};
   const double work = static_cast<double>(shape.elements()) * 4;
   const Status status = parallel_for(shape.N * across, work, [&](int64_t i, int) {
@@ -1227,7 +1325,7 @@ constexpr int64_t kResponsePixels = 64;
 // The exponent that everyone uses, where pixels or channels are neighbours in all operands.
 template <class T>
 Status response_rows(const ResponseDesc& desc, const Shape& shape, const TensorView* const* views, const Lay* lays,
-                     bool by_column) {
+                     bool by_column, bool run, PathDecision* d) {
   const KernelTable<T>& kernels = kernel_table<T>(current_isa());
   const int64_t C = shape.C, wide = by_column ? kResponseColumns : kResponsePixels;
   const int64_t across = (shape.P + wide - 1) / wide;
@@ -1238,6 +1336,10 @@ Status response_rows(const ResponseDesc& desc, const Shape& shape, const TensorV
   args.factor = static_cast<T>(desc.alpha / size), args.k = static_cast<T>(desc.k);
   args.gradient = static_cast<T>(2 * desc.alpha * desc.beta / size);
   const int64_t room = response_scratch(C, args.before + args.after + 1, by_column);
+  d->path = by_column ? "one pass; lanes of pixels" : "one pass; lanes of channels";
+  d->tasks = shape.N * across, d->workspace = room * static_cast<int64_t>(sizeof(T));
+  if (!run) return Status::ok;
+  begin(*d);
   std::atomic<bool> failed{false};
   const double work = static_cast<double>(shape.elements()) * (absent(*views[2]) ? 0.3 : 0.5);
   const Status status = parallel_for(shape.N * across, work, [&](int64_t i, int) {
@@ -1259,7 +1361,8 @@ Status response_rows(const ResponseDesc& desc, const Shape& shape, const TensorV
 }
 
 template <class T>
-Status response(const ResponseDesc& desc, const Shape& shape, const TensorView* const* views, const Lay* lays) {
+Status response(const ResponseDesc& desc, const Shape& shape, const TensorView* const* views, const Lay* lays, bool run,
+                PathDecision* d) {
   const bool backward = !absent(*views[2]);
   bool planes = true, columns = true;
   for (int i = 0; i < (backward ? 3 : 2); ++i) {
@@ -1268,10 +1371,10 @@ Status response(const ResponseDesc& desc, const Shape& shape, const TensorView* 
   }
   if (desc.beta == 0.75) {
     if (!planes && !columns) return Status::unsupported;
-    return response_rows<T>(desc, shape, views, lays, planes && (shape.P > 1 || !columns));
+    return response_rows<T>(desc, shape, views, lays, planes && (shape.P > 1 || !columns), run, d);
   }
   return response_blocks<T>(
-      desc, shape, *views[0], lays[0], [&](int64_t n, int64_t p0, int64_t pixels, Response<T>& r) {
+      desc, shape, *views[0], lays[0], run, d, [&](int64_t n, int64_t p0, int64_t pixels, Response<T>& r) {
         T* to = static_cast<T*>(views[1]->data) + n * lays[1].n + p0 * lays[1].p;
         const Lay& s = lays[1];
         if (!backward) {
@@ -1303,7 +1406,8 @@ Status response(const ResponseDesc& desc, const Shape& shape, const TensorView* 
 }
 
 // x, the result and, for a gradient, dy.
-Status run_response(const ResponseDesc& desc, const TensorView& x, const TensorView& result, const TensorView& dy) {
+Status run_response(const ResponseDesc& desc, const TensorView& x, const TensorView& result, const TensorView& dy,
+                    bool run, PathDecision* d) {
   const NormDesc axes = response_axes(desc);
   Shape shape;
   const Status s = check_response(Device::cpu, desc, x, result, dy, &shape);
@@ -1312,7 +1416,8 @@ Status run_response(const ResponseDesc& desc, const TensorView& x, const TensorV
   Lay lays[3];
   for (int i = 0; i < 3; ++i)
     if (!absent(*views[i]) && !lay_of(axes, *views[i], &lays[i])) return Status::unsupported;
-  return x.dtype == DType::f32 ? response<float>(desc, shape, views, lays) : response<double>(desc, shape, views, lays);
+  return x.dtype == DType::f32 ? response<float>(desc, shape, views, lays, run, d)
+                               : response<double>(desc, shape, views, lays, run, d);
 }
 
 }  // namespace
@@ -1336,7 +1441,9 @@ bool norm_is_channels_last(const NormDesc& desc, const TensorView& x) {
   return last == first ? desc.channels_last : last;
 }
 
-Status norm_run(const NormDesc& desc, const NormOperands& o) {
+namespace {
+
+Status forward(const NormDesc& desc, const NormOperands& o, bool run, PathDecision* d) {
   Shape shape;
   Status s = check_norm(Device::cpu, desc, o, &shape);
   if (s != Status::ok) return s;
@@ -1349,16 +1456,17 @@ Status norm_run(const NormDesc& desc, const NormOperands& o) {
   // A row of the trailing axes is a pixel's channels; a single one is a plane of one pixel in no order that is served.
   if (desc.kind == NormKind::layer) order = Order::columns;
   if (batch && order == Order::columns) merge_images(views, lays, &shape);
-  return o.x.dtype == DType::f32 ? forward<float>(desc, o, shape, order, lays)
-                                 : forward<double>(desc, o, shape, order, lays);
+  return o.x.dtype == DType::f32 ? NormCall<float>(desc, shape, order).forward(o, lays, run, d)
+                                 : NormCall<double>(desc, shape, order).forward(o, lays, run, d);
 }
 
-Status norm_backward(const NormDesc& desc, const NormGradients& o) {
+Status backward(const NormDesc& desc, const NormGradients& o, bool run, PathDecision* d) {
   Shape shape;
   Status s = check_norm_backward(Device::cpu, desc, o, &shape);
   if (s != Status::ok) return s;
   const bool batch = desc.kind == NormKind::batch;
   if (shape.elements() == 0) {
+    if (!run) return Status::ok;
     for (const TensorView* v : {&o.dw, &o.db})
       o.dy.dtype == DType::f32 ? clear<float>(*v, shape.C) : clear<double>(*v, shape.C);
     return Status::ok;
@@ -1369,16 +1477,41 @@ Status norm_backward(const NormDesc& desc, const NormGradients& o) {
   if ((s = common_order(desc, shape, views, lays, 4, &order)) != Status::ok) return s;
   if (desc.kind == NormKind::layer) order = Order::columns;
   if (batch && order == Order::columns) merge_images(views, lays, &shape);
-  return o.dy.dtype == DType::f32 ? backward<float>(desc, o, shape, order, lays)
-                                  : backward<double>(desc, o, shape, order, lays);
+  return o.dy.dtype == DType::f32 ? NormCall<float>(desc, shape, order).backward(o, lays, run, d)
+                                  : NormCall<double>(desc, shape, order).backward(o, lays, run, d);
+}
+
+}  // namespace
+
+Status norm_run(const NormDesc& desc, const NormOperands& o) {
+  PathDecision d;
+  return forward(desc, o, true, &d);
+}
+Status norm_decide(const NormDesc& desc, const NormOperands& o, PathDecision* decision) {
+  return forward(desc, o, false, decision);
+}
+
+Status norm_backward(const NormDesc& desc, const NormGradients& o) {
+  PathDecision d;
+  return backward(desc, o, true, &d);
+}
+Status norm_backward_decide(const NormDesc& desc, const NormGradients& o, PathDecision* decision) {
+  return backward(desc, o, false, decision);
 }
 
 Status response_run(const ResponseDesc& desc, const TensorView& x, const TensorView& y) {
-  return run_response(desc, x, y, {});
+  PathDecision d;
+  return run_response(desc, x, y, {}, true, &d);
 }
 
 Status response_backward(const ResponseDesc& desc, const TensorView& dy, const TensorView& x, const TensorView& dx) {
-  return absent(dy) ? Status::bad_shape : run_response(desc, x, dx, dy);
+  PathDecision d;
+  return absent(dy) ? Status::bad_shape : run_response(desc, x, dx, dy, true, &d);
+}
+
+Status response_decide(const ResponseDesc& desc, const TensorView& x, const TensorView& result, const TensorView& dy,
+                       PathDecision* decision) {
+  return run_response(desc, x, result, dy, false, decision);
 }
 
 }  // namespace fastconv

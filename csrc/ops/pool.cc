@@ -10,6 +10,7 @@
 #include <type_traits>
 
 #include "ops/parallel.h"
+#include "ops/path.h"
 #include "ops/pool.h"
 
 namespace fastconv {
@@ -112,13 +113,18 @@ void for_outputs(const Pool& p, int64_t begin, int64_t end, F f) {
 // Terms of a task of plain loops: some milliseconds.
 constexpr int64_t kTaskTerms = 1 << 20;
 
+constexpr const char* kPlainLoops = "plain loops";
+
 template <class T>
 Status forward(const Pool& p, const T* x, const Strides& xs, T* y, const Strides& ys, int64_t* indices,
-               const Strides& is) {
+               const Strides& is, bool run, PathDecision* decision) {
   const int64_t outputs = p.N * p.C * p.out_pixels();
   const int64_t step = std::max<int64_t>(1, kTaskTerms / p.taps());
+  decision->path = kPlainLoops, decision->tasks = (outputs + step - 1) / step;
+  if (!run) return Status::ok;
+  begin(*decision);
   const double work = static_cast<double>(outputs) * static_cast<double>(p.taps());
-  return parallel_for((outputs + step - 1) / step, work, [&](int64_t task, int) {
+  return parallel_for(decision->tasks, work, [&](int64_t task, int) {
     for_outputs(p, task * step, std::min(outputs, (task + 1) * step),
                 [&](int64_t n, int64_t c, int64_t od, int64_t oh, int64_t ow) {
                   const Box b = box_of(p, od, oh, ow);
@@ -146,8 +152,8 @@ Status forward(const Pool& p, const T* x, const Strides& xs, T* y, const Strides
 // windows that touch the band, in scan order, and adds to what it owns. So the order of an element's sum is that of
 // the windows, whatever the bands are.
 template <class T>
-Status backward(const Pool& p, const T* dy, const Strides& ys, const T* x, const Strides& xs, T* dx,
-                const Strides& ds) {
+Status backward(const Pool& p, const T* dy, const Strides& ys, const T* x, const Strides& xs, T* dx, const Strides& ds,
+                bool run, PathDecision* decision) {
   int along = 2;
   for (int i = 1; i >= 0; --i)
     if (p.axis[i].in > p.axis[along].in) along = i;
@@ -156,7 +162,10 @@ Status backward(const Pool& p, const T* dy, const Strides& ys, const T* x, const
   const int64_t wanted = std::min(length, (terms + kTaskTerms - 1) / kTaskTerms);
   const int64_t step = (length + wanted - 1) / wanted, bands = (length + step - 1) / step;
   const double work = static_cast<double>(p.N * p.C) * static_cast<double>(terms);
-  return parallel_for(p.N * p.C * bands, work, [&](int64_t task, int) {
+  decision->path = kPlainLoops, decision->tasks = p.N * p.C * bands;
+  if (!run) return Status::ok;
+  begin(*decision);
+  return parallel_for(decision->tasks, work, [&](int64_t task, int) {
     const int64_t plane = task / bands, n = plane / p.C, c = plane % p.C;
     int64_t low[3] = {0, 0, 0}, high[3];
     for (int i = 0; i < 3; ++i) high[i] = p.axis[i].in;
@@ -228,6 +237,12 @@ void with_offsets(F f, const S&... sides) {
 
 // The planes of one task: a single one, or with channels innermost a cache line of them.
 int64_t planes_a_task(int64_t channels, int64_t stride) { return stride == 1 ? std::min<int64_t>(channels, 16) : 1; }
+
+constexpr const char* kScattered = "scattered by indices";
+void decide_scatter(int64_t N, int64_t C, const Side& large, PathDecision* d) {
+  const int64_t width = planes_a_task(C, large.s.c);
+  d->path = kScattered, d->tasks = N * ((C + width - 1) / width);
+}
 
 // Whether all indices lie in [least, pixels).
 Status check_indices(int64_t N, int64_t C, const Side& small, const int64_t* indices, int64_t least, int64_t pixels) {
@@ -346,24 +361,26 @@ Status for_float(DType dtype, F f) {
 
 }  // namespace
 
-Status pool_forward(const PoolDesc& desc, const TensorView& x, const TensorView& y, const TensorView& indices) {
+namespace {
+
+Status run_forward(const PoolDesc& desc, const TensorView& x, const TensorView& y, const TensorView& indices, bool run,
+                   PathDecision* d) {
   Pool p;
   Strides xs, ys, is;
   const Status s = check_pool_forward(Device::cpu, desc, x, y, indices, &p, &xs, &ys, &is);
   if (s != Status::ok || p.N == 0 || p.out_pixels() == 0) return s;
   return for_dtype(p.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    bool served = false;
-    const Status done = pool_forward_fast<T>(p, static_cast<const T*>(x.data), xs, static_cast<T*>(y.data), ys,
-                                             static_cast<int64_t*>(indices.data), is, &served);
-    if (served) return done;
-    return forward<T>(p, static_cast<const T*>(x.data), xs, static_cast<T*>(y.data), ys,
-                      static_cast<int64_t*>(indices.data), is);
+    const auto* from = static_cast<const T*>(x.data);
+    T* to = static_cast<T*>(y.data);
+    auto* positions = static_cast<int64_t*>(indices.data);
+    const Status done = pool_forward_fast<T>(p, from, xs, to, ys, positions, is, run, d);
+    return *d->path ? done : forward<T>(p, from, xs, to, ys, positions, is, run, d);
   });
 }
 
-Status pool_backward(const PoolDesc& desc, const TensorView& dy, const TensorView& x, const TensorView& indices,
-                     const TensorView& dx) {
+Status run_backward(const PoolDesc& desc, const TensorView& dy, const TensorView& x, const TensorView& indices,
+                    const TensorView& dx, bool run, PathDecision* d) {
   Pool p;
   Strides xs, ys, ds, is;
   Status s = check_pool_backward(Device::cpu, desc, dy, x, indices, dx, &p, &ys, &xs, &is, &ds);
@@ -373,20 +390,46 @@ Status pool_backward(const PoolDesc& desc, const TensorView& dy, const TensorVie
   const Side indexed{{p.axis[0].out, p.axis[1].out, p.axis[2].out}, is};
   const auto* positions = static_cast<const int64_t*>(indices.data);
   if (positions) {
+    decide_scatter(p.N, p.C, large, d);
+    if (!run) return s;
     // An empty window has the index -1, and no gradient.
     s = check_indices(p.N, p.C, indexed, positions, -1, large.pixels());
     if (s != Status::ok) return s;
   }
   return for_float(p.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    const T* from = static_cast<const T*>(dy.data);
-    if (positions) return scatter<T, true>(p.N, p.C, small, from, indexed, positions, large, static_cast<T*>(dx.data));
-    bool served = false;
-    const Status done =
-        pool_backward_fast<T>(p, from, ys, static_cast<const T*>(x.data), xs, static_cast<T*>(dx.data), ds, &served);
-    if (served) return done;
-    return backward<T>(p, from, ys, static_cast<const T*>(x.data), xs, static_cast<T*>(dx.data), ds);
+    const T *from = static_cast<const T*>(dy.data), *image = static_cast<const T*>(x.data);
+    T* to = static_cast<T*>(dx.data);
+    if (positions) {
+      begin(*d);
+      return scatter<T, true>(p.N, p.C, small, from, indexed, positions, large, to);
+    }
+    const Status done = pool_backward_fast<T>(p, from, ys, image, xs, to, ds, run, d);
+    return *d->path ? done : backward<T>(p, from, ys, image, xs, to, ds, run, d);
   });
+}
+
+}  // namespace
+
+Status pool_forward(const PoolDesc& desc, const TensorView& x, const TensorView& y, const TensorView& indices) {
+  PathDecision d;
+  return run_forward(desc, x, y, indices, true, &d);
+}
+
+Status pool_decide(const PoolDesc& desc, const TensorView& x, const TensorView& y, const TensorView& indices,
+                   PathDecision* decision) {
+  return run_forward(desc, x, y, indices, false, decision);
+}
+
+Status pool_backward(const PoolDesc& desc, const TensorView& dy, const TensorView& x, const TensorView& indices,
+                     const TensorView& dx) {
+  PathDecision d;
+  return run_backward(desc, dy, x, indices, dx, true, &d);
+}
+
+Status pool_backward_decide(const PoolDesc& desc, const TensorView& dy, const TensorView& x, const TensorView& indices,
+                            const TensorView& dx, PathDecision* decision) {
+  return run_backward(desc, dy, x, indices, dx, false, decision);
 }
 
 Status unpool_forward(int32_t spatial, bool channels_last, const TensorView& x, const TensorView& indices,
@@ -399,6 +442,7 @@ Status unpool_forward(int32_t spatial, bool channels_last, const TensorView& x, 
   if ((s = check_indices(N, C, indexed, positions, 0, large.pixels())) != Status::ok) return s;
   return for_float(x.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
+    begin_path(kScattered);
     return scatter<T, false>(N, C, small, static_cast<const T*>(x.data), indexed, positions, large,
                              static_cast<T*>(y.data));
   });
@@ -414,6 +458,7 @@ Status unpool_backward(int32_t spatial, bool channels_last, const TensorView& dy
   if ((s = check_indices(N, C, indexed, positions, 0, large.pixels())) != Status::ok) return s;
   return for_float(dy.dtype, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
+    begin_path("gathered by indices");
     return gather<T>(N, C, large, static_cast<const T*>(dy.data), indexed, positions, small, static_cast<T*>(dx.data));
   });
 }

@@ -75,12 +75,14 @@ Status unpool_sides(Device device, int32_t spatial, bool channels_last, const Te
                     const TensorView& indices, const TensorView& large, int64_t* N, int64_t* C, Side* s, Side* indexed,
                     Side* l);
 
-// The vector paths (pool_fast.cc); `served` says whether the call had one. What it refuses goes to the plain loops.
+// The vector paths (pool_fast.cc). They are gone through in order: the first that serves the call becomes the decision,
+// which has the reasons against those before it, and runs it, where `run` says so. A decision without a path is left to
+// the plain loops. Where nothing is run, data is not read.
 template <class T>
 Status pool_forward_fast(const Pool& p, const T* x, const Strides& xs, T* y, const Strides& ys, int64_t* indices,
-                         const Strides& is, bool* served);
+                         const Strides& is, bool run, PathDecision* d);
 template <class T>
 Status pool_backward_fast(const Pool& p, const T* dy, const Strides& ys, const T* x, const Strides& xs, T* dx,
-                          const Strides& ds, bool* served);
+                          const Strides& ds, bool run, PathDecision* d);
 
 }  // namespace fastconv::ops

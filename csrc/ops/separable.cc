@@ -4,6 +4,7 @@
 #include "ops/depthwise.h"
 #include "ops/device.h"
 #include "ops/layer.h"
+#include "ops/path.h"
 
 namespace fastconv {
 namespace ops {
@@ -29,6 +30,8 @@ TensorView intermediate(const ConvDesc& desc, const TensorView& x, const int64_t
   return u;
 }
 
+constexpr const char *kOnePass = "one pass", *kTwoCalls = "two calls";
+
 // A layer with all that does not depend on where its arrays lie.
 template <class T>
 struct Separable {
@@ -40,8 +43,8 @@ struct Separable {
   Finish<T> inner, finish;
   InputMap<T> map{};
 
-  // `keep`: for a plan.
-  Status build(const ConvDesc& d, const SeparableOperands& o, bool has_residual, bool keep) {
+  // All but the weights and vectors, whose data is not read.
+  Status decide(const ConvDesc& d, const SeparableOperands& o, bool has_residual) {
     desc = d;
     int64_t shape[kMaxDims];
     Status s = conv_output_shape(d, o.x, o.depthwise_weight, shape);
@@ -58,9 +61,9 @@ struct Separable {
     if ((s = check_forward(pointwise_desc(d), p, &product)) != Status::ok) return s;
     const Geometry& g = filter.geometry;
     if (absent(o.y)) product.y = dense_strides(product.channels_last, product.out_channels, g.out);
-    if (!has_residual) product.r = product.y;
+    // A plan brings a residual that it is given into the order of y.
+    if (!has_residual || absent(o.epilogue.residual)) product.r = product.y;
     machine = current_machine(g.dtype);
-    const KernelTable<T>& kernels = kernel_table<T>(machine.isa);
 
     filters.resize(1), products.resize(1);
     const Strides none = dense_strides(filter.channels_last, filter.out_channels, g.out);
@@ -72,27 +75,38 @@ struct Separable {
     Problem problem = describe(products[0].job, sizeof(T), product.channels_last, true, Algorithm::automatic);
     problem.produced = true;
     products[0].choice = choose(problem, machine);
+    if (!unfused()) limit_block(&products[0].choice, machine, sizeof(T), [&] { return workspace(); });
+    return Status::ok;
+  }
+
+  // `keep`: for a plan.
+  Status build(const ConvDesc& d, const SeparableOperands& o, bool has_residual, bool keep) {
+    Status s = decide(d, o, has_residual);
+    if (s != Status::ok) return s;
+    const KernelTable<T>& kernels = kernel_table<T>(machine.isa);
     filters[0].bind(nullptr, o.depthwise_weight.data, nullptr, nullptr);
     products[0].bind(nullptr, o.pointwise_weight.data, nullptr, nullptr);
-
     vectors = Block(static_cast<int64_t>(sizeof(T)) * 2 * (filter.out_channels + product.out_channels));
     if (vectors.failed()) return Status::out_of_memory;
     T* buffer = static_cast<T*>(vectors.data());
     inner = join_epilogue<T>(o.inner, filter.out_channels, buffer);
     finish = join_epilogue<T>(o.epilogue, product.out_channels, buffer + 2 * filter.out_channels);
     // What cannot be fused is done by two calls, which pack for themselves.
-    if (!fused()) return Status::ok;
+    if (unfused()) return Status::ok;
     if ((s = prepare_weights(filters, machine, kernels, true, &packed_filters)) != Status::ok) return s;
     // Every task reads all weights: panels of them are packed beforehand, rows are read as they lie.
     const bool panels = products[0].choice.role == Role::pixel_rows && product.geometry.N > 0;
     return prepare_weights(products, machine, kernels, keep || panels, &packed_product);
   }
 
-  // Whether the intermediate can be made block by block.
-  bool fused() const { return filter.geometry.C == 1 && filter.geometry.K == 1; }
+  // Why the intermediate cannot be made block by block; null where it can.
+  const char* unfused() const {
+    return filter.geometry.C == 1 && filter.geometry.K == 1 ? nullptr : "a channel of x has several filters";
+  }
 
   DepthwiseProducer<T> producer(const Run<T>& f) const {
-    return {f, machine, kernel_table<T>(machine.isa), inner, map, 0, products[0].choice.chunks[0].channels};
+    const Choice& c = products[0].choice;
+    return {f, machine, kernel_table<T>(machine.isa), inner, map, 0, c.chunks[0].channels, most_columns(c, machine)};
   }
 
   // Scratch of a task, the block of the intermediate included.
@@ -103,8 +117,21 @@ struct Separable {
     return task_workspace(p, machine);
   }
 
+  // The rest of what explain() tells, where the halves are one pass.
+  void tell(SeparableDecision* d) const {
+    const Geometry &f = filter.geometry, &p = product.geometry;
+    d->filter = half_decision(filters[0], machine, f, 0), d->product = half_decision(products[0], machine, p, 0);
+    const Choice& c = products[0].choice;
+    d->pixels = c.pixel_block, d->channels = c.chunks[0].channels;
+    d->filter.pixel_block = d->pixels, d->filter.channel_block = d->channels;
+    d->workspace = workspace();
+    d->tasks = p.N * ceil_div(p.out[0] * p.out[1] * p.out[2], std::max<int64_t>(1, c.pixel_block));
+    d->packed_bytes = d->filter.packed_weight_bytes + d->product.packed_weight_bytes;
+  }
+
   Status run(int64_t N, const void* x, const Strides& xs, void* y, const Strides& ys, const void* residual,
              const Strides& rs) const {
+    begin_path(kOnePass);
     const KernelTable<T>& kernels = kernel_table<T>(machine.isa);
     Run<T> f = filters[0];
     std::vector<Run<T>> p = products;
@@ -119,6 +146,24 @@ struct Separable {
   }
 };
 
+// The two calls of a layer whose halves are not one pass, and the intermediate between them.
+struct Calls {
+  TensorView u;
+  ConvOperands filter, product;
+  ConvDesc filter_desc, product_desc;
+  int64_t bytes = 0;  // of u
+
+  Calls(const ConvDesc& desc, const SeparableOperands& o) : filter_desc(desc), product_desc(pointwise_desc(desc)) {
+    int64_t shape[kMaxDims];
+    conv_output_shape(desc, o.x, o.depthwise_weight, shape);
+    u = intermediate(desc, o.x, shape);
+    bytes = o.x.dtype == DType::f32 ? sizeof(float) : sizeof(double);
+    for (int i = 0; i < u.ndim; ++i) bytes *= u.shape[i];
+    filter.x = o.x, filter.w = o.depthwise_weight, filter.y = u, filter.epilogue = o.inner;
+    product.x = u, product.w = o.pointwise_weight, product.y = o.y, product.epilogue = o.epilogue;
+  }
+};
+
 template <class T>
 Status run_separable(const ConvDesc& desc, const SeparableOperands& o) {
   Separable<T> layer;
@@ -126,24 +171,39 @@ Status run_separable(const ConvDesc& desc, const SeparableOperands& o) {
   if (s != Status::ok) return s;
   const Geometry& g = layer.filter.geometry;
   if (g.N == 0) return Status::ok;
-  if (layer.fused())
+  if (!layer.unfused())
     return layer.run(g.N, o.x.data, layer.filter.x, o.y.data, layer.product.y, o.epilogue.residual.data,
                      layer.product.r);
-  int64_t shape[kMaxDims];
-  conv_output_shape(desc, o.x, o.depthwise_weight, shape);
-  TensorView u = intermediate(desc, o.x, shape);
-  int64_t elements = 1;
-  for (int i = 0; i < u.ndim; ++i) elements *= u.shape[i];
-  const Block block(elements * static_cast<int64_t>(sizeof(T)));
+  begin_path(kTwoCalls);
+  Calls calls(desc, o);
+  const Block block(calls.bytes);
   if (block.failed()) return Status::out_of_memory;
-  u.data = block.data();
-  ConvOperands f;
-  f.x = o.x, f.w = o.depthwise_weight, f.y = u, f.epilogue = o.inner;
-  const Status first = conv_run(desc, Pass::forward, f);
-  if (first != Status::ok) return first;
-  ConvOperands p;
-  p.x = u, p.w = o.pointwise_weight, p.y = o.y, p.epilogue = o.epilogue;
-  return conv_run(pointwise_desc(desc), Pass::forward, p);
+  calls.filter.y.data = calls.product.x.data = block.data();
+  const Status first = conv_run(calls.filter_desc, Pass::forward, calls.filter);
+  return first == Status::ok ? conv_run(calls.product_desc, Pass::forward, calls.product) : first;
+}
+
+template <class T>
+Status decide_separable(const ConvDesc& desc, const SeparableOperands& o, SeparableDecision* d) {
+  Separable<T> layer;
+  const bool residual = !absent(o.epilogue.residual);
+  Status s = layer.decide(desc, o, residual);
+  if (s != Status::ok) return s;
+  const Geometry &f = layer.filter.geometry, &p = layer.product.geometry;
+  auto pixels = [](const int64_t* size) { return size[0] * size[1] * size[2]; };
+  const int64_t in = layer.filter.in_channels * pixels(f.in);
+  const int64_t out = layer.product.out_channels * pixels(p.out) * (residual ? 2 : 1);
+  const int64_t weights = layer.filter.out_channels * f.filter[0] * f.filter[1] * f.filter[2] +
+                          layer.product.in_channels * layer.product.out_channels;
+  d->flops = 2 * (f.macs() + p.macs());
+  d->bytes = static_cast<double>(sizeof(T)) * static_cast<double>(f.N * (in + out) + weights);
+  if (!(d->unfused = layer.unfused())) return layer.tell(d), Status::ok;
+  const Calls calls(desc, o);
+  if ((s = conv_decide(calls.filter_desc, Pass::forward, calls.filter, &d->filter)) != Status::ok) return s;
+  if ((s = conv_decide(calls.product_desc, Pass::forward, calls.product, &d->product)) != Status::ok) return s;
+  d->whole_bytes = calls.bytes;
+  d->workspace = std::max(d->filter.workspace_per_thread, d->product.workspace_per_thread);
+  return s;
 }
 
 }  // namespace
@@ -166,6 +226,14 @@ Status on_host(const SeparableOperands& o) {
 }
 
 }  // namespace
+
+Status separable_decide(const ConvDesc& desc, const SeparableOperands& o, SeparableDecision* decision) {
+  const Status s = on_host(o);
+  if (s != Status::ok) return s;
+  if (o.x.dtype != DType::f32 && o.x.dtype != DType::f64) return Status::bad_dtype;
+  return o.x.dtype == DType::f32 ? decide_separable<float>(desc, o, decision)
+                                 : decide_separable<double>(desc, o, decision);
+}
 
 Status separable_run(const ConvDesc& desc, const SeparableOperands& o) {
   const Status s = on_host(o);
@@ -190,7 +258,7 @@ class TypedSeparablePlan final : public SeparablePlan {
   Status build(const ConvDesc& desc, const SeparableOperands& o) {
     Status s = layer_.build(desc, o, true, true);
     if (s != Status::ok) return s;
-    if (!layer_.fused()) return Status::unsupported;
+    if (layer_.unfused()) return Status::unsupported;
     const Geometry& g = layer_.filter.geometry;
     x_ = dense_strides(layer_.filter.channels_last, layer_.filter.in_channels, g.in);
     y_ = dense_strides(layer_.product.channels_last, layer_.product.out_channels, g.out);

@@ -192,7 +192,11 @@ class PoolSpec:
     def norm(self) -> float: ...
 
 def pool_forward(spec: PoolSpec, x: _Array, return_indices: bool, out: _Array | None, /) -> Any: ...
+def pool_forward_decide(spec: PoolSpec, x: _Array, return_indices: bool, out: _Array | None, /) -> dict[str, Any]: ...
 def pool_backward(spec: PoolSpec, dy: _Array, x: Any, indices: _Array | None, out: _Array | None, /) -> _Array: ...
+def pool_backward_decide(
+    spec: PoolSpec, dy: _Array, x: Any, indices: _Array | None, out: _Array | None, /
+) -> dict[str, Any]: ...
 def unpool_forward(
     spec: PoolSpec, x: _Array, indices: _Array, output_shape: _Shape, out: _Array | None, /
 ) -> _Array: ...
@@ -212,6 +216,7 @@ def output_cache_stats() -> dict[str, int]: ...
 def output_cache_clear() -> None: ...
 def output_cache_set_cap(cap_bytes: int) -> None: ...
 def workspace_stats(reset: bool = False) -> dict[str, int]: ...
+def take_path() -> str: ...
 def flush_denormals() -> bool: ...
 def set_flush_denormals(on: bool) -> bool: ...
 def run_fma_loop(dtype: str, iterations: int) -> float: ...
@@ -241,6 +246,21 @@ def separable_forward(
     out: _Array | None,
     /,
 ) -> _Array: ...
+def separable_forward_decide(
+    spec: ConvSpec,
+    x: _Array,
+    depthwise_weight: _Array,
+    pointwise_weight: _Array,
+    depthwise_bias: _Array | None,
+    depthwise_scale: _Array | None,
+    depthwise_shift: _Array | None,
+    bias: _Array | None,
+    scale: _Array | None,
+    shift: _Array | None,
+    residual: _Array | None,
+    out: _Array | None,
+    /,
+) -> dict[str, Any]: ...
 def separable_plan(
     spec: ConvSpec,
     x_like: _Array | _Shape,
@@ -281,6 +301,26 @@ def inverted_forward(
     out: _Array | None,
     /,
 ) -> Any: ...
+def inverted_forward_decide(
+    spec: ConvSpec,
+    project_spec: ConvSpec,
+    x: _Array,
+    expand_weight: _Array,
+    depthwise_weight: _Array,
+    project_weight: _Array | None,
+    expand_bias: _Array | None,
+    expand_scale: _Array | None,
+    expand_shift: _Array | None,
+    depthwise_bias: _Array | None,
+    depthwise_scale: _Array | None,
+    depthwise_shift: _Array | None,
+    bias: _Array | None,
+    scale: _Array | None,
+    shift: _Array | None,
+    residual: _Array | None,
+    out: _Array | None,
+    /,
+) -> dict[str, Any]: ...
 def inverted_plan(
     spec: ConvSpec,
     project_spec: ConvSpec,
@@ -326,6 +366,17 @@ def norm(
     out: _Array | None,
     /,
 ) -> Any: ...
+def norm_decide(
+    spec: NormSpec,
+    x: _Array,
+    weight: _Array | None,
+    bias: _Array | None,
+    residual: _Array | None,
+    running_mean: _Array | None,
+    running_var: _Array | None,
+    out: _Array | None,
+    /,
+) -> dict[str, Any]: ...
 def norm_backward(
     spec: NormSpec,
     dy: _Array,
@@ -342,6 +393,22 @@ def norm_backward(
     out: _Array | None,
     /,
 ) -> tuple[_Array | None, _Array | None, _Array | None]: ...
+def norm_backward_decide(
+    spec: NormSpec,
+    dy: _Array,
+    x: _Array,
+    weight: _Array | None,
+    mean: _Array | None,
+    inv_std: _Array | None,
+    y: _Array | None,
+    lower: float,
+    upper: float,
+    needs_input: bool,
+    needs_weight: bool,
+    needs_bias: bool,
+    out: _Array | None,
+    /,
+) -> dict[str, Any]: ...
 def local_response_norm(
     channels_last: bool,
     size: int,
@@ -353,11 +420,31 @@ def local_response_norm(
     out: _Array | None,
     /,
 ) -> _Array: ...
+def local_response_norm_decide(
+    channels_last: bool,
+    size: int,
+    alpha: float,
+    beta: float,
+    k: float,
+    x: _Array,
+    dy: _Array | None,
+    out: _Array | None,
+    /,
+) -> dict[str, Any]: ...
 def activation(activation: _Activation, x: _Array, out: _Array | None, /) -> _Array: ...
+def activation_decide(activation: _Activation, x: _Array, out: _Array | None, /) -> dict[str, Any]: ...
 def activation_backward(activation: _Activation, dy: _Array, x: _Array, out: _Array | None, /) -> _Array: ...
+def activation_backward_decide(
+    activation: _Activation, dy: _Array, x: _Array, out: _Array | None, /
+) -> dict[str, Any]: ...
 def add(activation: _Activation, x: _Array, y: _Array, out: _Array | None, /) -> _Array: ...
+def add_decide(activation: _Activation, x: _Array, y: _Array, out: _Array | None, /) -> dict[str, Any]: ...
 def softmax(x: _Array, axis: int, logarithm: bool, out: _Array | None, /) -> _Array: ...
+def softmax_decide(x: _Array, axis: int, logarithm: bool, out: _Array | None, /) -> dict[str, Any]: ...
 def softmax_backward(dy: _Array, y: _Array, axis: int, logarithm: bool, out: _Array | None, /) -> _Array: ...
+def softmax_backward_decide(
+    dy: _Array, y: _Array, axis: int, logarithm: bool, out: _Array | None, /
+) -> dict[str, Any]: ...
 
 @final
 class DeviceView:

@@ -35,12 +35,17 @@ def _public_name(default: str) -> str:
 
 
 def _log(
-    op: str, what: str, arrays: dict[str, Array | None], decision: dict[str, Any] | None, nanoseconds: int
+    op: str,
+    what: str,
+    arrays: dict[str, Array | None],
+    decision: dict[str, Any] | None,
+    nanoseconds: int,
+    path: str = "",
 ) -> None:
     present = {name: a for name, a in arrays.items() if a is not None}
     shapes = " ".join(f"{name}={'x'.join(map(str, a.shape))}" for name, a in present.items())
     dtype = next(iter(present.values())).dtype
-    chosen = "" if decision is None else f" | {describe(decision)}"
+    chosen = (f" | {path}" if path else "") if decision is None else f" | {describe(decision)}"
     # One write, so that the lines of several threads stay whole.
     sys.stderr.write(f"fastconv: {op} {what} {dtype} {shapes}{chosen} | {nanoseconds / 1000:.1f} us\n")
 
@@ -159,7 +164,7 @@ class LoggedPlan:
 
 
 class _Calls:
-    """`_core` with every function that computes logged: without a decision, which only convolutions have."""
+    """`_core` with every function that computes logged, with the path that ran."""
 
     def __getattr__(self, name: str) -> Any:
         function = getattr(_core, name)
@@ -176,7 +181,7 @@ class _Calls:
                 arrays = [a for a in values if isinstance(a, np.ndarray)]
                 operands.update({f"{side}{i}": a for i, a in enumerate(arrays)})
             what = "gradient" if name.endswith("_backward") else "forward"
-            _log(_public_name(name), what, operands, None, elapsed)
+            _log(_public_name(name), what, operands, None, elapsed, _core.take_path())
             return result
 
         return logged

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import _args, _core, functional
+from . import _args, _core, _decide, functional
 from ._args import Array, Shape
 from ._args import admission as _admission
-from .plan import _FORWARD_OPS, _bind, _like, _linear_view, _shape, _spec, plan
+from ._args import inverted as _inverted
+from .plan import _FORWARD_OPS, _INVERTED_OP, _SEPARABLE_OPS, _bind, _like, _linear_view, _shape, _spec, plan
 
 __all__ = ["Explanation", "Measured", "explain"]
 
@@ -23,7 +24,29 @@ __all__ = ["Explanation", "Measured", "explain"]
 _IMAGES = ("x", "weight", "dy")
 _VECTORS = ("bias", "scale", "shift", "residual", "input_scale", "input_shift", "input_gate")
 _PASSES = {"": 0, "_backward_input": 1, "_backward_weight": 2}
+_CONVOLUTIONS = [base + suffix for base in _FORWARD_OPS for suffix in _PASSES]
 _ROLES = {"rows": ("pixel rows", "lanes of channels"), "columns": ("pixel columns", "lanes of pixels")}
+
+# The functions that are one call of `_core`, by module; their gradients that are several calls have no decision.
+_LAYER_OPS = {
+    name: module
+    for module in (
+        functional.separable,
+        functional.inverted,
+        functional.pool,
+        functional.norm,
+        functional.elementwise,
+    )
+    for name in module.__all__
+    if (name.islower() and not name.startswith(("separable_", "inverted_"))) or name in (*_SEPARABLE_OPS, _INVERTED_OP)
+}
+# What these take as arrays. A shape will do for each that is given by position, and for the residual.
+_ARRAYS = (
+    *("x", "y", "dy", "weight", "depthwise_weight", "pointwise_weight", "expand_weight", "project_weight", "bias"),
+    *("running_mean", "running_var", "mean", "inv_std", "residual", "indices"),
+    *("depthwise_bias", "depthwise_scale", "depthwise_shift", "expand_bias", "expand_scale", "expand_shift"),
+    *("scale", "shift", "se_reduce_weight", "se_reduce_bias", "se_expand_weight", "se_expand_bias"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,9 +59,13 @@ class Measured:
     """The median of the calls."""
     threads: int
     peak: float
-    """The FMA peak of the instruction set and dtype, flops a second, of so many threads."""
+    """The FMA peak of the instruction set and dtype, flops a second, of so many threads; 0 where flops do not count."""
     bandwidth: float
     """Bytes read and written a second by a copy of as many bytes as the call must move."""
+
+    def floor(self, flops: float, least: float) -> float:
+        """Seconds that so many flops, or so many bytes, take at least."""
+        return max(flops / self.peak if flops else 0.0, least / self.bandwidth)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +79,8 @@ class Explanation:
         threads: how many a call made now would use at most.
         blocks: at least so many tasks share out the work; where there are more threads than that, blocks are made
             smaller. None of a weight gradient, whose tasks are ranges of its own output.
-        flops: multiplications and additions, two a multiply-add.
+        flops: multiplications and additions, two a multiply-add; 0 where moving memory is all that counts (pooling,
+            norms, elementwise functions).
         bytes: the least traffic: every operand read and the result written once.
         decision: algorithm, role (which operand of the tile is broadcast), isa, tile_rows, tile_columns,
             reduction_block, channel_block, pixel_block, workspace_per_thread and packed_weight_bytes (bytes),
@@ -68,9 +96,20 @@ class Explanation:
             2-norms over two tiles and the filter. Where it is "winograd2" or "winograd4", reduction_block and
             channel_block are the channels of a piece of the sum, pixel_block the outputs of a task's tiles, and
             error_bound belongs to the largest conv(|x|, |weight|) of a tile's pixels and of two around it.
+            Of a separable layer algorithm is "one pass" or "two calls" ("why" says why), and "depthwise" and
+            "pointwise" are decisions of the halves, without what is told of both; the intermediate exists in blocks of
+            "block_pixels" and "block_channels", or takes "whole_bytes". Of an inverted residual role is "rows of the
+            expansion" ("kept_rows" of them, for a block of "rows" and "columns" of the result) or "the expansion of an
+            image" ("whole_bytes", and "why"), and "expand", "depthwise" and "project" are decisions. Of pooling, norms
+            and elementwise functions: algorithm is the path, "before" that of maxima whose positions come after them;
+            "passes" how often the operands are read, "again" where they are found the second time; "streaming",
+            whether the result is written past the caches; "copied", whether operands are copied to another memory
+            order first; "workspace_per_thread" that of pooling and of local response norm.
         candidates: every algorithm, and of direct sums both roles: "algorithm", "role" (of direct sums), "cost" (the
             model's, as a part of the cost of the direct sum that would be taken; None where the algorithm cannot take
             the layer), "error_bound" (None likewise), "taken", and "reason", why it was taken or passed over.
+            Of functions other than convolutions: the paths that were tried before the one that is taken, and why not.
+        parts: the explanations of the calls that the function makes, where it makes several.
         measured: what the call took, where `explain` was asked to measure; else None.
     """
 
@@ -84,6 +123,7 @@ class Explanation:
     decision: Mapping[str, Any]
     candidates: tuple[Mapping[str, Any], ...]
     measured: Measured | None = None
+    parts: tuple[Explanation, ...] = ()
 
     @property
     def intensity(self) -> float:
@@ -108,53 +148,130 @@ class Explanation:
             "flops": self.flops,
             "bytes": self.bytes,
             "intensity": self.intensity if self.bytes else None,
-            "decision": dict(self.decision),
+            "decision": {
+                name: dict(value) if isinstance(value, Mapping) else value for name, value in self.decision.items()
+            },
             "candidates": [dict(candidate) for candidate in self.candidates],
+            "parts": [part.as_dict() for part in self.parts],
             "measured": None,
         }
         if self.measured is not None:
             m = self.measured
-            reached = {"reachable": self.roofline(m.peak, m.bandwidth), "reached": self.flops / m.seconds / m.peak}
+            reached = {"floor": m.floor(self.flops, self.bytes), "copy": self.bytes / m.seconds / m.bandwidth}
+            if self.flops:
+                reached["reachable"] = self.roofline(m.peak, m.bandwidth)
+                reached["reached"] = self.flops / m.seconds / m.peak
             result["measured"] = dataclasses.asdict(m) | reached
         return result
 
     def __str__(self) -> str:
         d = self.decision
         operands = ", ".join(f"{name} {shape}" for name, shape in self.shapes.items())
-        scale = "conv(|x|, |weight|)"
-        if d["algorithm"] == "fft":
-            scale = "|tile of x| * |weight| (2-norms)"
-        elif d["algorithm"].startswith("winograd"):
-            scale = f"max {scale} about a tile"
-        split = "" if self.blocks is None else f" over {self.blocks} block{'' if self.blocks == 1 else 's'} or more"
-        lines = [
-            f"{self.op}: {operands}, {self.dtype}",
-            f"  algorithm   {d['algorithm']} on {d['isa']}, {d['role']}, tile {d['tile_rows']} x {d['tile_columns']}",
-            f"  blocks      {d['reduction_block']} terms, {d['channel_block']} channels, "
-            f"{d['pixel_block']} pixels a task",
-            f"  threads     at most {self.threads}{split}",
-            f"  memory      {d['workspace_per_thread']} bytes of scratch a thread, "
-            f"{d['packed_weight_bytes']} bytes of packed weights",
-            f"  work        {self.flops:.4g} flops, {self.bytes:.4g} bytes, {self.intensity:.3g} flops a byte",
-        ]
-        if self.measured is not None:
-            m = self.measured
-            reachable = self.roofline(m.peak, m.bandwidth)
-            lines += [
-                f"  measured    {m.seconds * 1e6:.4g} us by a {m.form}{' call' if m.form == 'plain' else ''}, "
-                f"{self.flops / m.seconds / 1e9:.4g} GFLOP/s, {m.threads} thread{'' if m.threads == 1 else 's'}",
-                f"  roofline    {reachable:.0%} of the FMA peak of {m.peak / 1e9:.4g} GFLOP/s can be reached at "
-                f"{m.bandwidth / 1e9:.3g} GB/s; {self.flops / m.seconds / m.peak:.0%} is",
-            ]
-        lines.append(f"  error       at most {d['error_bound']:.4g} * eps * {scale}")
+        lines = [f"{self.op}: {operands}, {self.dtype}"]
+        if "tile_rows" in d:
+            lines += self._convolution_lines()
+        elif "passes" in d:
+            lines += self._path_lines()
+        else:
+            lines += self._layers_lines()
+        lines += self._work_lines()
+        if "error_bound" in d:
+            lines.append(f"  error       at most {d['error_bound']:.4g} * eps * {_scale(d['algorithm'])}")
         if self.candidates:
             lines += [
                 f"  {'candidates' if i == 0 else '':<11} {line}" for i, line in enumerate(self._candidate_lines())
             ]
-        else:
+        elif "passed_over" in d:
             passed_over = [line for line in str(d["passed_over"]).splitlines() if line]
             lines += [f"  {'passed over' if i == 0 else '           '} {line}" for i, line in enumerate(passed_over)]
+        for part in self.parts:
+            lines += [f"  {line}" for line in str(part).splitlines()]
         return "\n".join(lines)
+
+    def _convolution_lines(self) -> list[str]:
+        d = self.decision
+        return [
+            f"  algorithm   {d['algorithm']} on {d['isa']}, {d['role']}, tile {d['tile_rows']} x {d['tile_columns']}",
+            f"  blocks      {d['reduction_block']} terms, {d['channel_block']} channels, "
+            f"{d['pixel_block']} pixels a task",
+            f"  threads     {self._split()}",
+            f"  memory      {d['workspace_per_thread']} bytes of scratch a thread, "
+            f"{d['packed_weight_bytes']} bytes of packed weights",
+        ]
+
+    def _layers_lines(self) -> list[str]:
+        d = self.decision
+        how = "" if not d.get("isa") else f" on {d['isa']}"
+        role = f", {d['role']}" if "role" in d else ""
+        lines = [f"  algorithm   {d['algorithm']}{how}{role}" + (f": {d['why']}" if d.get("why") else "")]
+        lines += [
+            f"  {name:<11} {half['algorithm']}, {half['role']}, tile {half['tile_rows']} x "
+            f"{half['tile_columns']}, blocks of {half['reduction_block']} terms, {half['channel_block']} "
+            f"channels, {half['pixel_block']} pixels; error at most {half['error_bound']:.4g} * eps * "
+            f"{_scale(half['algorithm'])}"
+            for name in ("expand", "depthwise", "pointwise", "project")
+            if (half := d.get(name)) is not None
+        ]
+        if d.get("whole_bytes"):
+            lines.append(f"  between     {d['whole_bytes']} bytes, made as a whole")
+        elif "block_pixels" in d:
+            lines.append(f"  between     blocks of {d['block_pixels']} pixels, {d['block_channels']} channels")
+        elif "kept_rows" in d:
+            lines.append(
+                f"  between     {d['kept_rows']} rows of the expansion are kept, for blocks of {d['rows']} x "
+                f"{d['columns']} of the result"
+            )
+        lines.append(f"  threads     {self._split()}")
+        if "workspace_per_thread" in d:
+            packed = f", {d['packed_weight_bytes']} bytes of packed weights" if d.get("packed_weight_bytes") else ""
+            lines.append(f"  memory      {d['workspace_per_thread']} bytes of scratch a thread{packed}")
+        return lines
+
+    def _path_lines(self) -> list[str]:
+        d = self.decision
+        reads = f"operands are read again, from {d['again']}" if d["again"] else "operands are read once"
+        past = ", the result is written past the caches" if d["streaming"] else ""
+        copied = "; operands are copied to another memory order first" if d["copied"] else ""
+        lines = [
+            f"  path        {d['algorithm']}, on {d['isa']}" + (f"; before it {d['before']}" if d["before"] else ""),
+            f"  memory      {reads}{past}{copied}",
+            f"  threads     {self._split()}",
+        ]
+        if d["workspace_per_thread"]:
+            lines.append(f"  scratch     {d['workspace_per_thread']} bytes a thread")
+        return lines
+
+    def _split(self) -> str:
+        if self.blocks is None:
+            return f"at most {self.threads}"
+        return f"at most {self.threads} over {self.blocks} block{'' if self.blocks == 1 else 's'} or more"
+
+    def _work_lines(self) -> list[str]:
+        m = self.measured
+        if self.flops:
+            lines = [f"  work        {self.flops:.4g} flops, {self.bytes:.4g} bytes, {self.intensity:.3g} flops a byte"]
+        else:
+            lines = [f"  work        {self.bytes:.4g} bytes at least"]
+        if m is None:
+            return lines
+        rate = (
+            f"{self.flops / m.seconds / 1e9:.4g} GFLOP/s" if self.flops else f"{self.bytes / m.seconds / 1e9:.3g} GB/s"
+        )
+        lines.append(
+            f"  measured    {m.seconds * 1e6:.4g} us by a {m.form}{' call' if m.form == 'plain' else ''}, {rate}, "
+            f"{m.threads} thread{'' if m.threads == 1 else 's'}; {m.floor(self.flops, self.bytes) * 1e6:.4g} us or more"
+        )
+        if self.flops:
+            lines.append(
+                f"  roofline    {self.roofline(m.peak, m.bandwidth):.0%} of the FMA peak of {m.peak / 1e9:.4g} GFLOP/s "
+                f"can be reached at {m.bandwidth / 1e9:.3g} GB/s; {self.flops / m.seconds / m.peak:.0%} is"
+            )
+        else:
+            lines.append(
+                f"  copy        {self.bytes / m.seconds / m.bandwidth:.0%} of the {m.bandwidth / 1e9:.3g} GB/s of a "
+                "copy of as many bytes"
+            )
+        return lines
 
     def _candidate_lines(self) -> list[str]:
         lines = []
@@ -165,6 +282,14 @@ class Explanation:
             bound = "" if c["error_bound"] is None or c["taken"] else f"; error at most {c['error_bound']:.4g} * eps"
             lines.append(f"{mark} {name}: {cost}{c['reason']}{bound}")
         return lines
+
+
+def _scale(algorithm: str) -> str:
+    """What an error bound is a multiple of."""
+    if algorithm == "fft":
+        return "|tile of x| * |weight| (2-norms)"
+    scale = "conv(|x|, |weight|)"
+    return f"max {scale} about a tile" if algorithm.startswith("winograd") else scale
 
 
 def _share(value: float) -> str:
@@ -197,9 +322,8 @@ class Call(NamedTuple):
 
 def call_of(op: str, operands: tuple[Any, ...], options: Mapping[str, Any]) -> Call:
     """functional.<op>(*operands, **options), of which shapes will do for the images; see `explain` for the errors."""
-    ops = [base + suffix for base in _FORWARD_OPS for suffix in _PASSES]
-    if op not in ops:
-        raise ValueError(f"op (={op!r}) must be one of {', '.join(map(repr, ops))}")
+    if op not in _CONVOLUTIONS:
+        raise ValueError(f"op (={op!r}) must be one of {', '.join(map(repr, _CONVOLUTIONS))}")
     arguments = _bind(op, operands, options)
     spec = _spec(op, arguments)
     dtype = next((arguments[n].dtype for n in _IMAGES if isinstance(arguments.get(n), np.ndarray)), np.dtype("float32"))
@@ -249,11 +373,15 @@ def explain(op: str, *operands: Any, measure: str | None = None, **options: Any)
     """How `functional.<op>(*operands, **options)` would be computed; nothing is, unless it is to be measured.
 
     Args:
-        op: a forward function ("conv2d", "conv_transpose1d", "linear", ...) or one of its gradients, such as
-            "conv2d_backward_input" and "conv2d_backward_weight".
-        *operands: as the function takes them. x, weight and dy may be shapes, in float32 or the dtype of the arrays.
+        op: a convolution ("conv2d", "conv_transpose1d", "linear", ...) or one of its gradients, such as
+            "conv2d_backward_input" and "conv2d_backward_weight"; "separable_conv1d", "separable_conv2d",
+            "inverted_residual"; any function of pooling, a norm, an elementwise function or a softmax, and its
+            gradient.
+        *operands: as the function takes them. x, weight and dy may be shapes, in float32 or the dtype of the arrays;
+            of functions other than convolutions so may all arrays.
         measure: "plan" or "plain": runs the layer so, on the operands (on seeded data for shapes), and measures the
-            machine's FMA peak and copy bandwidth beside it, about a second. Gradients have no plans.
+            machine's FMA peak and copy bandwidth beside it, about a second. Gradients, pooling, norms and elementwise
+            functions have no plans.
         **options: its keyword arguments; out and accumulate have no effect.
 
     Returns:
@@ -265,6 +393,10 @@ def explain(op: str, *operands: Any, measure: str | None = None, **options: Any)
     """
     if measure not in (None, "plan", "plain"):
         raise ValueError(f"measure (={measure!r}) must be None, 'plan' or 'plain'")
+    if op in _LAYER_OPS:
+        return _explain_layer(op, operands, options, measure)
+    if op not in _CONVOLUTIONS:
+        raise ValueError(f"op (={op!r}) must be one of {', '.join(map(repr, (*_CONVOLUTIONS, *_LAYER_OPS)))}")
     call = call_of(op, operands, options)
     if measure == "plan" and call.which:
         raise ValueError(f"measure (={measure!r}) must be 'plain': {op} has no plan")
@@ -285,8 +417,157 @@ def explain(op: str, *operands: Any, measure: str | None = None, **options: Any)
         bytes=least,
         decision=MappingProxyType(decision),
         candidates=_candidates(call, decision, products),
-        measured=None if measure is None else _measure_call(call, operands, options, measure, least),
+        measured=None
+        if measure is None
+        else _measure(op, _with_data(call, operands), options, measure, call.dtype, least),
     )
+
+
+# ---------------------------------------------------------------------------------------------------- other functions
+
+
+def _explain_layer(op: str, operands: tuple[Any, ...], options: Mapping[str, Any], measure: str | None) -> Explanation:
+    arguments = _bind(op, operands, options)
+    given = {name: arguments[name] for name in _ARRAYS if arguments.get(name) is not None}
+    dtype = next((a.dtype for n, a in given.items() if isinstance(a, np.ndarray) and n != "indices"), np.dtype("f4"))
+    for name, operand in given.items():
+        if isinstance(operand, (tuple, list)):
+            kind = np.dtype(np.int64) if name == "indices" else dtype
+            arguments[name] = _decide.stand_in(_like(operand, name, kind).shape, kind)  # type: ignore[attr-defined]
+    arguments = {name: value for name, value in arguments.items() if name != "out"}
+    planned = op in (*_SEPARABLE_OPS, _INVERTED_OP)
+    if measure == "plan" and not planned:
+        raise ValueError(f"measure (={measure!r}) must be 'plain': {op} has no plan")
+    shapes = {name: _shape(arguments[name]) for name in given}
+    if op == _INVERTED_OP and (arguments["se_reduce_weight"] is not None or arguments["expand_weight"] is None):
+        e = _explain_several(op, arguments, shapes, dtype)
+    else:
+        e = _explain_one(op, arguments, shapes, dtype)
+    if measure is None:
+        return e
+    data = [
+        _layer_data(name, value, dtype, i) if isinstance(given.get(name), (tuple, list)) else value
+        for i, (name, value) in enumerate(arguments.items())
+    ]
+    named = dict(zip(arguments, data, strict=True))
+    first = [n for n in ("x", "expand_weight", "depthwise_weight", "pointwise_weight", "project_weight") if n in named]
+    positional = tuple(named.pop(name) for name in first) if planned else ()
+    return dataclasses.replace(e, measured=_measure(op, positional, named, measure, dtype, e.bytes, e.flops > 0))
+
+
+def _explain_one(op: str, arguments: dict[str, Any], shapes: dict[str, Shape], dtype: np.dtype[Any]) -> Explanation:
+    """What is one call of `_core`."""
+    decided = _decide.decide(_LAYER_OPS[op], op, arguments)
+    decision = decided.decision
+    result = decision.pop("shape")
+    passed_over = decision.pop("passed_over", ())
+    blocks = decision.pop("blocks")
+    if _writes_image(decided):
+        shapes["dx" if op.endswith("_backward") else "sum" if op == "add" else "y"] = result
+    candidates: tuple[Mapping[str, Any], ...] = ()
+    if "again" in decision:
+        decision["passes"] = 2 if decision["again"] else 1
+        decision["copied"] = decided.copied
+        flops, least = 0.0, float(_least_bytes(decided, result, dtype))
+        candidates = (
+            _path(decision["algorithm"], True, "taken"),
+            *(_path(name, False, reason) for name, reason in passed_over),
+        )
+    else:
+        flops, least = decision.pop("flops"), decision.pop("bytes")
+        blocks = blocks or None
+    return Explanation(
+        op=op,
+        shapes=MappingProxyType(shapes),
+        dtype=dtype,
+        threads=_core.num_threads(),
+        blocks=blocks,
+        flops=flops,
+        bytes=least,
+        decision=MappingProxyType(decision),
+        candidates=candidates,
+    )
+
+
+def _path(name: str, taken: bool, reason: str) -> Mapping[str, Any]:
+    return MappingProxyType(
+        {"algorithm": name, "role": None, "cost": None, "error_bound": None, "taken": taken, "reason": reason}
+    )
+
+
+def _writes_image(decided: _decide.Decided) -> bool:
+    """Whether there is a result of the size of an operand: not of a gradient of weights and bias alone."""
+    return decided.name != "norm_backward" or bool(decided.arguments[9])
+
+
+def _least_bytes(decided: _decide.Decided, result: Shape, dtype: np.dtype[Any]) -> int:
+    """Every operand read once, the results written."""
+    total = sum(a.nbytes for a in decided.arguments if isinstance(a, np.ndarray))
+    item = dtype.itemsize
+    if decided.name == "pool_forward":
+        item = decided.arguments[1].itemsize
+        total += 8 * math.prod(result) if decided.arguments[2] else 0
+    return total + (math.prod(result) * item if _writes_image(decided) else 0)
+
+
+def _explain_several(op: str, a: dict[str, Any], shapes: dict[str, Shape], dtype: np.dtype[Any]) -> Explanation:
+    """An inverted residual that is several calls, or that is a separable layer."""
+    geometry = {name: a[name] for name in ("stride", "padding", "dilation", "padding_mode", "layout")}
+    activations = {f"{name}activation": a[f"{name}activation"] for name in ("expand_", "depthwise_", "")}
+    _inverted.check(
+        _inverted.specs(a["x"], a["expand_weight"], **geometry, **activations)[0],
+        {name: a[name] for name in _ARRAYS if name in a},
+    )
+    filters = {f"depthwise_{name}": a[f"depthwise_{name}"] for name in ("bias", "scale", "shift", "activation")}
+    ends = {name: a[name] for name in ("scale", "shift", "residual", "activation")}
+    parts: tuple[Explanation, ...]
+    if a["se_reduce_weight"] is None:
+        operands = (a["x"], a["depthwise_weight"], a["project_weight"], a["bias"])
+        part = _explain_layer("separable_conv2d", operands, {**geometry, **filters, **ends}, None)
+        parts = (part,)
+        result = part.shapes["y"]
+        algorithm = "separable: there is no expansion"
+    else:
+        if a["expand_weight"] is None:
+            bare = {name.removeprefix("depthwise_"): value for name, value in filters.items()}
+            groups = a["depthwise_weight"].shape[0]
+            first = explain("conv2d", a["x"], a["depthwise_weight"], groups=groups, **geometry, **bare)
+            u = _lying_as(a["x"], first.shapes["y"])
+            parts = (first, explain("global_avg_pool2d", u, layout=a["layout"]))
+        else:
+            without = {**a, "project_weight": None, **dict.fromkeys(("bias", "scale", "shift", "residual"))}
+            without |= {name: None for name in a if name.startswith("se_") and name not in ("se_activation", "se_gate")}
+            parts = (_explain_one(op, {**without, "activation": None}, {"x": shapes["x"]}, dtype),)
+            u = _lying_as(a["x"], parts[0].shapes["y"])
+        gate = np.zeros(_gate_shape(u.shape, a["layout"]), dtype)
+        last = explain("conv2d", u, a["project_weight"], a["bias"], layout=a["layout"], input_gate=gate, **ends)
+        parts = (*parts, last)
+        result = last.shapes["y"]
+        algorithm = "squeeze-excite: the depthwise layer's result is kept, and read again with its gate"
+    return Explanation(
+        op=op,
+        shapes=MappingProxyType({**shapes, "y": result}),
+        dtype=dtype,
+        threads=_core.num_threads(),
+        blocks=None,
+        flops=sum(part.flops for part in parts),
+        bytes=sum(part.bytes for part in parts),
+        decision=MappingProxyType({"algorithm": algorithm}),
+        candidates=(),
+        parts=parts,
+    )
+
+
+def _lying_as(x: Array, shape: Shape) -> Array:
+    """A stand-in of this shape with its axes in the memory order of x."""
+    order = sorted(range(x.ndim), key=lambda axis: -abs(x.strides[axis]))
+    back = sorted(range(x.ndim), key=order.__getitem__)
+    return _decide.stand_in(tuple(shape[axis] for axis in order), x.dtype).transpose(back)
+
+
+def _gate_shape(shape: Shape, layout: str) -> Shape:
+    channels = shape[-1] if layout == "NHWC" else shape[-3]
+    return (shape[0], channels) if len(shape) == 4 else (channels,)
 
 
 def _blocks(call: Call, decision: Mapping[str, Any]) -> int | None:
@@ -390,32 +671,51 @@ def _data(shape: Sequence[int], dtype: np.dtype[Any], scale: float, seed: int) -
     return a
 
 
-def _measure_call(
-    call: Call, operands: tuple[Any, ...], options: Mapping[str, Any], form: str, least: float
+def _with_data(call: Call, operands: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The operands of a convolution with seeded data for shapes; a gradient's third one is the shape that it has."""
+    return tuple(
+        _data(a, call.dtype, 0.1, i) if i < 2 and isinstance(a, (tuple, list)) else a for i, a in enumerate(operands)
+    )
+
+
+def _layer_data(name: str, operand: Array, dtype: np.dtype[Any], seed: int) -> Array:
+    """Seeded data for a stand-in; the first element of every image for indices, and positive variances."""
+    if name == "indices":
+        return np.zeros(operand.shape, np.int64)
+    a = _data(operand.shape, dtype, 0.1, seed)
+    result: Array = np.abs(a) + dtype.type(0.5) if name in ("running_var", "inv_std") else a
+    return result
+
+
+def _measure(
+    op: str,
+    operands: tuple[Any, ...],
+    options: Mapping[str, Any],
+    form: str,
+    dtype: np.dtype[Any],
+    least: float,
+    computes: bool = True,
 ) -> Measured:
     from ._measure import measure_copy_bandwidth, measure_fma_peak
 
-    # A gradient's third operand is the shape that it has, not an image.
-    arrays = [
-        _data(a, call.dtype, 0.1, i) if i < 2 and isinstance(a, (tuple, list)) else a for i, a in enumerate(operands)
-    ]
     options = {name: value for name, value in options.items() if name not in ("out", "accumulate")}
     if form == "plan":
         later = {name: options.pop(name) for name in ("residual", "input_gate") if options.get(name) is not None}
+        options = {name: value for name, value in options.items() if name not in ("residual", "input_gate")}
         prepare: Any = plan
         announced = {"input_gate": True} if "input_gate" in later else {}
-        prepared = prepare(call.op, *arrays, **options, **announced)
-        run: Callable[[], Any] = lambda: prepared(arrays[0], **later)  # noqa: E731
+        prepared = prepare(op, *operands, **options, **announced)
+        run: Callable[[], Any] = lambda: prepared(operands[0], **later)  # noqa: E731
     else:
-        function: Callable[..., Any] = getattr(functional, call.op)
-        run = lambda: function(*arrays, **options)  # noqa: E731
+        function: Callable[..., Any] = getattr(functional, op)
+        run = lambda: function(*operands, **options)  # noqa: E731
     threads = _core.num_threads()
     seconds = time_call(run, 0.3)
     return Measured(
         form,
         seconds,
         threads,
-        measure_fma_peak(str(call.dtype), threads=threads),
+        measure_fma_peak(str(dtype), threads=threads) if computes else 0.0,
         measure_copy_bandwidth(max(1 << 16, int(least))),
     )
 

@@ -25,6 +25,7 @@ from __future__ import annotations
 import functools
 import os
 import re
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -264,7 +265,43 @@ def write_tune_file(path: str | os.PathLike[str], entries: Iterable[Entry]) -> N
 # ------------------------------------------------------------------------------------------------------------ in use
 
 
-_in_use: str | None = None
+class _InUse:
+    """Which table calls take: that of the scope entered last that is still open, of any thread, else the file's."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._loaded = 0
+        self._scopes: list[tuple[object, int]] = []
+        self.path: str | None = None
+        # A thread that holds the lock while another one forks is not there in the child.
+        os.register_at_fork(after_in_child=self._renew)
+
+    def _renew(self) -> None:
+        self._lock = threading.Lock()
+
+    def _apply(self) -> None:
+        _core.use_tune_table(self._scopes[-1][1] if self._scopes else self._loaded)
+
+    def load(self, table: int, path: str | None) -> None:
+        with self._lock:
+            self._loaded, self.path = table, path
+            self._apply()
+
+    @contextmanager
+    def scope(self, table: int) -> Iterator[None]:
+        token = object()
+        with self._lock:
+            self._scopes.append((token, table))
+            self._apply()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._scopes = [scope for scope in self._scopes if scope[0] is not token]
+                self._apply()
+
+
+_in_use = _InUse()
 
 
 @functools.cache
@@ -283,7 +320,8 @@ def cpu() -> str:
 def load_tune_file(path: str | os.PathLike[str]) -> int:
     """Let a tune file choose, in place of the model, for the calls and plans to come, in the whole process.
 
-    Plans keep what they were made with. A second file takes the place of the first.
+    Plans keep what they were made with. A second file takes the place of the first. While a scope (`forced`,
+    `model_alone`) is open, in any thread, that goes before the file.
 
     Returns:
         How many of its lines belong to this CPU.
@@ -292,23 +330,19 @@ def load_tune_file(path: str | os.PathLike[str]) -> int:
         TuneFileError: the file is refused; nothing has changed.
         OSError: it cannot be read.
     """
-    global _in_use
     mine = [(entry.product, entry.way) for entry in read_tune_file(path) if entry.cpu == cpu()]
-    _core.use_tune_table(_core.make_tune_table(mine))
-    _in_use = os.fspath(path)
+    _in_use.load(_core.make_tune_table(mine), os.fspath(path))
     return len(mine)
 
 
 def clear_tune_file() -> None:
     """Let the model choose again."""
-    global _in_use
-    _core.use_tune_table(0)
-    _in_use = None
+    _in_use.load(0, None)
 
 
 def tune_file() -> str | None:
     """The path of the file that is in use, as it was named; None where there is none."""
-    return _in_use
+    return _in_use.path
 
 
 def _load_named() -> None:
@@ -345,24 +379,21 @@ def products(op: str, *operands: Any, **options: Any) -> list[ProductChoice]:
 
 @contextmanager
 def forced(way: str, products: Iterable[Product]) -> Iterator[None]:
-    """A scope in which calls and new plans, of all threads, take one way for these products where it is admitted."""
+    """A scope in which calls and new plans, of all threads, take one way for these products where it is admitted.
+
+    Of scopes that are open in several threads the one entered last counts.
+    """
     if way not in WAYS:
         raise ValueError(f"way (={way!r}) must be one of {', '.join(WAYS)}")
-    before = _core.use_tune_table(_table(way, tuple(products)))
-    try:
+    with _in_use.scope(_table(way, tuple(products))):
         yield
-    finally:
-        _core.use_tune_table(before)
 
 
 @contextmanager
 def model_alone() -> Iterator[None]:
     """A scope in which no tune file is in use, whatever has been loaded."""
-    before = _core.use_tune_table(0)
-    try:
+    with _in_use.scope(0):
         yield
-    finally:
-        _core.use_tune_table(before)
 
 
 @functools.lru_cache(maxsize=256)

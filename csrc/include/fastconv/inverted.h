@@ -40,7 +40,15 @@ struct InvertedDecision {
   int64_t packed_bytes = 0;       // weights
   int64_t workspace = 0;          // bytes of a thread
   int64_t whole_bytes = 0;        // of the expansion, where it is made as a whole
+  const char* whole = nullptr;    // why it is made as a whole
+  // Of a call with all its threads, which may make it as a whole where there are fewer blocks than threads.
+  bool call_in_rows = false;
+  const char* call_whole = nullptr;
+  int64_t tasks = 0, call_workspace = 0, call_whole_bytes = 0;
+  Decision expand, filter, product;  // of the layers; no product without a projection
+  double flops = 0, bytes = 0;       // of all layers; x, the weights and the residual read once, y written
 };
 InvertedDecision inverted_plan_decision(const InvertedPlan& plan);
+Status inverted_decide(const ConvDesc& desc, const InvertedOperands& operands, InvertedDecision* decision);
 
 }  // namespace fastconv

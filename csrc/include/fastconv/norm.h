@@ -6,6 +6,7 @@
 // trailing axes of a row, or the channels of a pixel.
 #pragma once
 #include "fastconv/conv.h"
+#include "fastconv/path.h"
 
 namespace fastconv {
 
@@ -37,6 +38,8 @@ bool norm_is_channels_last(const NormDesc& desc, const TensorView& x);
 
 // Checks everything first. `unsupported`: a memory order that has to be copied into another before.
 Status norm_run(const NormDesc& desc, const NormOperands& operands);
+// How it is computed; no data is read.
+Status norm_decide(const NormDesc& desc, const NormOperands& operands, PathDecision* decision);
 
 struct NormGradients {
   TensorView dy, x;
@@ -47,6 +50,7 @@ struct NormGradients {
   TensorView dx, dw, db;  // each may be absent
 };
 Status norm_backward(const NormDesc& desc, const NormGradients& operands);
+Status norm_backward_decide(const NormDesc& desc, const NormGradients& operands, PathDecision* decision);
 
 // y = x / (k + alpha / size * sum of x^2 over the channels [c - size / 2, c + (size - 1) / 2])^beta
 struct ResponseDesc {
@@ -56,5 +60,8 @@ struct ResponseDesc {
 };
 Status response_run(const ResponseDesc& desc, const TensorView& x, const TensorView& y);
 Status response_backward(const ResponseDesc& desc, const TensorView& dy, const TensorView& x, const TensorView& dx);
+// dy: of a gradient.
+Status response_decide(const ResponseDesc& desc, const TensorView& x, const TensorView& result, const TensorView& dy,
+                       PathDecision* decision);
 
 }  // namespace fastconv

@@ -2,6 +2,7 @@
 // out, with their gradients, and the unpooling that undoes a max.
 #pragma once
 #include "fastconv/conv.h"
+#include "fastconv/path.h"
 #include "fastconv/tensor.h"
 
 namespace fastconv {
@@ -44,6 +45,12 @@ Status pool_forward(const PoolDesc& desc, const TensorView& x, const TensorView&
 // dx from dy. Max reads either `indices` or the data of x, lp reads x; for the rest x may be a shape.
 Status pool_backward(const PoolDesc& desc, const TensorView& dy, const TensorView& x, const TensorView& indices,
                      const TensorView& dx);
+
+// How these calls are computed; of their operands only the data of indices is not looked at.
+Status pool_decide(const PoolDesc& desc, const TensorView& x, const TensorView& y, const TensorView& indices,
+                   PathDecision* decision);
+Status pool_backward_decide(const PoolDesc& desc, const TensorView& dy, const TensorView& x, const TensorView& indices,
+                            const TensorView& dx, PathDecision* decision);
 
 // y = 0, then y[indices] = x image by image, the last one in memory order of the indices' axes winning.
 Status unpool_forward(int32_t spatial, bool channels_last, const TensorView& x, const TensorView& indices,

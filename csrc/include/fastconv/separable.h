@@ -23,6 +23,19 @@ Status separable_output_shape(const ConvDesc& desc, const TensorView& x, const T
 // Where the channel multiplier is 1, u exists a block of pixels at a time; otherwise it is made as a whole.
 Status separable_run(const ConvDesc& desc, const SeparableOperands& operands);
 
+// How a layer is computed, for explain() and the tests. The run goes by the same object.
+struct SeparableDecision {
+  const char* unfused = nullptr;  // why the halves are two calls; null: u exists a block at a time
+  Decision filter, product;       // of the halves; where they are one pass, of a task's block
+  int64_t pixels = 0, channels = 0;  // of a block of u
+  int64_t whole_bytes = 0;        // of u, where it is made as a whole
+  int64_t packed_bytes = 0;       // weights, in a plan
+  int64_t workspace = 0;          // scratch of a thread
+  int64_t tasks = 0;              // of a single thread: blocks of y
+  double flops = 0, bytes = 0;    // of both halves; x, the weights and the residual read once, y written
+};
+Status separable_decide(const ConvDesc& desc, const SeparableOperands& operands, SeparableDecision* decision);
+
 // A prepared layer: immutable, safe in several threads; it keeps its own copy of the weights and vectors.
 class SeparablePlan;
 std::shared_ptr<const SeparablePlan> separable_plan(const ConvDesc& desc, const SeparableOperands& operands,
