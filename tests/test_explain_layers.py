@@ -570,6 +570,8 @@ def test_the_log_names_the_path() -> None:
         "fastconv.max_pool2d(x, 2)\n"
         "fastconv.instance_norm(x)\n"
         "fastconv.separable_conv2d(x, np.zeros((16, 1, 3, 3), 'f4'), np.zeros((4, 16, 1, 1), 'f4'))\n"
+        "w = np.zeros((8, 1, 3, 3), 'f4'), np.zeros((4, 8, 1, 1), 'f4')\n"
+        "fastconv.plan('separable_conv2d', x, *w)(x)\n"
         "fastconv.relu(x[:0])\n"
     )
     environment = os.environ | {"FASTCONV_VERBOSE": "1", "PYTHONPATH": ":".join(sys.path)}
