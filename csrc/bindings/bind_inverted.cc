@@ -9,11 +9,11 @@
 namespace fastconv::bindings {
 namespace {
 
-PyTypeObject* plan_type = nullptr;
+PyTypeObject* inverted_type = nullptr;
 
 // (project_spec, x, expand_weight, depthwise_weight, project_weight, expand_bias, expand_scale, expand_shift,
 //  depthwise_bias, depthwise_scale, depthwise_shift, bias, scale, shift), from args[1] on; x as an array or a shape.
-InvertedOperands operands(PyObject* const* args, const ConvSpec& spec, bool& batched) {
+InvertedOperands inverted_operands(PyObject* const* args, const ConvSpec& spec, bool& batched) {
   InvertedOperands op;
   const ConvSpec& project = value_of<ConvSpec>(args[1], spec_type);
   op.expand_weight = array_view(args[3]);
@@ -78,7 +78,7 @@ py::object inverted_forward(PyObject* const* args) {
   const ConvSpec& spec = value_of<ConvSpec>(args[0], spec_type);
   bool batched = false;
   if (is_shape(args[2])) throw Refusal{"bad_type"};
-  InvertedOperands op = operands(args, spec, batched);
+  InvertedOperands op = inverted_operands(args, spec, batched);
   op.epilogue.residual = following_image(args[15], spec.desc, batched);
   int64_t shape[kMaxDims];
   check(inverted_output_shape(spec.desc, op.x, op.expand_weight, op.depthwise_weight, op.project_weight, shape));
@@ -112,7 +112,7 @@ py::object inverted_forward(PyObject* const* args) {
   return std::move(y.array);
 }
 
-struct PlanHandle {
+struct InvertedHandle {
   std::shared_ptr<const InvertedPlan> plan;
   ConvDesc desc;
   TensorView expand_weight, depthwise_weight, project_weight;  // dtype and shape
@@ -123,8 +123,8 @@ struct PlanHandle {
 py::object inverted_plan_entry(PyObject* const* args) {
   const ConvSpec& spec = value_of<ConvSpec>(args[0], spec_type);
   bool batched = false;
-  const InvertedOperands op = operands(args, spec, batched);
-  PlanHandle handle{nullptr, spec.desc, op.expand_weight, op.depthwise_weight, op.project_weight};
+  const InvertedOperands op = inverted_operands(args, spec, batched);
+  InvertedHandle handle{nullptr, spec.desc, op.expand_weight, op.depthwise_weight, op.project_weight};
   for (TensorView* weight : {&handle.expand_weight, &handle.depthwise_weight, &handle.project_weight})
     if (weight->data) weight->data = no_data;
   Status status = Status::ok;
@@ -137,13 +137,13 @@ py::object inverted_plan_entry(PyObject* const* args) {
 }
 
 // InvertedPlan.run(x, residual, out)
-PyObject* plan_run(PyObject* self, PyObject* const* args, Py_ssize_t count) {
+PyObject* run_inverted_plan(PyObject* self, PyObject* const* args, Py_ssize_t count) {
   if (count != 3) {
     PyErr_Format(PyExc_TypeError, "expected 3 positional arguments, got %zd", count);
     return nullptr;
   }
   return guarded([&] {
-    const PlanHandle& handle = value_of<PlanHandle>(self, plan_type);
+    const InvertedHandle& handle = value_of<InvertedHandle>(self, inverted_type);
     bool batched = false;
     const TensorView x = leading_image(array_view(args[0]), handle.desc, batched);
     const TensorView residual = following_image(args[1], handle.desc, batched);
@@ -164,12 +164,12 @@ PyObject* plan_run(PyObject* self, PyObject* const* args, Py_ssize_t count) {
   });
 }
 
-py::dict plan_decision(const PlanHandle& handle) {
+py::dict plan_decision(const InvertedHandle& handle) {
   const InvertedDecision d = inverted_plan_decision(*handle.plan);
   return decision_of(d, d.in_rows);
 }
 
-PyMethodDef functions[] = {
+PyMethodDef inverted_functions[] = {
     method<inverted_forward<Mode::run>, 17>("inverted_forward",
                                             "(spec, project_spec, x, expand_weight, depthwise_weight, project_weight, "
                                             "expand_bias, expand_scale, expand_shift, depthwise_bias, depthwise_scale, "
@@ -185,18 +185,18 @@ PyMethodDef functions[] = {
                                     "depthwise_shift, bias, scale, shift) -> InvertedPlan"),
 };
 
-PyMethodDef plan_run_method = {"run", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&plan_run)), METH_FASTCALL,
-                               "(x, residual, out) -> y, or (u, mean)"};
+PyMethodDef inverted_run_method = {"run", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&run_inverted_plan)),
+                                   METH_FASTCALL, "(x, residual, out) -> y, or (u, mean)"};
 
 }  // namespace
 
 void bind_inverted(py::module_& m) {
-  py::class_<PlanHandle> plan(m, "InvertedPlan", py::is_final(),
-                              "A prepared inverted residual; immutable, safe in several threads.");
+  py::class_<InvertedHandle> plan(m, "InvertedPlan", py::is_final(),
+                                  "A prepared inverted residual; immutable, safe in several threads.");
   plan.def_property_readonly("decision", &plan_decision);
-  plan_type = reinterpret_cast<PyTypeObject*>(plan.ptr());
-  plan.attr("run") = py::reinterpret_steal<py::object>(PyDescr_NewMethod(plan_type, &plan_run_method));
-  add_functions(m, functions);
+  inverted_type = reinterpret_cast<PyTypeObject*>(plan.ptr());
+  plan.attr("run") = py::reinterpret_steal<py::object>(PyDescr_NewMethod(inverted_type, &inverted_run_method));
+  add_functions(m, inverted_functions);
 }
 
 }  // namespace fastconv::bindings

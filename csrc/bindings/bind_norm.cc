@@ -17,8 +17,8 @@ struct NormSpec {
   Activation activation;
 };
 
-NormSpec make_spec(int32_t kind, bool channels_last, int64_t groups, int32_t trailing, bool training, double eps,
-                   double momentum, bool unbiased, const py::tuple& activation) {
+NormSpec make_norm_spec(int32_t kind, bool channels_last, int64_t groups, int32_t trailing, bool training, double eps,
+                        double momentum, bool unbiased, const py::tuple& activation) {
   NormSpec spec;
   spec.desc.kind = read_enum(kind, NormKind::channels);
   spec.desc.channels_last = channels_last;
@@ -294,7 +294,7 @@ py::object softmax_backward_entry(PyObject* const* args) {
   method<function<Mode::run>, count>(name, "(" arguments ") -> " result), \
       method<function<Mode::decide>, count>(name "_decide", "(" arguments ") -> dict")
 
-PyMethodDef functions[] = {
+PyMethodDef norm_functions[] = {
     FASTCONV_BOTH(norm, 8, "norm", "spec, x, weight, bias, residual, running_mean, running_var, out", "y"),
     FASTCONV_BOTH(norm_backward_entry, 13, "norm_backward",
                   "spec, dy, x, weight, mean, inv_std, y, lower, upper, needs_input, needs_weight, needs_bias, out",
@@ -312,10 +312,10 @@ PyMethodDef functions[] = {
 
 void bind_norm(py::module_& m) {
   py::class_<NormSpec> spec(m, "NormSpec", py::is_final(), "The options of a norm, checked; immutable.");
-  spec.def(py::init(&make_spec), py::arg("kind"), py::arg("channels_last"), py::arg("groups"), py::arg("trailing"),
+  spec.def(py::init(&make_norm_spec), py::arg("kind"), py::arg("channels_last"), py::arg("groups"), py::arg("trailing"),
            py::arg("training"), py::arg("eps"), py::arg("momentum"), py::arg("unbiased"), py::arg("activation"));
   norm_type = reinterpret_cast<PyTypeObject*>(spec.ptr());
-  add_functions(m, functions);
+  add_functions(m, norm_functions);
 }
 
 }  // namespace fastconv::bindings

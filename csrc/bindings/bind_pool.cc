@@ -8,7 +8,7 @@
 namespace fastconv::bindings {
 namespace {
 
-PyTypeObject* spec_type = nullptr;
+PyTypeObject* pool_spec_type = nullptr;
 
 // The options of a layer, checked and in canonical form (see _args.pool): what the functions cache.
 struct PoolSpec { PoolDesc desc; };
@@ -18,10 +18,10 @@ void read_entries(const py::tuple& entries, int spatial, int64_t* values) {
   for (int i = 0; i < spatial; ++i) values[i] = entries[i].cast<int64_t>();
 }
 
-PoolSpec make_spec(int32_t spatial, bool channels_last, int32_t kind, bool adaptive, const py::tuple& kernel,
-                   const py::tuple& stride, const py::tuple& dilation, const py::tuple& pad_before,
-                   const py::tuple& pad_after, int32_t auto_padding, int32_t ceil_mode, bool count_include_pad,
-                   int64_t divisor, double norm) {
+PoolSpec make_pool_spec(int32_t spatial, bool channels_last, int32_t kind, bool adaptive, const py::tuple& kernel,
+                        const py::tuple& stride, const py::tuple& dilation, const py::tuple& pad_before,
+                        const py::tuple& pad_after, int32_t auto_padding, int32_t ceil_mode, bool count_include_pad,
+                        int64_t divisor, double norm) {
   if (spatial < 1 || spatial > 3) throw py::value_error("spatial must be 1, 2 or 3");
   PoolSpec spec;
   PoolDesc& desc = spec.desc;
@@ -99,7 +99,7 @@ Result make_image(PyObject* out, const PoolDesc& desc, const TensorView& like, D
 // (spec, x, return_indices, out) -> y, or (y, indices)
 template <Mode kMode>
 py::object pool_forward_entry(PyObject* const* args) {
-  const PoolDesc& desc = value_of<PoolSpec>(args[0], spec_type).desc;
+  const PoolDesc& desc = value_of<PoolSpec>(args[0], pool_spec_type).desc;
   bool batched = false;
   const TensorView x = leading_image(array_view(args[1], desc.kind == PoolKind::max), desc, batched);
   const bool with_indices = read_flag(args[2]);
@@ -121,7 +121,7 @@ py::object pool_forward_entry(PyObject* const* args) {
 // (spec, dy, x, indices, out) -> dx; x is an array or a shape
 template <Mode kMode>
 py::object pool_backward_entry(PyObject* const* args) {
-  const PoolDesc& desc = value_of<PoolSpec>(args[0], spec_type).desc;
+  const PoolDesc& desc = value_of<PoolSpec>(args[0], pool_spec_type).desc;
   bool batched = false;
   const TensorView dy = leading_image(array_view(args[1]), desc, batched);
   TensorView x = is_shape(args[2]) ? shape_view(args[2], dy.dtype, dy.device) : array_view(args[2]);
@@ -143,7 +143,7 @@ py::object pool_backward_entry(PyObject* const* args) {
 
 // (spec, x, indices, output_shape, out) -> y
 py::object unpool_forward_entry(PyObject* const* args) {
-  const PoolDesc& desc = value_of<PoolSpec>(args[0], spec_type).desc;
+  const PoolDesc& desc = value_of<PoolSpec>(args[0], pool_spec_type).desc;
   bool batched = false;
   const TensorView x = leading_image(array_view(args[1]), desc, batched);
   const TensorView indices = index_view(args[2], desc, batched);
@@ -158,7 +158,7 @@ py::object unpool_forward_entry(PyObject* const* args) {
 
 // (spec, dy, indices, out) -> dx
 py::object unpool_backward_entry(PyObject* const* args) {
-  const PoolDesc& desc = value_of<PoolSpec>(args[0], spec_type).desc;
+  const PoolDesc& desc = value_of<PoolSpec>(args[0], pool_spec_type).desc;
   bool batched = false;
   const TensorView dy = leading_image(array_view(args[1]), desc, batched);
   const TensorView indices = index_view(args[2], desc, batched);
@@ -169,7 +169,7 @@ py::object unpool_backward_entry(PyObject* const* args) {
   return std::move(dx.array);
 }
 
-PyMethodDef functions[] = {
+PyMethodDef pool_functions[] = {
     method<pool_forward_entry<Mode::run>, 4>("pool_forward", "(spec, x, return_indices, out) -> y, or (y, indices)"),
     method<pool_forward_entry<Mode::decide>, 4>("pool_forward_decide", "(spec, x, return_indices, out) -> dict"),
     method<pool_backward_entry<Mode::run>, 5>("pool_backward", "(spec, dy, x or its shape, indices, out) -> dx"),
@@ -183,10 +183,10 @@ PyMethodDef functions[] = {
 
 void bind_pool(py::module_& m) {
   py::class_<PoolSpec> spec(m, "PoolSpec", py::is_final(), "The options of a pooling layer, checked; immutable.");
-  spec.def(py::init(&make_spec), py::arg("spatial"), py::arg("channels_last"), py::arg("kind"), py::arg("adaptive"),
-           py::arg("kernel"), py::arg("stride"), py::arg("dilation"), py::arg("pad_before"), py::arg("pad_after"),
-           py::arg("auto_padding"), py::arg("ceil_mode"), py::arg("count_include_pad"), py::arg("divisor"),
-           py::arg("norm"))
+  spec.def(py::init(&make_pool_spec), py::arg("spatial"), py::arg("channels_last"), py::arg("kind"),
+           py::arg("adaptive"), py::arg("kernel"), py::arg("stride"), py::arg("dilation"), py::arg("pad_before"),
+           py::arg("pad_after"), py::arg("auto_padding"), py::arg("ceil_mode"), py::arg("count_include_pad"),
+           py::arg("divisor"), py::arg("norm"))
       .def_property_readonly("spatial", [](const PoolSpec& s) { return s.desc.spatial; })
       .def_property_readonly("channels_last", [](const PoolSpec& s) { return s.desc.channels_last; })
       .def_property_readonly("kind", [](const PoolSpec& s) { return static_cast<int32_t>(s.desc.kind); })
@@ -202,8 +202,8 @@ void bind_pool(py::module_& m) {
       .def_property_readonly("count_include_pad", [](const PoolSpec& s) { return s.desc.count_include_pad; })
       .def_property_readonly("divisor", [](const PoolSpec& s) { return s.desc.divisor; })
       .def_property_readonly("norm", [](const PoolSpec& s) { return s.desc.norm; });
-  spec_type = reinterpret_cast<PyTypeObject*>(spec.ptr());
-  add_functions(m, functions);
+  pool_spec_type = reinterpret_cast<PyTypeObject*>(spec.ptr());
+  add_functions(m, pool_functions);
 }
 
 }  // namespace fastconv::bindings

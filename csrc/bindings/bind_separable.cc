@@ -9,11 +9,11 @@
 namespace fastconv::bindings {
 namespace {
 
-PyTypeObject* plan_type = nullptr;
+PyTypeObject* separable_type = nullptr;
 
 // (x, depthwise_weight, pointwise_weight, depthwise_bias, depthwise_scale, depthwise_shift, bias, scale, shift), from
 // args[1] on; x as an array or a shape.
-SeparableOperands operands(PyObject* const* args, const ConvSpec& spec, bool& batched) {
+SeparableOperands separable_operands(PyObject* const* args, const ConvSpec& spec, bool& batched) {
   SeparableOperands op;
   op.depthwise_weight = array_view(args[2]);
   op.pointwise_weight = array_view(args[3]);
@@ -31,7 +31,7 @@ py::object separable_forward(PyObject* const* args) {
   const ConvSpec& spec = value_of<ConvSpec>(args[0], spec_type);
   bool batched = false;
   if (is_shape(args[1])) throw Refusal{"bad_type"};
-  SeparableOperands op = operands(args, spec, batched);
+  SeparableOperands op = separable_operands(args, spec, batched);
   op.epilogue.residual = following_image(args[10], spec.desc, batched);
   int64_t shape[kMaxDims];
   check(separable_output_shape(spec.desc, op.x, op.depthwise_weight, op.pointwise_weight, shape));
@@ -72,7 +72,7 @@ py::object separable_forward(PyObject* const* args) {
   return std::move(y.array);
 }
 
-struct PlanHandle {
+struct SeparableHandle {
   std::shared_ptr<const SeparablePlan> plan;
   ConvDesc desc;
   TensorView depthwise_weight, pointwise_weight;  // dtype and shape
@@ -83,8 +83,8 @@ struct PlanHandle {
 py::object separable_plan_entry(PyObject* const* args) {
   const ConvSpec& spec = value_of<ConvSpec>(args[0], spec_type);
   bool batched = false;
-  const SeparableOperands op = operands(args, spec, batched);
-  PlanHandle handle{nullptr, spec.desc, op.depthwise_weight, op.pointwise_weight};
+  const SeparableOperands op = separable_operands(args, spec, batched);
+  SeparableHandle handle{nullptr, spec.desc, op.depthwise_weight, op.pointwise_weight};
   handle.depthwise_weight.data = handle.pointwise_weight.data = no_data;
   Status status = Status::ok;
   {
@@ -96,13 +96,13 @@ py::object separable_plan_entry(PyObject* const* args) {
 }
 
 // SeparablePlan.run(x, residual, out)
-PyObject* plan_run(PyObject* self, PyObject* const* args, Py_ssize_t count) {
+PyObject* run_separable_plan(PyObject* self, PyObject* const* args, Py_ssize_t count) {
   if (count != 3) {
     PyErr_Format(PyExc_TypeError, "expected 3 positional arguments, got %zd", count);
     return nullptr;
   }
   return guarded([&] {
-    const PlanHandle& handle = value_of<PlanHandle>(self, plan_type);
+    const SeparableHandle& handle = value_of<SeparableHandle>(self, separable_type);
     bool batched = false;
     const TensorView x = leading_image(array_view(args[0]), handle.desc, batched);
     const TensorView residual = following_image(args[1], handle.desc, batched);
@@ -119,7 +119,7 @@ PyObject* plan_run(PyObject* self, PyObject* const* args, Py_ssize_t count) {
   });
 }
 
-PyMethodDef functions[] = {
+PyMethodDef separable_functions[] = {
     method<separable_forward<Mode::run>, 12>(
         "separable_forward",
         "(spec, x, depthwise_weight, pointwise_weight, depthwise_bias, depthwise_scale, "
@@ -133,19 +133,20 @@ PyMethodDef functions[] = {
                                      "depthwise_scale, depthwise_shift, bias, scale, shift) -> SeparablePlan"),
 };
 
-PyMethodDef plan_run_method = {"run", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&plan_run)), METH_FASTCALL,
-                               "(x, residual, out) -> y"};
+PyMethodDef separable_run_method = {"run", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&run_separable_plan)),
+                                    METH_FASTCALL, "(x, residual, out) -> y"};
 
 }  // namespace
 
 void bind_separable(py::module_& m) {
-  py::class_<PlanHandle> plan(m, "SeparablePlan", py::is_final(),
-                              "A prepared separable layer; immutable, safe in several threads.");
-  plan.def_property_readonly("packed_bytes", [](const PlanHandle& h) { return separable_plan_bytes(*h.plan); })
-      .def_property_readonly("workspace_bytes", [](const PlanHandle& h) { return separable_plan_workspace(*h.plan); });
-  plan_type = reinterpret_cast<PyTypeObject*>(plan.ptr());
-  plan.attr("run") = py::reinterpret_steal<py::object>(PyDescr_NewMethod(plan_type, &plan_run_method));
-  add_functions(m, functions);
+  py::class_<SeparableHandle> plan(m, "SeparablePlan", py::is_final(),
+                                   "A prepared separable layer; immutable, safe in several threads.");
+  plan.def_property_readonly("packed_bytes", [](const SeparableHandle& h) { return separable_plan_bytes(*h.plan); })
+      .def_property_readonly("workspace_bytes",
+                             [](const SeparableHandle& h) { return separable_plan_workspace(*h.plan); });
+  separable_type = reinterpret_cast<PyTypeObject*>(plan.ptr());
+  plan.attr("run") = py::reinterpret_steal<py::object>(PyDescr_NewMethod(separable_type, &separable_run_method));
+  add_functions(m, separable_functions);
 }
 
 }  // namespace fastconv::bindings
