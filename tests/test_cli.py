@@ -187,6 +187,31 @@ def test_demo_draws_a_sheet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         assert min(drawn.size) > 300
 
 
+def test_demo_holds_a_bright_picture_to_a_bound_that_it_can_keep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The mean of a tile of an FFT is shared by all of its points; the seeded data of other tests have none."""
+    image = pytest.importorskip("PIL.Image")
+    for name in ("matplotlib", "scipy"):
+        pytest.importorskip(name)
+    from fastconv import demo
+
+    blur = next(item for item in demo.filters() if item.title == "blur 11x11")
+    monkeypatch.setattr(demo, "filters", lambda: [blur])
+    rng = np.random.default_rng(0)
+    photo, sheet = tmp_path / "photo.png", tmp_path / "sheet.png"
+    sky = np.linspace(200, 255, 427)[:, np.newaxis, np.newaxis] + rng.integers(-20, 1, (427, 640, 3))
+    image.fromarray(sky.astype(np.uint8)).save(photo)
+    x, weight, options = blur.operands(np.ones((3, 427, 640), np.float32), np.ones((1, 427, 640), np.float32))
+    assert fastconv.explain("conv2d", x, weight, algorithm="fft", **options).decision["algorithm"] == "fft"
+    right = fastconv.conv2d
+    monkeypatch.setattr(demo.fastconv, "conv2d", lambda *a, **o: right(*a, **{**o, "algorithm": "fft"}))
+    explain = fastconv.explain
+    monkeypatch.setattr(demo.fastconv, "explain", lambda *a, **o: explain(*a, **{**o, "algorithm": "fft"}))
+    assert main(["demo", str(photo), "--output", str(sheet)]) == 0, capsys.readouterr().err
+    assert sheet.exists()
+
+
 def test_demo_refuses_what_is_no_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     image = pytest.importorskip("PIL.Image")
     text = tmp_path / "text.jpg"

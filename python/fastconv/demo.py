@@ -231,7 +231,13 @@ def _main(photo: Path | None, output: Path) -> int:
         try:
             # A wave under a picture, which is positive all over, adds up far before it cancels: more roundings than on
             # the seeded data of the tests.
-            testing.assert_close_to_reference(y, "conv2d", x, weight, constant=16.0, **options)
+            expected = testing.reference_with_bound("conv2d", x, weight, constant=16.0, **options)
+            if fastconv.explain("conv2d", x, weight, **options).decision["algorithm"] == "fft":
+                # All points of a tile share its mean, whose product with the filter's rounds as numbers of the result's
+                # size do; the seeded data have none.
+                shared = testing.direct_error_bound(np.abs(expected.value), y.dtype)
+                expected = expected._replace(bound=expected.bound + shared)
+            testing.assert_within(y, expected, "conv2d", stray=testing.stray_factor(y.size, 16.0))
         except AssertionError as error:
             print(f"{item.title}: WRONG: {error}", file=sys.stderr)
             return 1
