@@ -111,6 +111,26 @@ __device__ __forceinline__ Acc<T> in_value(const ConvShape& s, const Before<T>& 
   return prepared<kPrepared>(before, widen(in[offset]), out.n, channel);
 }
 
+// The padded coordinates of an axis that are read from element i of n, in their order: i itself, and those of its
+// border.
+struct Preimages {
+  int n, i, before, after;
+  PaddingMode mode;
+  static constexpr int kNone = -0x7FFFFFFF - 1;
+  // The next one after `u` (kNone before the first); kNone where there is none.
+  FASTCONV_BOTH constexpr int next(int u) const {
+    int from = u == kNone ? -before : u + 1;
+    if (mode == PaddingMode::zeros) return from <= i ? i : kNone;
+    for (; from < n + after; ++from) {
+      // Inside there is i alone.
+      if (from >= 0 && from < n) from = from <= i ? i : n;
+      if (from < n + after && ops::map_index(mode, from, n) == i) return from;
+    }
+    return kNone;
+  }
+  FASTCONV_BOTH constexpr bool several() const { return next(kNone) != i || next(i) != kNone; }
+};
+
 // The sum of out over the pixels that read input pixel `in` by a tap: one at most where the padding is zeros.
 template <bool kPrepared, class T>
 __device__ __forceinline__ Acc<T> out_value(const ConvShape& s, const Before<T>& before, const T* out, const Pixel& in,
@@ -134,16 +154,17 @@ __device__ __forceinline__ Acc<T> out_value(const ConvShape& s, const Before<T>&
     }
     return prepared<kPrepared>(before, widen(out[offset]), in.n, channel);
   }
-  auto places = [&](int a) { return Preimages(s.mode, s.in[a], in.at[a], s.pad[a], s.pad_after[a]); };
-  const Preimages d = places(0), h = places(1), w = places(2);
+  Preimages p[3];
+#pragma unroll
+  for (int a = 0; a < 3; ++a) p[a] = {s.in[a], in.at[a], s.pad[a], s.pad_after[a], s.mode};
   Acc<T> sum = 0;
-  for (int i = 0; i < d.count(); ++i) {
+  for (int d = p[0].next(Preimages::kNone); d != Preimages::kNone; d = p[0].next(d)) {
     int64_t od = 0, oh = 0, ow = 0;
-    if (!offset_along(0, d.at(i), &od)) continue;
-    for (int j = 0; j < h.count(); ++j) {
-      if (!offset_along(1, h.at(j), &oh)) continue;
-      for (int k = 0; k < w.count(); ++k)
-        if (offset_along(2, w.at(k), &ow)) sum += widen(out[base + od + oh + ow]);
+    if (!offset_along(0, d, &od)) continue;
+    for (int h = p[1].next(Preimages::kNone); h != Preimages::kNone; h = p[1].next(h)) {
+      if (!offset_along(1, h, &oh)) continue;
+      for (int w = p[2].next(Preimages::kNone); w != Preimages::kNone; w = p[2].next(w))
+        if (offset_along(2, w, &ow)) sum += widen(out[base + od + oh + ow]);
     }
   }
   return sum;

@@ -534,15 +534,10 @@ __device__ __forceinline__ int first_dealt(const DepthwiseBackward<T>& a, int i,
   return o < 0 ? 0 : o < end ? o : end;
 }
 
-// The places of a pixel in the padded image, axis by axis.
-struct Places {
-  Preimages axis[3];
-  __device__ Places(const ConvShape& s, int d, int h, int w)
-      : axis{{s.mode, s.in[0], d, s.pad[0], s.pad_after[0]},
-             {s.mode, s.in[1], h, s.pad[1], s.pad_after[1]},
-             {s.mode, s.in[2], w, s.pad[2], s.pad_after[2]}} {}
-  __device__ bool several() const { return axis[0].count() * axis[1].count() * axis[2].count() > 1; }
-};
+// The places of pixels along an axis of the padded image.
+__device__ __forceinline__ Preimages places_of(const ConvShape& s, int a, int i) {
+  return {s.in[a], i, s.pad[a], s.pad_after[a], s.mode};
+}
 
 // dx of the pixels of a tile that padding repeats: a thread a pixel's vector.
 template <bool kPlanar, class T>
@@ -562,36 +557,36 @@ __device__ __forceinline__ void add_places(const DepthwiseBackward<T>& a, const 
 #pragma unroll
     for (int i = 0; i < 3; ++i) inside = inside && at.at[i] >= 0 && at.at[i] < s.in[i];
     if (!inside) continue;
-    const Places places(s, at.at[0], at.at[1], at.at[2]);
-    if (!places.several()) continue;
+    const Preimages along[3] = {places_of(s, 0, at.at[0]), places_of(s, 1, at.at[1]), places_of(s, 2, at.at[2])};
+    if (!along[0].several() && !along[1].several() && !along[2].several()) continue;
     A acc[1][kLength] = {};
     const int64_t step = a.multiples * a.at_read.c;
     const T* from = a.read + corner.n * a.at_read.n + (channel + own) * step;
+    auto add_place = [&](int d, int h, int w, const A* of) {
 #pragma unroll 1
-    for (int m = 0; m < a.multiples; ++m, from += a.at_read.c) {
-      const A* of = filter_of<kPlanar>(a, filter, lane, m);
-#pragma unroll 1
-      for (int j = 0; j < places.axis[0].count() * places.axis[1].count() * places.axis[2].count(); ++j) {
-        const int w = places.axis[2].at(j % places.axis[2].count());
-        const int rest = j / places.axis[2].count();
-        const int h = places.axis[1].at(rest % places.axis[1].count());
-        const int d = places.axis[0].at(rest / places.axis[1].count());
-#pragma unroll 1
-        for (int t = 0; t < s.tap_count; ++t) {
-          const Tap tap = tap_of(s, t);
-          const int od = output_at(s, 0, d + s.pad[0] - tap.at[0] * s.dilation[0]);
-          const int oh = output_at(s, 1, h + s.pad[1] - tap.at[1] * s.dilation[1]);
-          const int ow = output_at(s, 2, w + s.pad[2] - tap.at[2] * s.dilation[2]);
-          if (od < 0 || oh < 0 || ow < 0) continue;
-          A weight[kLength], g[kLength];
-          read_wide(of + t * filter_step<kPlanar>(a), weight);
-          load_lanes(from + od * a.at_read.s[0] + oh * a.at_read.s[1] + ow * a.at_read.s[2], step, channels - own,
-                     a.whole_read, g);
+      for (int t = 0; t < s.tap_count; ++t) {
+        const Tap tap = tap_of(s, t);
+        const int od = output_at(s, 0, d + s.pad[0] - tap.at[0] * s.dilation[0]);
+        const int oh = output_at(s, 1, h + s.pad[1] - tap.at[1] * s.dilation[1]);
+        const int ow = output_at(s, 2, w + s.pad[2] - tap.at[2] * s.dilation[2]);
+        if (od < 0 || oh < 0 || ow < 0) continue;
+        A weight[kLength], g[kLength];
+        read_wide(of + t * filter_step<kPlanar>(a), weight);
+        load_lanes(from + od * a.at_read.s[0] + oh * a.at_read.s[1] + ow * a.at_read.s[2], step, channels - own,
+                   a.whole_read, g);
 #pragma unroll
-          for (int l = 0; l < kLength; ++l) acc[0][l] += g[l] * weight[l];
-        }
+        for (int l = 0; l < kLength; ++l) acc[0][l] += g[l] * weight[l];
       }
-    }
+    };
+#pragma unroll 1
+    for (int m = 0; m < a.multiples; ++m, from += a.at_read.c)
+#pragma unroll 1
+      for (int d = Preimages::kNone; (d = along[0].next(d)) != Preimages::kNone;)
+#pragma unroll 1
+        for (int h = Preimages::kNone; (h = along[1].next(h)) != Preimages::kNone;)
+#pragma unroll 1
+          for (int w = Preimages::kNone; (w = along[2].next(w)) != Preimages::kNone;)
+            add_place(d, h, w, filter_of<kPlanar>(a, filter, lane, m));
     store_strip<false, kPlanar, T>(a, nullptr, a.accumulate, at, channel + own, channels - own, 0, 1u, acc);
   }
 }
@@ -673,10 +668,10 @@ __global__ void __launch_bounds__(kThreads, kBlocksOf<kTaps, kPlanar, T>) depthw
                                                 m * all_lanes + strip.lane, acc);
         unsigned mask = first_of<kStrip>(size[2] - at.at[2]);
         if constexpr (kFolds) {
-          if (s.mode != PaddingMode::zeros)
+          if (places_of(s, 0, at.at[0]).several() || places_of(s, 1, at.at[1]).several()) mask = 0;
 #pragma unroll
-            for (int i = 0; i < kStrip; ++i)
-              if (Places(s, at.at[0], at.at[1], at.at[2] + i).several()) mask &= ~(1u << i);
+          for (int i = 0; i < kStrip; ++i)
+            if (places_of(s, 2, at.at[2] + i).several()) mask &= ~(1u << i);
         }
         store_strip<false, kPlanar, T>(a, nullptr, a.accumulate, at, channel + strip.lane * kLength,
                                        channels - strip.lane * kLength, 0, mask, acc);
@@ -885,7 +880,7 @@ Box box_of(Product product, const ConvShape& s, const int (&tile)[3], bool all, 
       const int behind = s.in[a] + s.pad[a] - (s.out[a] - 1) * stride;  // the last window's begin
       size[a] = (tile[a] - 1) * stride + (all ? std::max({reach_of(s, a) + 1, stride, behind}) : reach_of(s, a) + 1);
     } else {
-      size[a] = (tile[a] - 1 + reach_of(s, a)) / stride + 2;
+      size[a] = (tile[a] - 1 + reach_of(s, a)) / stride + 1;
     }
   }
   if (planar) size[2] = round_up(size[2], 4) + 4;

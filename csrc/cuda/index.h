@@ -2,7 +2,7 @@
 #pragma once
 #include <cstdint>
 
-#include "fastconv/conv.h"
+#include "fastconv/tensor.h"
 
 #ifdef __CUDACC__
 #define FASTCONV_BOTH __host__ __device__
@@ -71,32 +71,6 @@ struct Radix<uint64_t> {
     n = q;
     return r;
   }
-};
-
-// The padded coordinates of an axis of n elements that are read from element i, in their order: a run of the border
-// before the axis, i itself, and a run behind it.
-struct Preimages {
-  int i, low = 0, below = 0, high = 0, above = 0;  // where the runs begin, and their lengths
-
-  FASTCONV_BOTH constexpr Preimages(PaddingMode mode, int n, int of, int before, int after) : i(of) {
-    switch (mode) {
-      case PaddingMode::zeros: break;
-      case PaddingMode::reflect:
-        low = -i, below = i > 0 && i <= before;
-        high = 2 * (n - 1) - i, above = high >= n && high < n + after;
-        break;
-      case PaddingMode::replicate:
-        low = -before, below = i == 0 ? before : 0;
-        high = n, above = i == n - 1 ? after : 0;
-        break;
-      case PaddingMode::circular:
-        low = i - n, below = low >= -before;
-        high = i + n, above = high < n + after;
-        break;
-    }
-  }
-  FASTCONV_BOTH constexpr int count() const { return below + 1 + above; }
-  FASTCONV_BOTH constexpr int at(int j) const { return j < below ? low + j : j == below ? i : high + j - below - 1; }
 };
 
 // The largest index and offset of the 32-bit forms.

@@ -1,10 +1,10 @@
-// The arithmetic of csrc/cuda/index.h, exhaustively where that is possible.
+// The arithmetic on indices of csrc/cuda, exhaustively where that is possible.
 #include "cuda/index.h"
 
 #include <string>
 
 #include "cuda/axis.h"
-#include "ops/shape.h"
+#include "cuda/conv.cuh"
 
 #include "planted.h"
 
@@ -125,12 +125,13 @@ std::string check_preimages() {
           const int most = mode == PaddingMode::reflect ? n - 1 : mode == PaddingMode::circular ? n : n + 2;
           if (before > most || after > most) continue;
           for (int i = 0; i < n; ++i) {
-            const Preimages places(mode, n, i, before, after);
-            int found = 0;
+            const Preimages places{n, i, before, after, mode};
+            int found = 0, place = Preimages::kNone;
             for (int u = -before; u < n + after; ++u)
-              if (map_index(mode, u, n) == i && (found == places.count() || places.at(found++) != u))
+              if (map_index(mode, u, n) == i && (++found, place = places.next(place)) != u)
                 return "the places of " + std::to_string(i) + " of " + std::to_string(n);
-            if (found != places.count()) return "more places of " + std::to_string(i) + " of " + std::to_string(n);
+            if (places.next(place) != Preimages::kNone || places.several() != (found > 1))
+              return "more places of " + std::to_string(i) + " of " + std::to_string(n);
           }
         }
   return "";
