@@ -378,7 +378,7 @@ Status check_gradients(const ConvDesc& desc, const ConvGradients& o, Call* call,
     call->layer.w = other.layer.w;
   }
   if (o.db.data && (s = ops::check_backward_bias(Device::cuda, desc, o.dy, o.db)) != Status::ok) return s;
-  // The caller of a transposed layer has as many biases as channels of x.
+  // The binding makes db as long as the first axis of w, which transposed is that of x's channels.
   return desc.transposed && call->layer.geometry.C > 1 ? Status::unsupported : Status::ok;
 }
 
