@@ -10,29 +10,7 @@ from hypothesis import strategies as st
 
 from fastconv import cuda, functional, reference
 
-DTYPES = ("float32", "float64", "float16", "bfloat16")
-EPS = {"float32": 2.0**-23, "float64": 2.0**-52, "float16": 2.0**-10, "bfloat16": 2.0**-7}
-LAYOUTS = {1: ("NCL", "NLC"), 2: ("NCHW", "NHWC"), 3: ("NCDHW", "NDHWC")}
-
-
-def on_device(x, dtype):
-    d = cuda.to_device(x, dtype=dtype)
-    return d, cuda.to_host(d).astype(np.float64)
-
-
-def assert_close(y, expected, dtype, scale, what=""):
-    """Rounded once to the dtype, after the roundings of sums whose terms add up to `scale` in magnitude."""
-    y = cuda.to_host(y).astype(np.float64)
-    wide = EPS["float64" if dtype == "float64" else "float32"]
-    bound = EPS[dtype] * 0.51 * np.abs(expected) + 8 * wide * (scale + 1) + 2.0**-24 * (dtype == "float16")
-    assert y.shape == expected.shape
-    wrong = ~((np.abs(y - expected) <= bound) | (np.isnan(y) & np.isnan(expected)))
-    assert not wrong.any(), (what, y[wrong][:4], expected[wrong][:4])
-
-
-def side(rng, batch, channels, size, last):
-    return rng.standard_normal((batch, *size, channels) if last else (batch, channels, *size))
-
+from .cuda_layers import DTYPES, LAYOUTS, assert_close, on_device, side
 
 # name, in and out channels, groups, image, kernel, options
 LAYERS = [

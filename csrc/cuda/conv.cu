@@ -331,38 +331,40 @@ Status check(const ConvDesc& desc, Pass pass, const ConvOperands& o, Call* call)
   return fits(call->layer.geometry) ? Status::ok : Status::overflow;
 }
 
+// The geometry of a layer, whose x is the side of inputs or, transposed, of outputs.
+ConvShape shape_of(const ConvDesc& desc, const ops::Layer& l) {
+  return shape_of(l.geometry, desc.transposed ? l.y : l.x, desc.transposed ? l.x : l.y, l.w);
+}
+
 // The weight gradient of a depthwise layer by tiles: its workspace, 0 where it goes another way.
 int64_t tiled_workspace(const ConvDesc& desc, const ConvOperands& o, const ops::Layer& l) {
-  if (desc.transposed) return 0;
   int64_t bytes = 0;
   for_dtype(l.geometry.dtype, [&](auto* type) {
     using T = Pointee<decltype(type)>;
     DepthwiseGradients<T> to{};
     to.dw = static_cast<T*>(o.w.data);
-    bytes = depthwise_backward_workspace<T>(shape_of(l.geometry, l.x, l.y, l.w), data_of<T>(o.x), data_of<T>(o.y), to);
+    bytes = depthwise_backward_workspace<T>(desc.transposed, shape_of(desc, l), to);
     return Status::ok;
   });
   return bytes;
 }
 
-// A product of a depthwise layer by tiles; `unsupported` where it has none.
+// A pass of a depthwise layer by tiles; `unsupported` where it has none.
 template <class T>
-Status run_tiled(Product product, bool transposed, const ConvShape& s, const Before<T>& before, const After<T>& after,
-                 T* in, T* out, T* w, const Queue& queue) {
+Status run_tiled(Pass pass, bool transposed, const ConvShape& s, const Before<T>& before, const After<T>& after, T* x,
+                 T* y, T* w, const Queue& queue) {
   if (before.active) return Status::unsupported;
-  if (product == Product::fprop) return run_depthwise<T>(s, after, in, w, out, queue);
-  if (transposed) return Status::unsupported;
+  if (pass == Pass::forward) return run_depthwise<T>(transposed, s, after, x, w, y, queue);
   DepthwiseGradients<T> to{};
-  if (product == Product::dgrad)
-    to.dx = in, to.dx_strides = s.is, to.accumulate_dx = after.accumulate;
+  if (pass == Pass::backward_input)
+    to.dx = x, to.dx_strides = transposed ? s.os : s.is, to.accumulate_dx = after.accumulate;
   else
     to.dw = w, to.accumulate_dw = after.accumulate;
-  return run_depthwise_backward<T>(s, in, out, w, to, queue);
+  return run_depthwise_backward<T>(transposed, s, x, y, w, to, queue);
 }
 
 // The layer of a call for several gradients; `unsupported` where they share no pass.
 Status check_gradients(const ConvDesc& desc, const ConvGradients& o, Call* call, Strides* dx) {
-  if (desc.transposed) return Status::unsupported;
   ConvOperands of;
   of.x = o.x, of.y = o.dy, of.w = o.dw.data ? o.dw : o.w;
   Status s = ops::check_operands_device(Device::cuda, of);
@@ -376,7 +378,8 @@ Status check_gradients(const ConvDesc& desc, const ConvGradients& o, Call* call,
     call->layer.w = other.layer.w;
   }
   if (o.db.data && (s = ops::check_backward_bias(Device::cuda, desc, o.dy, o.db)) != Status::ok) return s;
-  return is_thin(call->layer.geometry, Product::wgrad) && call->layer.geometry.N > 0 ? Status::ok : Status::unsupported;
+  // The binding makes db as long as the first axis of w, which transposed is that of x's channels.
+  return desc.transposed && call->layer.geometry.C > 1 ? Status::unsupported : Status::ok;
 }
 
 template <class T>
@@ -429,7 +432,7 @@ Status conv_run(const ConvDesc& desc, Pass pass, const ConvOperands& o, const Qu
   if (queue.workspace_bytes < conv_workspace(desc, pass, o)) return Status::out_of_memory;
   if (g.N == 0 && pass != Pass::backward_weight) return Status::ok;
   const bool t = desc.transposed;
-  const ConvShape shape = shape_of(g, t ? l.y : l.x, t ? l.x : l.y, l.w);
+  const ConvShape shape = shape_of(desc, l);
   return for_dtype(g.dtype, [&](auto* type) {
     using T = Pointee<decltype(type)>;
     const Before<T> before = pass == Pass::forward ? before_of<T>(o.prologue) : before_of<T>(Prologue{});
@@ -441,10 +444,8 @@ Status conv_run(const ConvDesc& desc, Pass pass, const ConvOperands& o, const Qu
     // Without pixels there are no pieces: the sums are zero.
     if (pass == Pass::backward_weight && shape.out_pixels.count == 0)
       return join_pieces<T>(nullptr, g.G * g.K * g.C * g.taps(), 0, o.accumulate, w, queue);
-    if (is_thin(g, call.product)) {
-      const Status tiled = run_tiled<T>(call.product, t, shape, before, after, in, out, w, queue);
-      if (tiled != Status::unsupported) return tiled;
-    }
+    const Status tiled = run_tiled<T>(pass, t, shape, before, after, t ? out : in, t ? in : out, w, queue);
+    if (tiled != Status::unsupported) return tiled;
     if (is_thin(g, call.product)) return run_thin<T>(call.product, shape, before, after, in, out, w, queue);
     switch (call.product) {
       case Product::fprop: return run_tiles<Product::fprop, T>(shape, before, after, in, out, w, queue);
@@ -463,8 +464,7 @@ int64_t conv_backward_workspace(const ConvDesc& desc, const ConvGradients& o) {
   const ops::Layer& l = call.layer;
   for_dtype(l.geometry.dtype, [&](auto* type) {
     using T = Pointee<decltype(type)>;
-    bytes = depthwise_backward_workspace<T>(shape_of(l.geometry, l.x, l.y, l.w), data_of<T>(o.x), data_of<T>(o.dy),
-                                            gradients_of<T>(o, dx));
+    bytes = depthwise_backward_workspace<T>(desc.transposed, shape_of(desc, l), gradients_of<T>(o, dx));
     return Status::ok;
   });
   return bytes;
@@ -478,7 +478,7 @@ Status conv_backward(const ConvDesc& desc, const ConvGradients& o, const Queue& 
   const ops::Layer& l = call.layer;
   return for_dtype(l.geometry.dtype, [&](auto* type) {
     using T = Pointee<decltype(type)>;
-    return run_depthwise_backward<T>(shape_of(l.geometry, l.x, l.y, l.w), data_of<T>(o.x), data_of<T>(o.dy),
+    return run_depthwise_backward<T>(desc.transposed, shape_of(desc, l), data_of<T>(o.x), data_of<T>(o.dy),
                                      data_of<T>(o.w), gradients_of<T>(o, dx), queue);
   });
 }

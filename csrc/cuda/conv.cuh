@@ -111,19 +111,24 @@ __device__ __forceinline__ Acc<T> in_value(const ConvShape& s, const Before<T>& 
   return prepared<kPrepared>(before, widen(in[offset]), out.n, channel);
 }
 
-// The padded coordinates of an axis that are read from element i of n: i itself, and those of its border.
+// The padded coordinates of an axis that are read from element i of n, in their order: i itself, and those of its
+// border.
 struct Preimages {
   int n, i, before, after;
   PaddingMode mode;
-  // The next one after `u` (kStart before the first); kStart where there is none.
-  static constexpr int kStart = -0x7FFFFFFF - 1;
-  __device__ int next(int u) const {
-    int from = u == kStart ? -before : u + 1;
-    if (mode == PaddingMode::zeros) return from <= i ? i : kStart;
-    for (; from < n + after; ++from)
-      if (ops::map_index(mode, from, n) == i) return from;
-    return kStart;
+  static constexpr int kNone = -0x7FFFFFFF - 1;
+  // The next one after `u` (kNone before the first); kNone where there is none.
+  FASTCONV_BOTH constexpr int next(int u) const {
+    int from = u == kNone ? -before : u + 1;
+    if (mode == PaddingMode::zeros) return from <= i ? i : kNone;
+    for (; from < n + after; ++from) {
+      // Inside there is i alone.
+      if (from >= 0 && from < n) from = from <= i ? i : n;
+      if (from < n + after && ops::map_index(mode, from, n) == i) return from;
+    }
+    return kNone;
   }
+  FASTCONV_BOTH constexpr bool several() const { return next(kNone) != i || next(i) != kNone; }
 };
 
 // The sum of out over the pixels that read input pixel `in` by a tap: one at most where the padding is zeros.
@@ -153,12 +158,12 @@ __device__ __forceinline__ Acc<T> out_value(const ConvShape& s, const Before<T>&
 #pragma unroll
   for (int a = 0; a < 3; ++a) p[a] = {s.in[a], in.at[a], s.pad[a], s.pad_after[a], s.mode};
   Acc<T> sum = 0;
-  for (int d = p[0].next(Preimages::kStart); d != Preimages::kStart; d = p[0].next(d)) {
+  for (int d = p[0].next(Preimages::kNone); d != Preimages::kNone; d = p[0].next(d)) {
     int64_t od = 0, oh = 0, ow = 0;
     if (!offset_along(0, d, &od)) continue;
-    for (int h = p[1].next(Preimages::kStart); h != Preimages::kStart; h = p[1].next(h)) {
+    for (int h = p[1].next(Preimages::kNone); h != Preimages::kNone; h = p[1].next(h)) {
       if (!offset_along(1, h, &oh)) continue;
-      for (int w = p[2].next(Preimages::kStart); w != Preimages::kStart; w = p[2].next(w))
+      for (int w = p[2].next(Preimages::kNone); w != Preimages::kNone; w = p[2].next(w))
         if (offset_along(2, w, &ow)) sum += widen(out[base + od + oh + ow]);
     }
   }
@@ -212,8 +217,9 @@ template <class T>
 Status run_thin(Product product, const ConvShape& s, const Before<T>& before, const After<T>& after, T* in, T* out,
                 T* w, const Queue& queue);
 
-// By tiles in shared memory (depthwise_tile.cu), forward and the gradients that are wanted, which share one pass;
-// `unsupported`, before anything is launched, where the layer has none.
+// Depthwise layers by tiles in shared memory (depthwise_tile.cu), forward and the gradients that are wanted, which
+// share one pass; `unsupported`, before anything is launched, where the layer has none. x, y and dy are the layer's: a
+// transposed one's x is the side of outputs.
 template <class T>
 struct DepthwiseGradients {
   T *dx, *dw, *db;  // null: not wanted; dw is one run
@@ -222,12 +228,13 @@ struct DepthwiseGradients {
   bool accumulate_dx, accumulate_dw, accumulate_db;
 };
 template <class T>
-Status run_depthwise(const ConvShape& s, const After<T>& after, const T* in, const T* w, T* out, const Queue& queue);
+Status run_depthwise(bool transposed, const ConvShape& s, const After<T>& after, const T* x, const T* w, T* y,
+                     const Queue& queue);
 // At least 1 where the pass is served; 0 where it is not.
 template <class T>
-int64_t depthwise_backward_workspace(const ConvShape& s, const T* in, const T* out, const DepthwiseGradients<T>& to);
+int64_t depthwise_backward_workspace(bool transposed, const ConvShape& s, const DepthwiseGradients<T>& to);
 template <class T>
-Status run_depthwise_backward(const ConvShape& s, const T* in, const T* out, const T* w,
+Status run_depthwise_backward(bool transposed, const ConvShape& s, const T* x, const T* dy, const T* w,
                               const DepthwiseGradients<T>& to, const Queue& queue);
 
 // Joins the pieces of a weight gradient in their order; dw is one run of `count` elements.

@@ -126,6 +126,7 @@ Status launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, 
 #else
   (void)queue;
   if (const cudaError_t failure = cuda_host_take_failure(); failure != cudaSuccess) return status_of(failure);
+  cuda_host::note_launch(__PRETTY_FUNCTION__);
   const bool ok = cuda_host::run_grid(grid, block, shared_bytes, [&] { kernel(static_cast<P>(args)...); });
   return status_of(ok ? cudaSuccess : cudaErrorLaunchFailure);
 #endif

@@ -1,9 +1,10 @@
-// The arithmetic of csrc/cuda/index.h, exhaustively where that is possible.
+// The arithmetic on indices of csrc/cuda, exhaustively where that is possible.
 #include "cuda/index.h"
 
 #include <string>
 
 #include "cuda/axis.h"
+#include "cuda/conv.cuh"
 
 #include "planted.h"
 
@@ -113,9 +114,33 @@ std::string check_axis() {
   return "";
 }
 
+// Every element's places in a padded axis are those that map to it, in their order.
+std::string check_preimages() {
+  using ops::map_index;
+  for (const PaddingMode mode :
+       {PaddingMode::zeros, PaddingMode::reflect, PaddingMode::replicate, PaddingMode::circular})
+    for (int n = 1; n <= 6; ++n)
+      for (int before = 0; before <= n + 2; ++before)
+        for (int after = 0; after <= n + 2; ++after) {
+          const int most = mode == PaddingMode::reflect ? n - 1 : mode == PaddingMode::circular ? n : n + 2;
+          if (before > most || after > most) continue;
+          for (int i = 0; i < n; ++i) {
+            const Preimages places{n, i, before, after, mode};
+            int found = 0, place = Preimages::kNone;
+            for (int u = -before; u < n + after; ++u)
+              if (map_index(mode, u, n) == i && (++found, place = places.next(place)) != u)
+                return "the places of " + std::to_string(i) + " of " + std::to_string(n);
+            if (places.next(place) != Preimages::kNone || places.several() != (found > 1))
+              return "more places of " + std::to_string(i) + " of " + std::to_string(n);
+          }
+        }
+  return "";
+}
+
 }  // namespace
 
 std::string check_index() {
+  if (std::string found = check_preimages(); !found.empty()) return found;
   for (uint64_t d = 1; d <= 2048; ++d)
     if (std::string found = check_divider64(d); !found.empty()) return found;
   for (int shift = 11; shift < 63; ++shift)

@@ -106,6 +106,11 @@ PYBIND11_MODULE(FASTCONV_CUDA_MODULE, m, py::mod_gil_not_used()) {
 #ifdef FASTCONV_CUDA_HOST
   m.def("set_seed", &fastconv::cuda_host::set_seed, py::arg("seed"));
   m.def("take_most_shared", &fastconv::cuda_host::take_most_shared);
+  m.def("take_launches", [] {
+    py::list launches;
+    for (const char* launch : fastconv::cuda_host::take_launches()) launches.append(launch);
+    return launches;
+  });
   m.def(
       "fail_next_launch", [](int error) { cuda_host_fail_next_launch(static_cast<cudaError_t>(error)); },
       py::arg("error"));

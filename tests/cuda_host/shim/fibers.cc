@@ -101,6 +101,7 @@ struct Machine {
   char* shared_begin = nullptr;
   std::string error;
   size_t most_shared = 0;
+  std::vector<const char*> launches;
   std::mt19937_64 order;
   uint64_t seed = 0;
   bool seeded = false;
@@ -317,6 +318,17 @@ void set_seed(uint64_t seed) {
 }
 
 size_t take_most_shared() { return std::exchange(machine().most_shared, 0); }
+
+// Enough for a call, where what was there before has been taken.
+constexpr size_t kMostNoted = 64;
+std::vector<const char*> take_launches() {
+  const std::lock_guard<std::mutex> guard(machine().lock);
+  return std::exchange(machine().launches, {});
+}
+void note_launch(const char* what) {
+  const std::lock_guard<std::mutex> guard(machine().lock);
+  if (machine().launches.size() < kMostNoted) machine().launches.push_back(what);
+}
 
 const char* launch_error() { return machine().error.c_str(); }
 

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <functional>
 #include <source_location>
+#include <vector>
 
 struct dim3 {
   unsigned x = 1, y = 1, z = 1;
@@ -31,6 +32,10 @@ bool run_grid(const dim3& grid, const dim3& block, size_t shared_bytes, const st
 const char* launch_error();
 // The most shared memory that a launch has asked for since this was last called.
 size_t take_most_shared();
+// What has been launched since this was last called: launch() and its kernel's types, the first of them. A kernel is
+// known by what it takes.
+std::vector<const char*> take_launches();
+void note_launch(const char* what);
 // The seed of the orders; FASTCONV_CUDA_HOST_SEED sets the first.
 void set_seed(uint64_t seed);
 
