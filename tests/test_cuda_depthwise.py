@@ -224,18 +224,19 @@ def test_what_goes_by_other_kernels(device, rng):
     # A prologue.
     y = kernels(lambda: functional.conv2d(x, w, groups=4, input_activation="relu"))
     assert_close(y, reference.conv2d(wide_x, wide_w, groups=4, input_activation="relu"), "float32", 60)
-    # More outputs a channel than tiles serve, and a filter that shared memory has no room for.
-    for channels, multiples, size, taps in ((2, 33, 9, 3), (2, 1, 25010, 25000)):
-        x, wide_x = on_device(rng.standard_normal((1, channels, size)), "float32")
-        w, wide_w = on_device(rng.standard_normal((channels * multiples, 1, taps)), "float32")
-        y = kernels(lambda x=x, w=w, c=channels: functional.conv1d(x, w, groups=c))
-        expected = reference.conv1d(wide_x, wide_w, groups=channels)
-        assert_close(y, expected, "float32", taps)
+    # More outputs a channel than tiles serve, and a filter that reaches beyond what shared memory has room for.
+    for channels, multiples, size, dilation in ((2, 33, 9, 1), (1, 1, 155, 76)):
+        x, wide_x = on_device(rng.standard_normal((1, channels, size, size)), "float32")
+        w, wide_w = on_device(rng.standard_normal((channels * multiples, 1, 3, 3)), "float32")
+        options = {"groups": channels, "dilation": dilation}
+        y = kernels(lambda x=x, w=w, o=options: functional.conv2d(x, w, **o))
+        expected = reference.conv2d(wide_x, wide_w, **options)
+        assert_close(y, expected, "float32", 9)
         dy, wide_dy = on_device(rng.standard_normal(expected.shape), "float32")
-        got = kernels(lambda x=x, w=w, c=channels, dy=dy: functional.conv1d_backward(dy, x, w, groups=c))
-        exact = reference.conv1d_backward(wide_dy, wide_x, wide_w, groups=channels)
+        got = kernels(lambda x=x, w=w, o=options, dy=dy: functional.conv2d_backward(dy, x, w, **o))
+        exact = reference.conv2d_backward(wide_dy, wide_x, wide_w, **options)
         for name in ("input", "weight", "bias"):
-            assert_close(getattr(got, name), getattr(exact, name), "float32", taps, name)
+            assert_close(getattr(got, name), getattr(exact, name), "float32", 81, name)
     d = cuda.to_device(rng.standard_normal((1, 4, 5, 5)).astype(np.float32))
     w = cuda.to_device(rng.standard_normal((4, 4, 3, 3)).astype(np.float32))
     spec = spec_of(2, False, 1, "NCHW", {"padding": 1})
