@@ -50,7 +50,7 @@ def test_one_value_reaches_what_the_reference_says(rng, c, k, r, options, value,
 
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 @pytest.mark.parametrize("value", SPECIAL)
-def test_a_weight_that_meets_only_padding(rng, value, layout):
+def test_a_weight_that_meets_mostly_padding(rng, value, layout):
     # Zero times infinity is a NaN: the tiles may pass over the padding only where every weight is finite.
     options = {"padding": 7, "dilation": 7, "layout": layout}
     x = layout_of(rng.standard_normal((1, 16, 12, 13)).astype(np.float32), layout)

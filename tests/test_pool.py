@@ -263,6 +263,34 @@ def test_unpool(rng, rank):
             np.testing.assert_array_equal(dx, want, strict=True)
 
 
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("view", ["padded rows", "reversed rows", "every other column"])
+def test_scatters_stay_within_a_view(view, layout):
+    shape = image_shape(2, layout, 3, 2, (6, 8))
+    x = np.random.default_rng(5).standard_normal(shape).astype(np.float32)
+    y, indices = functional.max_pool2d(x, 2, return_indices=True, layout=layout)
+    h, w = (1, 2) if layout == "NHWC" else (2, 3)
+    big = np.full([n + 4 if i == h else 2 * n + 4 if i == w else n for i, n in enumerate(shape)], 7, np.float32)
+    inner = [slice(None)] * 4
+    inner[h] = slice(2, 8) if view != "reversed rows" else slice(7, 1, -1)
+    inner[w] = slice(2, 10) if view != "every other column" else slice(2, 18, 2)
+    out = big[tuple(inner)]
+    outside = np.ones(big.shape, bool)
+    outside[tuple(inner)] = False
+    dy = testing.integer_data(y.shape, np.float32, seed=3)
+    for call, expected in (
+        (functional.max_unpool2d, functional.max_unpool2d(dy, indices, 2, layout=layout)),
+        (
+            lambda dy, i, k, **o: functional.max_pool2d_backward(dy, x.shape, k, indices=i, **o),
+            reference.max_pool2d_backward(dy, x, 2, layout=layout),
+        ),
+    ):
+        big[...] = 7
+        assert call(dy, indices, 2, layout=layout, out=out) is out
+        np.testing.assert_array_equal(out, expected)
+        assert (big[outside] == 7).all()
+
+
 def test_unpool_of_equal_indices_keeps_the_last():
     x = np.array([[[1.0, 2.0, 3.0]]])
     indices = np.array([[[4, 4, 0]]])

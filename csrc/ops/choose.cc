@@ -181,9 +181,9 @@ constexpr int64_t kThinGroup = 8, kTinyRow = 16;
 // Outputs so few that lanes of channels would be mostly empty: those of a pixel with several taps are computed in lanes
 // of pixels in any layout (Zen 4, AVX-512, one thread, channels last: 9 x 9 to 1 output 6 times as fast, 7 taps to 1
 // output 5, transposed 4 x 4 to 3 outputs 1.3, 3 x 3 to 3 outputs 1.5; to 4 outputs nothing is gained, and 1 x 1
-// loses). Without weights to share, blocks are long runs of pixels; the channels of planar images, which lie in pages
-// of their own, are read sixteen at a time (1 x 1 to 1 to 4 outputs: 1.2 to 1.6).
-constexpr int64_t kFewOutputs = 3, kFewTerms = 16, kFewBlock = 2048, kFewDirectBlock = 1024;
+// loses). Without weights to share, blocks are long runs of pixels. (Planar 1 x 1 layers ran 1.5 times as fast by
+// sixteen channels of 1024 pixels at a time, whose sums have other bits than those of one pass.)
+constexpr int64_t kFewOutputs = 3, kFewUnpacked = 4, kFewBlock = 2048;
 bool few_outputs(const Problem& p) {
   return p.K <= kFewOutputs && p.groups == 1 && p.filter[0] * p.filter[1] * p.filter[2] > 1 &&
          p.out[0] * p.out[1] * p.out[2] >= 64;
@@ -440,7 +440,7 @@ int32_t choose_winograd(const Problem& p, const Machine& m, Role role, double di
   if (p.algorithm == Algorithm::winograd4) return 4;
   if (p.algorithm != Algorithm::automatic) return 0;
   // The model does not know that a panel that one tile reads is not packed (planar 64 > 4 of 128 x 128: 1.8 times).
-  if (role == Role::pixel_columns && p.K <= kFewOutputs + 1) return 0;
+  if (role == Role::pixel_columns && p.K <= kFewUnpacked) return 0;
   double best = kWinogradGain * (direct > 0 ? direct : dense_cost(p, m, role));
   int32_t outputs = 0;
   for (const int32_t o : {2, 4}) {
@@ -569,15 +569,12 @@ Choice choose(const Problem& p, const Machine& m) {
   } else {
     c.move_output = !p.out_columns_unit;
     c.direct = T == 1 && !p.padded && !p.mapped && p.in_columns_unit && p.stride[0] * p.stride[1] * p.stride[2] == 1;
-    const bool long_runs = p.K <= kFewOutputs + 1 && p.groups == 1 && p.phases == 1 && !p.produced;
     c.chunks = split_reduction(
-        p.C, T,
-        c.direct ? (long_runs ? kFewTerms : terms) : std::min(terms, slab_channels(p, m) * std::max<int64_t>(T, 1)),
-        line, 1);
+        p.C, T, c.direct ? terms : std::min(terms, slab_channels(p, m) * std::max<int64_t>(T, 1)), line, 1);
     // The slab of a block stays in a quarter of L2.
     const int64_t channels = std::max<int64_t>(1, c.chunks[0].channels);
     const int64_t panel = preferred_vectors(m) * m.lanes;
-    int64_t block = !long_runs ? 256 : c.direct ? kFewDirectBlock : kFewBlock;
+    int64_t block = few_outputs(p) && p.phases == 1 && !p.produced ? kFewBlock : 256;
     // Rows that a depthwise half makes read their neighbours: three or four at a time at least, where they fit
     // (planar, Zen 4 in lock step: 1.06 to 1.27 times as fast on rows of 56 and more pixels, 1 on shorter ones).
     if (p.produced) block = std::max(block, std::min(4 * p.out[2], m.l2 / 3 / (channels * p.item_size)));

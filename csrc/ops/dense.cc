@@ -288,7 +288,8 @@ class PixelOrder {
  public:
   PixelOrder(const Run<T>& run, const DenseJob& job, const Machine& machine, Arena& arena) {
     const int64_t q = job.out[2], rows = job.out[0] * job.out[1], m = job.pixels();
-    if (!run.skip_zeros || !gains(run.job, rows, machine)) return;
+    // Whether zeros are passed over a plan knows only after it has told its scratch.
+    if (!(run.skip_zeros || arena.counts()) || !gains(run.job, rows, machine)) return;
     place_ = arena.take<int32_t>(m);
     line_ = arena.take<const T*>(m);
     if (arena.counts()) return;

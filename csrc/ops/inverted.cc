@@ -75,7 +75,7 @@ constexpr const char *kInRows = "rows of the expansion", *kWhole = "the expansio
 template <class T>
 struct Inverted {
   ConvDesc desc;
-  bool projects = false;
+  bool projects = false, addend = false;  // whether a residual may be added
   Layer expand{}, filter{}, product{};
   Machine machine{};
   std::vector<Run<T>> expands, filters, products;  // one each
@@ -84,7 +84,7 @@ struct Inverted {
   InputMap<T> map{};
 
   // All but the weights and vectors, whose data is not read.
-  Status decide(const ConvDesc& d, const InvertedOperands& o) {
+  Status decide(const ConvDesc& d, const InvertedOperands& o, bool plan) {
     desc = d;
     projects = !absent(o.project_weight);
     if (d.spatial != 2 || d.transposed) return Status::unsupported;
@@ -134,9 +134,11 @@ struct Inverted {
     expands[0].choice.copy_pixels = apart(expand.geometry.C, expand.x.c);
     if (!projects) return Status::ok;
     products[0].choice.copy_pixels = true;
-    const Strides none{};
-    limit_block(&products[0].choice, machine, sizeof(T), [&] {
-      const Bound b = bind(1, nullptr, expand.x, nullptr, product.y, nullptr, none);
+    // A plan's residual, which is not known yet, lies as y does.
+    addend = plan || !absent(o.epilogue.residual);
+    if (absent(o.epilogue.residual)) product.r = product.y;
+    limit_block(products[0].job, &products[0].choice, machine, sizeof(T), [&] {
+      const Bound b = bound();
       const Tiling t = tiling();
       return std::max(stage_workspace(b), t.misfit ? 0 : workspace(t, b));
     });
@@ -145,7 +147,7 @@ struct Inverted {
 
   // `keep`: for a plan.
   Status build(const ConvDesc& d, const InvertedOperands& o, bool keep) {
-    Status s = decide(d, o);
+    Status s = decide(d, o, keep);
     if (s != Status::ok) return s;
     const KernelTable<T>& kernels = kernel_table<T>(machine.isa);
     expands[0].bind(nullptr, o.expand_weight.data, nullptr, nullptr);
@@ -203,6 +205,11 @@ struct Inverted {
     b.product.choice.move_output = apart(job.K, ys.c);
     b.product.choice.move_residual = residual && apart(job.K, rs.c);
     return b;
+  }
+
+  // With the strides that the layer was made for; no data is read.
+  Bound bound() const {
+    return bind(1, nullptr, expand.x, nullptr, projects ? product.y : filter.y, addend ? this : nullptr, product.r);
   }
 
   // Elements of the rows of the expansion that a task keeps; lanes of pixels read whole vectors beyond their end.
@@ -414,8 +421,7 @@ struct Inverted {
 
   InvertedDecision decision(int64_t N) const {
     const Tiling t = tiling();
-    const Strides none{};
-    const Bound b = bind(1, nullptr, expand.x, nullptr, projects ? product.y : filter.y, nullptr, none);
+    const Bound b = bound();
     InvertedDecision d;
     d.in_rows = !t.misfit, d.whole = t.misfit;
     const Split cut = split(t, N);
@@ -444,7 +450,7 @@ struct Inverted {
 template <class T>
 Status decide_inverted(const ConvDesc& desc, const InvertedOperands& o, InvertedDecision* d) {
   Inverted<T> layer;
-  const Status s = layer.decide(desc, o);
+  const Status s = layer.decide(desc, o, false);
   if (s != Status::ok) return s;
   const Geometry &e = layer.expand.geometry, &f = layer.filter.geometry;
   *d = layer.decision(f.N);

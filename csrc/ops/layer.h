@@ -37,15 +37,15 @@ class Block {
   void* data_ = nullptr;
 };
 
-// Scratch of a task at most, beside packed weights.
+// Scratch of a task, beside packed weights, that blocks are made smaller for.
 constexpr int64_t kMostScratch = 2 << 20;
 
 // Wide layers: makes the blocks of a product whose input is computed smaller, until `workspace` is within the limit. No
 // bits depend on blocks.
 template <class F>
-void limit_block(Choice* c, const Machine& m, int64_t item_size, F workspace) {
-  // What the depthwise half takes beside its result is a few times the size of that.
-  if (c->pixel_block * c->chunks[0].channels * item_size < kMostScratch / 16) return;
+void limit_block(const DenseJob& job, Choice* c, const Machine& m, int64_t item_size, F workspace) {
+  // What a block takes beside its input and a moved output is a few times the size of those.
+  if (c->pixel_block * std::max(c->chunks[0].channels, job.K) * item_size < kMostScratch / 16) return;
   const int64_t wide = preferred_vectors(m);
   const int64_t unit = c->role == Role::pixel_rows ? 2 * m.tile_rows[wide] : wide * m.lanes;
   while (c->pixel_block > unit && workspace() > kMostScratch)

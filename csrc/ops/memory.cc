@@ -13,7 +13,6 @@
 #include <utility>
 
 #include "fastconv/runtime.h"
-#include "ops/path.h"
 
 namespace fastconv {
 namespace {
@@ -323,8 +322,6 @@ WorkspaceStats workspace_stats(bool reset) {
 
 namespace ops {
 
-constinit thread_local const char* running_path = "";
-
 Workspace::Workspace(size_t bytes) : requested_(bytes), data_(scratch.take(bytes, &capacity_)) {}
 
 Workspace::~Workspace() {
@@ -332,7 +329,5 @@ Workspace::~Workspace() {
 }
 
 }  // namespace ops
-
-const char* take_path() { return std::exchange(ops::running_path, ""); }
 
 }  // namespace fastconv

@@ -279,6 +279,7 @@ Status scatter(int64_t N, int64_t C, const Side& small, const T* from, const Sid
   const int64_t width = planes_a_task(C, large.s.c), blocks = (C + width - 1) / width;
   const int64_t count = small.pixels(), pixels = large.pixels();
   const int64_t from_c = small.s.c, index_c = indexed.s.c, to_c = large.s.c;
+  const bool dense = large.step() == 1;  // a plane is one run
   const double work = static_cast<double>(N * C) * static_cast<double>(pixels + 4 * count);
   return parallel_for(N * blocks, work, [&](int64_t task, int) {
     const int64_t n = task / blocks, c0 = task % blocks * width, planes = std::min(width, C - c0);
@@ -287,7 +288,7 @@ Status scatter(int64_t N, int64_t C, const Side& small, const T* from, const Sid
     T* image = to + n * large.s.n + c0 * to_c;
     with_offsets(
         [=](auto from_at, auto index_at, auto to_at) {
-          if (planes == 1 && to_at(1) == 1) {
+          if (planes == 1 && dense) {
             std::fill_n(image, pixels, T{0});
           } else {
             for (int64_t i = 0; i < pixels; ++i)

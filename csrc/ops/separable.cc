@@ -75,7 +75,7 @@ struct Separable {
     Problem problem = describe(products[0].job, sizeof(T), product.channels_last, true, Algorithm::automatic);
     problem.produced = true;
     products[0].choice = choose(problem, machine);
-    if (!unfused()) limit_block(&products[0].choice, machine, sizeof(T), [&] { return workspace(); });
+    if (!unfused()) limit_block(products[0].job, &products[0].choice, machine, sizeof(T), [&] { return workspace(); });
     return Status::ok;
   }
 
