@@ -9,14 +9,7 @@ from hypothesis import strategies as st
 
 from fastconv import cuda, functional, reference
 
-DTYPES = ("float32", "float64", "float16", "bfloat16")
-EPS = {"float32": 2.0**-23, "float64": 2.0**-52, "float16": 2.0**-10, "bfloat16": 2.0**-7}
-LAYOUTS = {1: ("NCL", "NLC"), 2: ("NCHW", "NHWC"), 3: ("NCDHW", "NDHWC")}
-
-
-def on_device(x, dtype):
-    d = cuda.to_device(x, dtype=dtype)
-    return d, cuda.to_host(d).astype(np.float64)
+from .cuda_layers import DTYPES, EPS, LAYOUTS, on_device
 
 
 def assert_close(y, expected, dtype, scale, terms):

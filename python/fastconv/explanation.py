@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import statistics
 import time
@@ -433,7 +434,8 @@ def _explain_layer(op: str, operands: tuple[Any, ...], options: Mapping[str, Any
     for name, operand in given.items():
         if isinstance(operand, (tuple, list)):
             kind = np.dtype(np.int64) if name == "indices" else dtype
-            arguments[name] = _decide.stand_in(_like(operand, name, kind).shape, kind)  # type: ignore[attr-defined]
+            like: Any = _like(operand, name, kind)
+            arguments[name] = _decide.stand_in(like.shape, kind)
     arguments = {name: value for name, value in arguments.items() if name != "out"}
     planned = op in (*_SEPARABLE_OPS, _INVERTED_OP)
     if measure == "plan" and not planned:
@@ -705,10 +707,10 @@ def _measure(
         prepare: Any = plan
         announced = {"input_gate": True} if "input_gate" in later else {}
         prepared = prepare(op, *operands, **options, **announced)
-        run: Callable[[], Any] = lambda: prepared(operands[0], **later)  # noqa: E731
+        run = functools.partial(prepared, operands[0], **later)
     else:
         function: Callable[..., Any] = getattr(functional, op)
-        run = lambda: function(*operands, **options)  # noqa: E731
+        run = functools.partial(function, *operands, **options)
     threads = _core.num_threads()
     seconds = time_call(run, 0.3)
     return Measured(
