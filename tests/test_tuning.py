@@ -344,10 +344,10 @@ LAYERS: list[tuple[str, tuple[int, ...], tuple[int, ...], dict[str, Any]]] = [
     ("conv2d", (2, 40, 16, 16), (40, 1, 3, 3), {"groups": 40, "padding": 2, "dilation": 2, "padding_mode": "reflect"}),
     ("conv3d", (1, 40, 4, 9, 9), (40, 1, 3, 3, 3), {"groups": 40, "padding": 1}),
     ("conv_transpose2d", (2, 40, 9, 9), (40, 1, 4, 4), {"groups": 40, "stride": 2, "padding": 1}),
-    ("conv_transpose2d", (2, 16, 9, 9), (16, 12, 4, 4), {"stride": 2, "padding": 1}),
+    ("conv_transpose2d", (2, 16, 9, 9), (16, 28, 4, 4), {"stride": 2, "padding": 1}),
     ("conv_transpose2d", (1, 24, 9, 9), (24, 12, 3, 3), {"padding": 1}),
     ("conv2d_backward_input", (2, 24, 12, 12), (24, 32, 3, 3), {"padding": 1}),
-    ("conv2d_backward_input", (1, 9, 6, 6), (9, 17, 3, 3), {"padding": 1, "stride": 2}),
+    ("conv2d_backward_input", (1, 9, 6, 6), (9, 33, 3, 3), {"padding": 1, "stride": 2}),
     ("conv2d_backward_input", (1, 24, 10, 10), (24, 32, 3, 3), {"padding": 1, "padding_mode": "reflect"}),
 ]
 
@@ -529,7 +529,7 @@ def test_tune_writes_what_load_takes(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert choice.tuned
     assert choice.way == next(e.way for e in entries if not e.product.channels_last)
     # A second run keeps what the file has, and a third one merges another.
-    other = ["--op", "transposed", "--conv", "1x6x5x5", "--weight", "6x4x4x4", "--stride", "2", "--layout", "NCHW"]
+    other = ["--op", "transposed", "--conv", "1x6x5x5", "--weight", "6x28x4x4", "--stride", "2", "--layout", "NCHW"]
     assert main(["tune", *other, *_QUICK, "--output", str(path)]) == 0
     both = tuning.read_tune_file(path)
     assert len(both) > 2

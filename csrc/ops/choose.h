@@ -54,6 +54,7 @@ struct Problem {
   bool part;                                 // the output is: another product's input
   int64_t phases;                            // products that write between each other's pixels, this one included
   int64_t most_taps;                         // as of a DenseJob, at least those of this one
+  bool fanned;                               // output channels are phases, whose pixels lie between each other
   Algorithm algorithm;                       // what the caller asks for
 };
 
@@ -93,6 +94,8 @@ struct Choice {
 };
 
 Machine current_machine(DType dtype);
+// Whether the phases of a gradient with respect to the input, or of a transposed layer, are one product.
+bool joins_phases(const Geometry& geometry, const Machine& machine, bool channels_last, Algorithm algorithm);
 Problem describe(const DenseJob& job, int64_t item_size, bool channels_last, bool mapped, Algorithm algorithm,
                  int64_t phases = 1);
 Choice choose(const Problem& problem, const Machine& machine);

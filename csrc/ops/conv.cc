@@ -27,10 +27,10 @@ void decide_product(Run<T>* run, const Layer& l, const Machine& m, bool mapped, 
   if (run->choice.group > 1) split_groups(&run->job);
 }
 
-// The products of a forward pass with their decisions; bind() gives them their data.
+// The products of a forward pass with their decisions; bind() gives them their data. `join`: phases may be one product.
 template <class T>
-std::vector<Run<T>> forward_runs(const ConvDesc& desc, const Layer& l, const Machine& m, bool mapped,
-                                 bool has_residual) {
+std::vector<Run<T>> forward_runs(const ConvDesc& desc, const Layer& l, const Machine& m, bool mapped, bool has_residual,
+                                 bool join = true) {
   std::vector<Run<T>> runs;
   auto add = [&](const PhaseJob& p, size_t phases) {
     Run<T>& run = runs.emplace_back();
@@ -39,7 +39,9 @@ std::vector<Run<T>> forward_runs(const ConvDesc& desc, const Layer& l, const Mac
     decide_product(&run, l, m, mapped, static_cast<int64_t>(phases));
   };
   const Strides* residual = has_residual ? &l.r : nullptr;
-  if (desc.transposed) {
+  if (desc.transposed && join && !mapped && joins_phases(l.geometry, m, l.channels_last, l.algorithm)) {
+    add(joined_job(l.geometry, l.x, l.y, residual, l.w), 1);
+  } else if (desc.transposed) {
     const int64_t origin[3] = {0, 0, 0};
     const auto jobs = dgrad_jobs(l.geometry, origin, l.geometry.in, l.x, l.y, residual, l.w);
     for (const PhaseJob& p : jobs) add(p, jobs.size());
@@ -61,32 +63,148 @@ Status check_algorithm(Algorithm algorithm, const std::vector<Run<T>>& runs) {
   return Status::ok;
 }
 
+// The weights as the products read them: the layer's own, or, where phases are joined, a copy of them in `block`.
 template <class T>
-Status forward(const ConvDesc& desc, const ConvOperands& o) {
-  Layer l;
-  Status s = check_forward(desc, o, &l);
-  if (s != Status::ok) return s;
-  if (l.geometry.N == 0) return Status::ok;
-  const Machine m = current_machine(l.geometry.dtype);
+Status arrange_weights(const std::vector<Run<T>>& runs, const Layer& l, const void* w, Block* block,
+                       const void** weight) {
+  *weight = w;
+  const DenseJob& job = runs[0].job;
+  if (!job.fan.copied) return Status::ok;
+  *block = Block(job.K * job.wk * static_cast<int64_t>(sizeof(T)));
+  if (block->failed()) return Status::out_of_memory;
+  join_weights(l.geometry, l.w, static_cast<const T*>(w), job, static_cast<T*>(block->data()));
+  *weight = block->data();
+  return Status::ok;
+}
+
+// The vectors of an epilogue and their elements: the channels of an output of joined phases are all phases'.
+template <class T>
+int64_t finish_elements(const std::vector<Run<T>>& runs, const Layer& l) {
+  return 2 * l.out_channels * (1 + runs[0].job.fan.count());
+}
+template <class T>
+Finish<T> arrange_finish(const std::vector<Run<T>>& runs, const Layer& l, const Epilogue& e, T* buffer) {
+  const int64_t K = l.out_channels, phases = runs[0].job.fan.count();
+  Finish<T> f = join_epilogue<T>(e, K, buffer);
+  T* to = buffer + 2 * K;
+  for (const T** v : {&f.scale, &f.shift}) {
+    if (!*v || phases == 0) continue;
+    for (int64_t i = 0; i < phases; ++i) std::copy_n(*v, K, to + i * K);
+    *v = to, to += phases * K;
+  }
+  return f;
+}
+
+// Whether no element of a run is infinite or NaN. An exponent of ones carries into the sign.
+bool finite_run(const float* x, int64_t n) {
+  constexpr int64_t kBlock = 64;
+  uint32_t any = 0;
+  int64_t i = 0;
+  for (; i + kBlock <= n; i += kBlock) {
+    uint32_t bits[kBlock];
+    std::memcpy(bits, x + i, sizeof bits);
+    for (uint32_t b : bits) any |= (b & 0x7f800000u) + 0x00800000u;
+  }
+  for (; i < n; ++i) any |= std::isfinite(x[i]) ? 0 : 0x80000000u;
+  return !(any >> 31);
+}
+bool finite_run(const double* x, int64_t n) {
+  bool all = true;
+  for (int64_t i = 0; i < n; ++i) all = all && std::isfinite(x[i]);
+  return all;
+}
+
+template <class T>
+bool finite_image(const T* x, int64_t channels, const int64_t size[3], const Strides& s) {
+  const int64_t pixels = size[0] * size[1] * size[2];
+  for (const bool last : {false, true})
+    if (same_image(channels, size, s, dense_strides(last, channels, size))) return finite_run(x, channels * pixels);
+  for (int64_t c = 0; c < channels; ++c)
+    for (int64_t d = 0; d < size[0]; ++d)
+      for (int64_t h = 0; h < size[1]; ++h)
+        for (int64_t w = 0; w < size[2]; ++w)
+          if (!std::isfinite(x[c * s.c + d * s.s[0] + h * s.s[1] + w * s.s[2]])) return false;
+  return true;
+}
+
+// Joined phases whose weights are padded would make NaN of an infinity and a zero that is not there: images that are
+// not finite go by single phases. Calls compute(first image, images, joined).
+template <class T, class F>
+Status for_finite(const DenseJob& job, const void* input, F compute) {
+  if (!job.fan.padded) return compute(0, job.N, true);
+  std::vector<char> finite(static_cast<size_t>(job.N));
+  const double work = 0.1 * static_cast<double>(job.N * job.C * job.in[0] * job.in[1] * job.in[2]);
+  Status s = parallel_for(job.N, work, [&](int64_t n, int) {
+    finite[static_cast<size_t>(n)] = finite_image(static_cast<const T*>(input) + n * job.is.n, job.C, job.in, job.is);
+  });
+  for (int64_t n = 0, end; n < job.N && s == Status::ok; n = end) {
+    const char alike = finite[static_cast<size_t>(n)];
+    for (end = n + 1; end < job.N && finite[static_cast<size_t>(end)] == alike;) ++end;
+    s = compute(n, end - n, alike != 0);
+  }
+  return s;
+}
+
+// Image n of a tensor onwards.
+template <class T>
+void skip_images(TensorView* v, int64_t stride, int64_t n) {
+  if (!absent(*v)) v->data = static_cast<T*>(v->data) + n * stride;
+}
+
+template <class T>
+Status forward_images(const ConvDesc& desc, const ConvOperands& o, const Layer& l, std::vector<Run<T>> runs,
+                      const Machine& m) {
   const KernelTable<T>& kernels = kernel_table<T>(m.isa);
-  std::vector<Run<T>> runs = forward_runs<T>(desc, l, m, has_prologue(o.prologue), !absent(o.epilogue.residual));
+  Status s;
   if ((s = check_algorithm(desc.algorithm, runs)) != Status::ok) return s;
-  bind_runs(runs, o.x.data, o.w.data, o.y.data, o.epilogue.residual.data);
-  Workspace vectors(sizeof(T) * static_cast<size_t>(2 * (l.in_channels + l.out_channels)));
+  Block joined;
+  const void* weight;
+  if ((s = arrange_weights(runs, l, o.w.data, &joined, &weight)) != Status::ok) return s;
+  bind_runs(runs, o.x.data, weight, o.y.data, o.epilogue.residual.data);
+  const int64_t elements = finish_elements(runs, l);
+  Workspace vectors(sizeof(T) * static_cast<size_t>(2 * l.in_channels + elements));
   if (!vectors) return Status::out_of_memory;
   T* buffer = static_cast<T*>(vectors.data());
-  const Finish<T> finish = join_epilogue<T>(o.epilogue, l.out_channels, buffer);
-  const InputMap<T> map = join_prologue<T>(o.prologue, l.in_channels, buffer + 2 * l.out_channels);
+  const Finish<T> finish = arrange_finish(runs, l, o.epilogue, buffer);
+  const InputMap<T> map = join_prologue<T>(o.prologue, l.in_channels, buffer + elements);
   Block packed;
   if ((s = prepare_weights(runs, m, kernels, false, &packed)) != Status::ok) return s;
   return run_dense(runs, m, kernels, finish, map, absent(o.prologue.gate) ? 0 : o.prologue.gate.strides[0], false);
 }
 
+template <class T>
+Status forward(const ConvDesc& desc, const ConvOperands& o) {
+  Layer l;
+  const Status s = check_forward(desc, o, &l);
+  if (s != Status::ok) return s;
+  if (l.geometry.N == 0) return Status::ok;
+  const Machine m = current_machine(l.geometry.dtype);
+  const bool mapped = has_prologue(o.prologue), residual = !absent(o.epilogue.residual);
+  std::vector<Run<T>> runs = forward_runs<T>(desc, l, m, mapped, residual);
+  if (!runs[0].job.fan.padded) return forward_images(desc, o, l, std::move(runs), m);
+  return for_finite<T>(runs[0].job, o.x.data, [&](int64_t n, int64_t images, bool joined) {
+    Layer part = l;
+    ConvOperands operands = o;
+    part.geometry.N = images;
+    skip_images<T>(&operands.x, l.x.n, n), skip_images<T>(&operands.y, l.y.n, n);
+    skip_images<T>(&operands.epilogue.residual, l.r.n, n);
+    return forward_images(desc, operands, part, forward_runs<T>(desc, part, m, mapped, residual, joined), m);
+  });
+}
+
 // The products of dx over the part [origin, origin + extent) of the padded input, written with strides `out`.
 template <class T>
 std::vector<Run<T>> gradient_runs(const Layer& l, const Machine& m, const int64_t origin[3], const int64_t extent[3],
-                                  const Strides& out) {
+                                  const Strides& out, bool join = true) {
   std::vector<Run<T>> runs;
+  if (join && origin[0] == 0 && origin[1] == 0 && origin[2] == 0 && std::equal(extent, extent + 3, l.geometry.in) &&
+      joins_phases(l.geometry, m, l.channels_last, l.algorithm)) {
+    const PhaseJob p = joined_job(l.geometry, l.y, out, nullptr, l.w);
+    runs.emplace_back().job = p.job;
+    runs[0].weight_offset = p.weight_offset;
+    decide_product(&runs[0], l, m, false, 1);
+    return runs;
+  }
   const auto jobs = dgrad_jobs(l.geometry, origin, extent, l.y, out, nullptr, l.w);
   for (const PhaseJob& p : jobs) {
     Run<T>& run = runs.emplace_back();
@@ -118,19 +236,36 @@ Status drop_untouched(const Layer& l, const int64_t extent[3], T* dx, const Stri
   });
 }
 
-// Computes that part, into `dx`.
+// Computes that part, into `dx`, by these products.
 template <class T>
-Status gradient_part(const Layer& l, const Machine& m, const KernelTable<T>& kernels, const ConvOperands& o,
-                     const int64_t origin[3], const int64_t extent[3], T* dx, const Strides& out, bool accumulate) {
-  std::vector<Run<T>> runs = gradient_runs<T>(l, m, origin, extent, out);
+Status gradient_images(const Layer& l, const Machine& m, const KernelTable<T>& kernels, const ConvOperands& o,
+                       const int64_t extent[3], std::vector<Run<T>> runs, T* dx, const Strides& out, bool accumulate) {
   Status s = check_algorithm(l.algorithm, runs);
   if (s != Status::ok) return s;
   if ((s = drop_untouched(l, extent, dx, out, accumulate, &runs)) != Status::ok || runs.empty()) return s;
-  bind_runs(runs, o.y.data, o.w.data, dx, nullptr);
+  Block joined;
+  const void* weight;
+  if ((s = arrange_weights(runs, l, o.w.data, &joined, &weight)) != Status::ok) return s;
+  bind_runs(runs, o.y.data, weight, dx, nullptr);
   Block packed;
   s = prepare_weights(runs, m, kernels, false, &packed);
   if (s != Status::ok) return s;
   return run_dense(runs, m, kernels, Finish<T>{}, InputMap<T>{}, 0, accumulate);
+}
+
+template <class T>
+Status gradient_part(const Layer& l, const Machine& m, const KernelTable<T>& kernels, const ConvOperands& o,
+                     const int64_t origin[3], const int64_t extent[3], T* dx, const Strides& out, bool accumulate) {
+  std::vector<Run<T>> runs = gradient_runs<T>(l, m, origin, extent, out);
+  if (!runs[0].job.fan.padded) return gradient_images(l, m, kernels, o, extent, std::move(runs), dx, out, accumulate);
+  return for_finite<T>(runs[0].job, o.y.data, [&](int64_t n, int64_t images, bool joined) {
+    Layer part = l;
+    ConvOperands operands = o;
+    part.geometry.N = images;
+    skip_images<T>(&operands.y, l.y.n, n);
+    return gradient_images(part, m, kernels, operands, extent, gradient_runs<T>(part, m, origin, extent, out, joined),
+                           dx + n * out.n, out, accumulate);
+  });
 }
 
 // The frame of the padded input around the image, as boxes: for each axis the two slabs before and after the image,
@@ -443,6 +578,9 @@ Decision summarise(const std::vector<Run<T>>& runs, const Machine& m, const Geom
   if (c.fft.rows) d.error_bound = fft_error_bound(c.fft, sums.folded);
   if (c.winograd) d.error_bound = winograd_error_bound(c, sums.folded);
   d.passed_over = c.passed_over;
+  if (runs[0].job.fan.count())
+    d.passed_over +=
+        "\na product for each phase of the stride: they would read the input as often, and fill less of a tile";
   return d;
 }
 
@@ -564,15 +702,26 @@ class TypedPlan final : public ConvPlan {
     // With and without a residual the decision is the same: its memory order is the output's.
     runs_ = forward_runs<T>(desc, layer_, machine_, mapped_, true);
     if ((s = check_algorithm(desc.algorithm, runs_)) != Status::ok) return s;
-    bind_runs(runs_, nullptr, o.w.data, nullptr, nullptr);
-    vectors_ = Block(static_cast<int64_t>(sizeof(T)) * 2 * (layer_.in_channels + layer_.out_channels));
+    Block joined;
+    const void* weight;
+    if ((s = arrange_weights(runs_, layer_, o.w.data, &joined, &weight)) != Status::ok) return s;
+    bind_runs(runs_, nullptr, weight, nullptr, nullptr);
+    const int64_t elements = finish_elements(runs_, layer_);
+    vectors_ = Block(static_cast<int64_t>(sizeof(T)) * (2 * layer_.in_channels + elements));
     if (vectors_.failed()) return Status::out_of_memory;
     T* buffer = static_cast<T*>(vectors_.data());
-    finish_ = join_epilogue<T>(o.epilogue, layer_.out_channels, buffer);
-    map_ = join_prologue<T>(o.prologue, layer_.in_channels, buffer + 2 * layer_.out_channels);
+    finish_ = arrange_finish(runs_, layer_, o.epilogue, buffer);
+    map_ = join_prologue<T>(o.prologue, layer_.in_channels, buffer + elements);
     if ((s = prepare_weights(runs_, machine_, kernels, true, &packed_)) != Status::ok) return s;
+    if (runs_[0].job.fan.padded) {
+      single_ = forward_runs<T>(desc, layer_, machine_, mapped_, true, false);
+      bind_runs(single_, nullptr, o.w.data, nullptr, nullptr);
+      if ((s = prepare_weights(single_, machine_, kernels, true, &packed_single_)) != Status::ok) return s;
+      single_finish_ = join_epilogue<T>(o.epilogue, layer_.out_channels, buffer);
+    }
     int64_t packed = 0;
-    for (const Run<T>& run : runs_) packed += packed_size(run.job, run.choice, machine_, true);
+    for (const auto* runs : {&runs_, &single_})
+      for (const Run<T>& run : *runs) packed += packed_size(run.job, run.choice, machine_, true);
     decision = summarise(runs_, machine_, g, least_bytes(g, !absent(o.epilogue.residual), sizeof(T)), packed);
     return Status::ok;
   }
@@ -628,17 +777,22 @@ class TypedPlan final : public ConvPlan {
     const bool scattered = differ(desc_.transposed, ys);
     if (scattered && !(output = dense(desc_.transposed, &copies[2], &ys))) return Status::out_of_memory;
 
-    std::vector<Run<T>> runs = runs_;
-    for (Run<T>& r : runs) {
-      r.job.N = g.N;
-      r.job.is.n = xs.n, r.job.os.n = ys.n, r.job.rs.n = rs.n;
-      r.job.has_residual = addend != nullptr;
-    }
-    bind_runs(runs, input, nullptr, output, addend);
     InputMap<T> map = map_;
     if (!absent(gate)) map.gate = static_cast<const T*>(gate.data), map.gate_stride = gate.strides[1], map.active = 1;
-    s = run_dense(runs, machine_, kernel_table<T>(machine_.isa), finish_, map, absent(gate) ? 0 : gate.strides[0],
-                  false);
+    DenseJob batch = runs_[0].job;
+    batch.N = g.N, batch.is.n = xs.n;
+    s = for_finite<T>(batch, input, [&](int64_t n, int64_t images, bool joined) {
+      std::vector<Run<T>> runs = joined ? runs_ : single_;
+      for (Run<T>& r : runs) {
+        r.job.N = images;
+        r.job.is.n = xs.n, r.job.os.n = ys.n, r.job.rs.n = rs.n;
+        r.job.has_residual = addend != nullptr;
+      }
+      bind_runs(runs, static_cast<const T*>(input) + n * xs.n, nullptr, static_cast<T*>(output) + n * ys.n,
+                addend ? static_cast<const T*>(addend) + n * rs.n : nullptr);
+      return run_dense(runs, machine_, kernel_table<T>(machine_.isa), joined ? finish_ : single_finish_, map,
+                       absent(gate) ? 0 : gate.strides[0], false);
+    });
     if (s == Status::ok && scattered)
       s = copy_tensor(g, desc_.transposed, static_cast<const T*>(output), ys, static_cast<T*>(y.data), user);
     return s;
@@ -650,8 +804,9 @@ class TypedPlan final : public ConvPlan {
   Machine machine_{};
   bool mapped_ = false;
   std::vector<Run<T>> runs_;
-  Block packed_, vectors_;
-  Finish<T> finish_;
+  std::vector<Run<T>> single_;  // phases that runs_ joins, for images that are not finite
+  Block packed_, packed_single_, vectors_;
+  Finish<T> finish_, single_finish_;
   InputMap<T> map_{};
 };
 

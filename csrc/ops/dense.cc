@@ -21,6 +21,10 @@ DenseJob box_of(const DenseJob& job, const int64_t at[3], const int64_t size[3])
   for (int a = 0; a < 3; ++a) {
     p.out[a] = size[a];
     p.pad[a] -= at[a] * job.stride[a];
+    if (job.fan.count()) {
+      p.fan.first[a] -= at[a] * job.fan.phases[a];
+      continue;
+    }
     p.output = static_cast<T*>(p.output) + at[a] * job.os.s[a];
     if (p.has_residual) p.residual = static_cast<const T*>(p.residual) + at[a] * job.rs.s[a];
   }
@@ -161,6 +165,61 @@ bool weights_are_rows(const DenseJob& job) {
 
 // A task: one image, one group, one block of pixels, output channels [k0, k1).
 struct Task { int64_t n, g, block, k0, k1; };
+
+// The runs of pixels whose phase has an output, for the output channels [k0, k1): calls move(pixel, pixels, channel,
+// channels, phases, offset) with the first pixel and channel, as the product counts them, and where the tensor has
+// their output. Phases of a row that have the same pixels come together.
+template <class F>
+void for_fan(const DenseJob& job, const Strides& s, int64_t k0, int64_t k1, F move) {
+  const Fan& f = job.fan;
+  const int64_t K = job.K / f.count();
+  auto low = [&](int a, int64_t phase) {
+    return std::clamp<int64_t>(ceil_div(std::max<int64_t>(0, f.first[a] - phase), f.phases[a]), 0, job.out[a]);
+  };
+  auto high = [&](int a, int64_t phase) {
+    const int64_t end = f.extent[a] + f.first[a] - phase;
+    return std::clamp<int64_t>(end <= 0 ? 0 : ceil_div(end, f.phases[a]), low(a, phase), job.out[a]);
+  };
+  for (int64_t k = k0, next; k < k1; k = next) {
+    const int64_t phase = k / K, i = phase % f.phases[2];
+    const int64_t at[3] = {phase / (f.phases[1] * f.phases[2]), phase / f.phases[2] % f.phases[1], i};
+    const int64_t begin = low(2, i), end = high(2, i);
+    int64_t phases = 1;
+    next = std::min(k1, (phase + 1) * K);
+    if (k == phase * K && next == (phase + 1) * K)
+      while (i + phases < f.phases[2] && next + K <= k1 && low(2, i + phases) == begin && high(2, i + phases) == end)
+        ++phases, next += K;
+    if (begin == end) continue;
+    for (int64_t d = low(0, at[0]); d < high(0, at[0]); ++d)
+      for (int64_t h = low(1, at[1]); h < high(1, at[1]); ++h) {
+        const int64_t pixel[3] = {d, h, begin};
+        int64_t offset = (k - phase * K) * s.c;
+        for (int a = 0; a < 3; ++a) offset += (pixel[a] * f.phases[a] + at[a] - f.first[a]) * s.s[a];
+        move((d * job.out[1] + h) * job.out[2] + begin, end - begin, k, next - k, phases, offset);
+      }
+  }
+}
+
+// Moves the output of such a product between its tensor and its buffer, which begins at channel k0; a channel of the
+// buffer has pixels `pixel_step` apart, or a pixel channels: one of the steps is the pitch.
+template <class T, class Move>
+void move_fan(const DenseJob& job, const Strides& s, const Task& task, T* tensor, T* buffer, int64_t pitch,
+              bool pixel_rows, int64_t* row_offset, int64_t* column_offset, Move move) {
+  const Fan& f = job.fan;
+  const int64_t K = job.K / f.count();
+  int64_t* pixel_offset = pixel_rows ? row_offset : column_offset;
+  int64_t* channel_offset = pixel_rows ? column_offset : row_offset;
+  for (int64_t i = 0; i < job.out[2]; ++i) pixel_offset[i] = i * f.phases[2] * s.s[2];
+  for_fan(job, s, task.k0, task.k1,
+          [&](int64_t pixel, int64_t pixels, int64_t k, int64_t channels, int64_t phases, int64_t offset) {
+            for (int64_t i = 0; i < channels; ++i)
+              channel_offset[i] = phases > 1 ? i / K * s.s[2] + i % K * s.c : i * s.c;
+            if (pixel_rows)
+              move(tensor + offset, buffer + pixel * pitch + k - task.k0, pixels, channels);
+            else
+              move(tensor + offset, buffer + (k - task.k0) * pitch + pixel, channels, pixels);
+          });
+}
 
 int64_t terms_of(const Chunk& c) { return c.channels * c.taps; }
 
@@ -432,10 +491,13 @@ void run_rows(const Run<T>& run, const DenseJob& job, const Context<T>& ctx, con
 
   T* out = static_cast<T*>(job.output) + task.n * job.os.n + task.g * job.K * job.os.c;
   Moved<T>& moved = s.moved;
+  const bool fanned = job.fan.count() > 0;
   if (moved.output) {
-    pixel_offsets(job.out, job.os, [&](int64_t i, int64_t offset) { moved.row_offset[i] = offset; });
     for (int64_t i = 0; i < m; ++i) s.c[order(i)] = moved.output + i * moved.pitch - task.k0;
-    for (int64_t k = task.k0; k < task.k1; ++k) moved.column_offset[k - task.k0] = k * job.os.c;
+    if (!fanned) {
+      pixel_offsets(job.out, job.os, [&](int64_t i, int64_t offset) { moved.row_offset[i] = offset; });
+      for (int64_t k = task.k0; k < task.k1; ++k) moved.column_offset[k - task.k0] = k * job.os.c;
+    }
   } else {
     pixel_offsets(job.out, job.os, [&](int64_t i, int64_t offset) { s.c[order(i)] = out + offset; });
   }
@@ -444,11 +506,20 @@ void run_rows(const Run<T>& run, const DenseJob& job, const Context<T>& ctx, con
     if (!moved.residual) {
       pixel_offsets(job.out, job.rs, [&](int64_t i, int64_t offset) { s.r[order(i)] = residual + offset; });
     } else {
-      pixel_offsets(job.out, job.rs, [&](int64_t i, int64_t offset) { moved.residual_row[i] = offset; });
       for (int64_t i = 0; i < m; ++i) s.r[order(i)] = moved.residual + i * moved.pitch - task.k0;
-      for (int64_t k = task.k0; k < task.k1; ++k) moved.residual_column[k - task.k0] = k * job.rs.c;
-      move_in(ctx.kernels, residual, moved.residual, moved.pitch, moved.residual_row, moved.residual_column, m,
-              task.k1 - task.k0);
+      auto move = [&](T* tensor, T* buffer, int64_t rows, int64_t columns) {
+        move_in(ctx.kernels, tensor, buffer, moved.pitch, moved.residual_row, moved.residual_column, rows, columns);
+      };
+      if (fanned) {
+        // Pixels that some phases lack have no residual.
+        std::fill_n(moved.residual, m * moved.pitch, T{0});
+        move_fan(job, job.rs, task, residual, moved.residual, moved.pitch, true, moved.residual_row,
+                 moved.residual_column, move);
+      } else {
+        pixel_offsets(job.out, job.rs, [&](int64_t i, int64_t offset) { moved.residual_row[i] = offset; });
+        for (int64_t k = task.k0; k < task.k1; ++k) moved.residual_column[k - task.k0] = k * job.rs.c;
+        move(residual, moved.residual, m, task.k1 - task.k0);
+      }
     }
   }
 
@@ -529,9 +600,14 @@ void run_rows(const Run<T>& run, const DenseJob& job, const Context<T>& ctx, con
     }
     terms_before += terms;
   }
-  if (moved.output)
-    move_out(ctx.kernels, out, moved.output, moved.pitch, moved.row_offset, moved.column_offset, m, task.k1 - task.k0,
+  auto move = [&](T* tensor, T* buffer, int64_t rows, int64_t columns) {
+    move_out(ctx.kernels, tensor, buffer, moved.pitch, moved.row_offset, moved.column_offset, rows, columns,
              ctx.accumulate);
+  };
+  if (fanned)
+    move_fan(job, job.os, task, out, moved.output, moved.pitch, true, moved.row_offset, moved.column_offset, move);
+  else if (moved.output)
+    move(out, moved.output, m, task.k1 - task.k0);
 }
 
 // --- Role: pixel columns
@@ -553,28 +629,39 @@ void run_columns(const Run<T>& run, const DenseJob& job, const Context<T>& ctx, 
   const int64_t channels = choice.chunks[0].channels;
 
   T* out = static_cast<T*>(job.output) + task.n * job.os.n + task.g * job.K * job.os.c;
+  const bool fanned = job.fan.count() > 0;
   for (int64_t k = 0; k < rows; ++k) {
     if (moved.output) {
-      moved.row_offset[k] = (task.k0 + k) * job.os.c;
+      if (!fanned) moved.row_offset[k] = (task.k0 + k) * job.os.c;
       c[k] = moved.output + k * moved.pitch;
     } else {
       c[k] = out + (task.k0 + k) * job.os.c;
     }
   }
-  if (moved.output) pixel_offsets(job.out, job.os, [&](int64_t j, int64_t offset) { moved.column_offset[j] = offset; });
+  if (moved.output && !fanned)
+    pixel_offsets(job.out, job.os, [&](int64_t j, int64_t offset) { moved.column_offset[j] = offset; });
   if (job.has_residual) {
     T* residual = static_cast<T*>(const_cast<void*>(job.residual)) + task.n * job.rs.n + task.g * job.K * job.rs.c;
     for (int64_t k = 0; k < rows; ++k) {
       if (moved.residual) {
-        moved.residual_row[k] = (task.k0 + k) * job.rs.c;
+        if (!fanned) moved.residual_row[k] = (task.k0 + k) * job.rs.c;
         r[k] = moved.residual + k * moved.pitch;
       } else {
         r[k] = residual + (task.k0 + k) * job.rs.c;
       }
     }
     if (moved.residual) {
-      pixel_offsets(job.out, job.rs, [&](int64_t j, int64_t offset) { moved.residual_column[j] = offset; });
-      move_in(ctx.kernels, residual, moved.residual, moved.pitch, moved.residual_row, moved.residual_column, rows, n);
+      auto move = [&](T* tensor, T* buffer, int64_t m, int64_t columns) {
+        move_in(ctx.kernels, tensor, buffer, moved.pitch, moved.residual_row, moved.residual_column, m, columns);
+      };
+      if (fanned) {
+        std::fill_n(moved.residual, rows * moved.pitch, T{0});
+        move_fan(job, job.rs, task, residual, moved.residual, moved.pitch, false, moved.residual_row,
+                 moved.residual_column, move);
+      } else {
+        pixel_offsets(job.out, job.rs, [&](int64_t j, int64_t offset) { moved.residual_column[j] = offset; });
+        move(residual, moved.residual, rows, n);
+      }
     }
   }
 
@@ -675,9 +762,14 @@ void run_columns(const Run<T>& run, const DenseJob& job, const Context<T>& ctx, 
     }
     terms_before += terms;
   }
-  if (moved.output)
-    move_out(ctx.kernels, out, moved.output, moved.pitch, moved.row_offset, moved.column_offset, rows, n,
+  auto move = [&](T* tensor, T* buffer, int64_t m, int64_t columns) {
+    move_out(ctx.kernels, tensor, buffer, moved.pitch, moved.row_offset, moved.column_offset, m, columns,
              ctx.accumulate);
+  };
+  if (fanned)
+    move_fan(job, job.os, task, out, moved.output, moved.pitch, false, moved.row_offset, moved.column_offset, move);
+  else if (moved.output)
+    move(out, moved.output, rows, n);
 }
 
 template <class T>

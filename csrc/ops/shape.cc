@@ -258,7 +258,68 @@ std::vector<PhaseJob> dgrad_jobs(const Geometry& g, const int64_t origin[3], con
   return jobs;
 }
 
+PhaseJob joined_job(const Geometry& g, const Strides& dy, const Strides& dx, const Strides* residual,
+                    const WeightStrides& w) {
+  PhaseJob joined{};
+  DenseJob& job = joined.job;
+  job.N = g.N, job.G = g.G, job.C = g.K, job.K = g.C;
+  job.mode = PaddingMode::zeros;
+  job.is = dy, job.os = dx;
+  job.has_residual = residual != nullptr;
+  if (residual) job.rs = *residual;
+  int strided = 0;
+  for (int a = 0; a < 3; ++a) {
+    // Output h = q * stride + f - first sums over p * stride - pad + r * dilation = h. Where the stride is not 1 the
+    // dilation is, so that r = f + j * stride and p = q + low - j.
+    const int64_t s = g.stride[a], low = g.pad[a] / s, taps = (g.filter[a] + s - 1) / s;
+    const int64_t high = (g.in[a] - 1 + g.pad[a]) / s;
+    job.fan.phases[a] = s, job.fan.extent[a] = g.in[a], job.fan.first[a] = g.pad[a] % s;
+    job.in[a] = g.out[a], job.out[a] = high - low + 1, job.filter[a] = taps;
+    job.stride[a] = 1, job.dilation[a] = g.dilation[a], job.pad[a] = (taps - 1) * g.dilation[a] - low;
+    job.K *= s;
+    job.fan.padded = job.fan.padded || g.filter[a] % s != 0;
+    // Taps run backwards.
+    job.wf[a] = -s * w.f[a];
+    joined.weight_offset += (taps - 1) * s * w.f[a];
+    if (s > 1) job.wk = w.f[a], ++strided;
+  }
+  job.wc = w.k;
+  job.most_taps = job.filter[2];
+  job.fan.copied = job.fan.padded || strided > 1 || g.C > 1;
+  if (!job.fan.copied) return joined;
+  job.wf[2] = 1, job.wf[1] = job.filter[2], job.wf[0] = job.filter[1] * job.filter[2];
+  job.wc = job.taps(), job.wk = job.C * job.wc;
+  joined.weight_offset = 0;
+  return joined;
+}
+
+template <class T>
+void join_weights(const Geometry& g, const WeightStrides& from, const T* w, const DenseJob& job, T* to) {
+  const int64_t* s = job.fan.phases;
+  constexpr int64_t kNone = INT64_MIN;  // a phase lacks the tap
+  // Where a filter's taps come from and go to.
+  std::vector<int64_t> source, target;
+  for (int64_t d = 0; d < job.filter[0] * s[0]; ++d)
+    for (int64_t h = 0; h < job.filter[1] * s[1]; ++h)
+      for (int64_t i = 0; i < job.filter[2] * s[2]; ++i) {
+        const bool met = d < g.filter[0] && h < g.filter[1] && i < g.filter[2];
+        source.push_back(met ? d * from.f[0] + h * from.f[1] + i * from.f[2] : kNone);
+        const int64_t td = job.filter[0] - 1 - d / s[0], th = job.filter[1] - 1 - h / s[1];
+        const int64_t tap = (td * job.filter[1] + th) * job.filter[2] + job.filter[2] - 1 - i / s[2];
+        target.push_back(((d % s[0] * s[1] + h % s[1]) * s[2] + i % s[2]) * g.C * job.wk + tap);
+      }
+  for (int64_t c = 0; c < g.K; ++c)
+    for (int64_t k = 0; k < g.C; ++k) {
+      const T* filter = w + c * from.k + k * from.c;
+      T* out = to + k * job.wk + c * job.wc;
+      for (size_t t = 0; t < source.size(); ++t) out[target[t]] = source[t] == kNone ? T{0} : filter[source[t]];
+    }
+}
+template void join_weights<float>(const Geometry&, const WeightStrides&, const float*, const DenseJob&, float*);
+template void join_weights<double>(const Geometry&, const WeightStrides&, const double*, const DenseJob&, double*);
+
 void merge_axes(DenseJob* job) {
+  if (job->fan.count()) return;
   auto plain = [job](int a) {
     return job->filter[a] == 1 && job->stride[a] == 1 && job->pad[a] == 0 && job->in[a] == job->out[a];
   };

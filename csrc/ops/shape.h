@@ -22,6 +22,15 @@ struct Geometry {
   double macs() const { return static_cast<double>(N) * G * C * K * taps() * out[0] * out[1] * out[2]; }
 };
 
+// The phases of a stride as output channels of one product: channel f * K + k of pixel q is output k at q * phases + f
+// - first, along each axis, where that is in [0, extent).
+struct Fan {
+  int64_t phases[3], first[3], extent[3];
+  bool copied;  // the weights are what join_weights() makes of the layer's
+  bool padded;  // some of them are zeros that stand for taps that a phase lacks
+  int64_t count() const { return phases[0] * phases[1] * phases[2]; }  // 0: none
+};
+
 // One dense product, whatever pass it came from: out(k, o) = sum over c, f of w(k, c, f) * in(c, o * stride - pad + f *
 // dilation). pad may be negative (cropping); filter may be empty along an axis (the sum is then zero).
 struct DenseJob {
@@ -39,6 +48,7 @@ struct DenseJob {
   int64_t wg, wk, wc, wf[3];  // strides of group, output channel, input channel, tap
   bool phase;                 // one of several products whose weights lie between each other's
   int64_t most_taps;          // along the columns, of any of them; more than 3 where there is more than one plane
+  Fan fan;  // K counts its phases, `output` and `residual` are those of pixel 0, and strides of theirs
   int64_t taps() const { return filter[0] * filter[1] * filter[2]; }
   int64_t pixels() const { return out[0] * out[1] * out[2]; }
 };
@@ -76,6 +86,12 @@ struct PhaseJob {
 };
 std::vector<PhaseJob> dgrad_jobs(const Geometry& geometry, const int64_t origin[3], const int64_t extent[3],
                                  const Strides& dy, const Strides& dx, const Strides* residual, const WeightStrides& w);
+
+// All phases of the gradient of the whole input as one product, of one group; its weights, K * C * taps elements.
+PhaseJob joined_job(const Geometry& geometry, const Strides& dy, const Strides& dx, const Strides* residual,
+                    const WeightStrides& w);
+template <class T>
+void join_weights(const Geometry& geometry, const WeightStrides& from, const T* w, const DenseJob& job, T* to);
 
 // Joins axes that are one axis in memory on every side (a 1x1 convolution runs over one row of pixels).
 void merge_axes(DenseJob* job);

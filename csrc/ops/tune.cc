@@ -95,6 +95,8 @@ Status conv_products(const ConvDesc& desc, Pass pass, const ConvOperands& o, std
   const Strides& from = forward ? l.x : l.y;
   const Strides& to = forward ? l.y : l.x;
   if (desc.transposed == forward) {
+    // Joined phases have two ways at most, between which the model chooses well enough.
+    if (!mapped && joins_phases(g, m, l.channels_last, l.algorithm)) return Status::ok;
     const int64_t origin[3] = {0, 0, 0};
     const auto jobs = dgrad_jobs(g, origin, g.in, from, to, nullptr, l.w);
     for (const PhaseJob& p : jobs) add(l, p.job, static_cast<int64_t>(jobs.size()), mapped, m, out);

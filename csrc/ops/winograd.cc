@@ -396,8 +396,8 @@ int64_t scratch_bytes(const Run<T>& run, const Machine& machine, const Form& for
 
 bool suits_winograd(const Problem& p) {
   return p.filter[0] == 1 && p.filter[1] == 3 && p.filter[2] == 3 && p.out[0] == 1 && p.phases == 1 && !p.produced &&
-         !p.part && p.stride[0] * p.stride[1] * p.stride[2] == 1 && p.dilation[1] == 1 && p.dilation[2] == 1 &&
-         p.C > 0 && p.K > 0 && p.out[1] * p.out[2] > 0;
+         !p.part && !p.fanned && p.stride[0] * p.stride[1] * p.stride[2] == 1 && p.dilation[1] == 1 &&
+         p.dilation[2] == 1 && p.C > 0 && p.K > 0 && p.out[1] * p.out[2] > 0;
 }
 
 bool points_late(const DenseJob& job, const Choice& choice) {
