@@ -13,19 +13,51 @@ and modules, arguments and weights PyTorch's names; the strides of x choose the 
 for the same seeds, with any number of threads.
 """
 
-from . import activation, container, conv, dropout, init, linear, module, norm, pool, reshape, squeeze
+from . import (
+    activation,
+    container,
+    conv,
+    dropout,
+    init,
+    linear,
+    loss,
+    module,
+    norm,
+    optim,
+    pool,
+    reshape,
+    schedule,
+    squeeze,
+)
 from .activation import *  # noqa: F403
 from .container import *  # noqa: F403
 from .conv import *  # noqa: F403
 from .dropout import *  # noqa: F403
 from .init import default_generator, manual_seed
 from .linear import *  # noqa: F403
+from .loss import *  # noqa: F403
 from .module import *  # noqa: F403
 from .norm import *  # noqa: F403
+from .optim import *  # noqa: F403
 from .pool import *  # noqa: F403
 from .reshape import *  # noqa: F403
+from .schedule import *  # noqa: F403
 from .squeeze import *  # noqa: F403
 
 __all__ = ["default_generator", "init", "manual_seed"]
-for _room in (activation, container, conv, dropout, linear, module, norm, pool, reshape, squeeze):
+for _room in (
+    activation,
+    container,
+    conv,
+    dropout,
+    linear,
+    loss,
+    module,
+    norm,
+    optim,
+    pool,
+    reshape,
+    schedule,
+    squeeze,
+):
     __all__ += _room.__all__

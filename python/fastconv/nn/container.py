@@ -248,7 +248,8 @@ class Concat(Module):
     def backward(self, dy: Array, *, input_grad: bool = True) -> Array | None:
         """See `Module.backward`."""
         record, marks, ends = self.pop_saved()
-        parts = np.split(dy, ends, axis=self.axis)
+        # Copied once here, where functions of elements and norms would copy each, and to C order.
+        parts = [part.copy(order="K") for part in np.split(dy, ends, axis=self.axis)]
         dx: Array | None = None
         branches = self.branches
         for i in range(len(branches) - 1, -1, -1):

@@ -61,6 +61,16 @@ def as_array(value: object, name: str) -> Array:
     return array
 
 
+def memory_order(x: Array) -> tuple[int, ...]:
+    """The axes of x from the outermost in memory to the innermost."""
+    return tuple(sorted(range(x.ndim), key=lambda axis: -abs(x.strides[axis])))
+
+
+def empty_in_order(shape: Sequence[int], order: Sequence[int], dtype: np.dtype[Any]) -> Array:
+    """An array whose axes lie in memory in that order."""
+    return np.empty([shape[axis] for axis in order], dtype).transpose(np.argsort(order))
+
+
 # ------------------------------------------------------------------------------------------------------- recording
 
 

@@ -13,7 +13,7 @@ from .._args import Array, Ints, Padding
 from .._args import pool as _pool
 from .._args.pool import CeilMode, OutputSize
 from .conv import _padding, _tuple
-from .module import Module
+from .module import Module, empty_in_order, memory_order
 
 __all__ = [
     "AdaptiveAvgPool1d",
@@ -63,16 +63,20 @@ class _Pool(Module):
             ValueError, TypeError: as the function of `fastconv.functional`.
         """
         y: Array = getattr(functional, f"{self._name}{self._rank}d")(x, *self._arguments(), **self._options())
-        self.save_for_backward(x if self._reads_x else x.shape)
+        self.save_for_backward((x if self._reads_x else x.shape, None if x.flags.c_contiguous else memory_order(x)))
         return y
 
     def backward(self, dy: Array, *, input_grad: bool = True) -> Array | None:
         """See `Module.backward`."""
-        saved = self.pop_saved()
+        saved, order = self.pop_saved()
         if not input_grad:
             return None
+        options = self._options()
+        if order is not None and dy.flags.c_contiguous:
+            # A dy of one pixel reads as any order: the layers below want x's.
+            options["out"] = empty_in_order(saved.shape if self._reads_x else saved, order, dy.dtype)
         function = getattr(functional, f"{self._name}{self._rank}d_backward")
-        dx: Array = function(dy, saved, *self._backward_arguments(), **self._options())
+        dx: Array = function(dy, saved, *self._backward_arguments(), **options)
         return dx
 
     def extra_repr(self) -> str:

@@ -11,19 +11,9 @@ import numpy as np
 
 from .. import _args
 from .._args import Array
-from .module import Module
+from .module import Module, empty_in_order, memory_order
 
 __all__ = ["Flatten", "Upsample"]
-
-
-def memory_order(x: Array) -> tuple[int, ...]:
-    """The axes of x from the outermost in memory to the innermost."""
-    return tuple(sorted(range(x.ndim), key=lambda axis: -abs(x.strides[axis])))
-
-
-def empty_in_order(shape: Sequence[int], order: Sequence[int], dtype: np.dtype[Any]) -> Array:
-    """An array whose axes lie in memory in that order."""
-    return np.empty([shape[axis] for axis in order], dtype).transpose(np.argsort(order))
 
 
 class Flatten(Module):
@@ -94,21 +84,20 @@ def _along(share: Array, axis: int, ndim: int, dtype: np.dtype[Any]) -> Array:
     return share.astype(dtype).reshape([-1 if a == axis else 1 for a in range(ndim)])
 
 
-def _gather(x: Array, axis: int, index: Array) -> Array:
-    """Elements along an axis, in x's order in memory."""
+def _gather(x: Array, axis: int, index: Array, order: Sequence[int]) -> Array:
+    """Elements along an axis, in that order of axes in memory."""
     shape = list(x.shape)
     shape[axis] = len(index)
-    out = empty_in_order(shape, memory_order(x), x.dtype)
-    # Not np.take(..., out=): it copies through a buffer where out is not C-contiguous.
+    out = empty_in_order(shape, order, x.dtype)
     out[...] = x[(slice(None),) * axis + (index,)]
     return out
 
 
-def _scatter(dy: Array, axis: int, index: Array, size: int) -> Array:
+def _scatter(dy: Array, axis: int, index: Array, size: int, order: Sequence[int]) -> Array:
     """The adjoint of `_gather`: sums over runs of an index that does not fall."""
     shape = list(dy.shape)
     shape[axis] = size
-    dx = empty_in_order(shape, memory_order(dy), dy.dtype)
+    dx = empty_in_order(shape, order, dy.dtype)
     dx[...] = 0
     present, starts = np.unique(index, return_index=True)
     sums = np.add.reduceat(dy, starts, axis=axis)
@@ -184,17 +173,17 @@ class Upsample(Module):
         """
         if not isinstance(x, np.ndarray) or x.dtype not in (np.float32, np.float64):
             raise TypeError(f"x (of type {type(x).__name__}) must be a numpy.ndarray of float32 or float64")
-        axes = self._target(x)
-        self.save_for_backward(axes)
+        axes, order = self._target(x), memory_order(x)
+        self.save_for_backward((axes, order))
         for axis, size, out, step in axes:
             if self.mode == "nearest":
-                x = _gather(x, axis, _nearest(size, out, step))
+                x = _gather(x, axis, _nearest(size, out, step), order)
                 continue
             low, high, share = _weights(size, out, step, self.align_corners)
             second = _along(share, axis, x.ndim, x.dtype)
-            y = _gather(x, axis, low)
+            y = _gather(x, axis, low, order)
             y *= 1 - second
-            z = _gather(x, axis, high)
+            z = _gather(x, axis, high, order)
             z *= second
             y += z
             x = y
@@ -202,17 +191,17 @@ class Upsample(Module):
 
     def backward(self, dy: Array, *, input_grad: bool = True) -> Array | None:
         """See `Module.backward`."""
-        axes = self.pop_saved()
+        axes, order = self.pop_saved()
         if not input_grad:
             return None
         for axis, size, out, step in reversed(axes):
             if self.mode == "nearest":
-                dy = _scatter(dy, axis, _nearest(size, out, step), size)
+                dy = _scatter(dy, axis, _nearest(size, out, step), size, order)
                 continue
             low, high, share = _weights(size, out, step, self.align_corners)
             second = _along(share, axis, dy.ndim, dy.dtype)
-            dx = _scatter(dy * (1 - second), axis, low, size)
-            dx += _scatter(dy * second, axis, high, size)
+            dx = _scatter(dy * (1 - second), axis, low, size, order)
+            dx += _scatter(dy * second, axis, high, size, order)
             dy = dx
         return dy
 
