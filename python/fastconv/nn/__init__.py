@@ -28,6 +28,7 @@ from . import (
     reshape,
     schedule,
     squeeze,
+    weights,
 )
 from .activation import *  # noqa: F403
 from .container import *  # noqa: F403
@@ -43,6 +44,7 @@ from .pool import *  # noqa: F403
 from .reshape import *  # noqa: F403
 from .schedule import *  # noqa: F403
 from .squeeze import *  # noqa: F403
+from .weights import *  # noqa: F403
 
 __all__ = ["default_generator", "init", "manual_seed"]
 for _room in (
@@ -59,5 +61,6 @@ for _room in (
     reshape,
     schedule,
     squeeze,
+    weights,
 ):
     __all__ += _room.__all__

@@ -37,8 +37,8 @@ def float_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:
     try:
         value = np.dtype(dtype)
     except TypeError:
-        value = None
-    if value not in DTYPES:
+        value = np.dtype(object)
+    if dtype is None or value not in DTYPES:  # NumPy takes None for float64
         raise TypeError(f"dtype (={dtype!r}) must be float32 or float64")
     return value
 

@@ -200,7 +200,7 @@ class SGD(Optimizer):
             raise ValueError(f"nesterov (=True) needs {both}")
 
     def _update(self, p: Parameter, gradient: Array, group: Mapping[str, Any], state: dict[str, Any]) -> None:
-        values, momentum = p._writable(), group["momentum"]
+        values, lr, momentum = p._writable(), float(group["lr"]), float(group["momentum"])
         if group["weight_decay"]:
             gradient = gradient + group["weight_decay"] * values
         if momentum:
@@ -211,7 +211,7 @@ class SGD(Optimizer):
                 buffer *= momentum
                 buffer += (1 - group["dampening"]) * gradient
             gradient = gradient + momentum * buffer if group["nesterov"] else buffer
-        values -= group["lr"] * gradient
+        values -= lr * gradient
 
 
 class Adam(Optimizer):
@@ -249,7 +249,7 @@ class Adam(Optimizer):
             _check("betas", beta, 0.0, 1.0)
 
     def _update(self, p: Parameter, gradient: Array, group: Mapping[str, Any], state: dict[str, Any]) -> None:
-        values, lr, (b1, b2) = p._writable(), group["lr"], group["betas"]
+        values, lr, (b1, b2) = p._writable(), float(group["lr"]), group["betas"]
         if group["weight_decay"]:
             if self._decoupled:
                 values *= 1 - lr * group["weight_decay"]
@@ -263,7 +263,7 @@ class Adam(Optimizer):
         mean += (1 - b1) * gradient
         square *= b2
         square += (1 - b2) * (gradient * gradient)
-        below = np.sqrt(square)
+        below = np.sqrt(square, out=np.empty_like(square))
         below /= math.sqrt(1 - b2 ** state["step"])
         below += group["eps"]
         np.divide(mean, below, out=below)
