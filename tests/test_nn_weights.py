@@ -155,7 +155,7 @@ def test_entries_that_overlap_are_refused(tmp_path):
     tail = bytearray(data[end:])
     struct.pack_into("<HHII", tail, 8, 8, 8, len(copies), at)
     path.write_bytes(data[:at] + copies + bytes(tail))
-    with pytest.raises(ValueError, match=r"evil.npz: .*(longer than|cut off or damaged)"):
+    with pytest.raises(ValueError, match=r"evil.npz: its entries are longer than the file"):
         nn.load(path)
 
 
