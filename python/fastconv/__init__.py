@@ -2,7 +2,11 @@
 
 `fastconv.functional` holds the functions, forward and backward; `fastconv.plan` prepares a layer once,
 `fastconv.explain` says how a call is computed, and `fastconv.reference` computes the same in plain NumPy.
+`fastconv.nn` has layers and networks, and what trains them.
 """
+
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from . import _core
 
@@ -35,6 +39,9 @@ from .runtime import (
 )
 from .tuning import TuneFileError, clear_tune_file, load_tune_file
 
+if TYPE_CHECKING:
+    from . import nn
+
 tuning._load_named()
 
 __version__: str = _core.build_info()["version"]
@@ -57,6 +64,7 @@ __all__ = [
     "get_num_threads",
     "isa",
     "load_tune_file",
+    "nn",
     "num_threads",
     "plan",
     "set_cache_limit",
@@ -67,3 +75,12 @@ __all__ = [
     "workspace_info",
 ]
 __all__ += functional.__all__
+
+
+def __getattr__(name: str) -> ModuleType:
+    # Who calls functions alone does not wait for the import of layers.
+    if name == "nn":
+        import importlib
+
+        return importlib.import_module(".nn", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
