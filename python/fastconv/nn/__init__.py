@@ -18,6 +18,7 @@ from . import (
     container,
     conv,
     dropout,
+    fusion,
     init,
     linear,
     loss,
@@ -34,6 +35,7 @@ from .activation import *  # noqa: F403
 from .container import *  # noqa: F403
 from .conv import *  # noqa: F403
 from .dropout import *  # noqa: F403
+from .fusion import *  # noqa: F403
 from .init import default_generator, manual_seed
 from .linear import *  # noqa: F403
 from .loss import *  # noqa: F403
@@ -52,6 +54,7 @@ for _room in (
     container,
     conv,
     dropout,
+    fusion,
     linear,
     loss,
     module,

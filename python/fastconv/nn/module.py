@@ -80,6 +80,8 @@ class _State(threading.local):
     def __init__(self) -> None:
         self.active: bool | None = None
         self.asked: bool | None = None
+        # What takes the place of every call while a module is lowered to a graph.
+        self.tracer: Callable[..., Any] | None = None
         # The modules in the order in which they saved, for a container that skips some of them on the way back.
         self.journal: list[Module] = []
 
@@ -339,6 +341,8 @@ class Module:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run `forward`. The outermost call decides whether it is recorded: the module's text says how."""
+        if _state.tracer is not None:
+            return _state.tracer(self, *args, **kwargs)
         if _state.active is not None:
             return self.forward(*args, **kwargs)
         record = self.training if _state.asked is None else _state.asked
@@ -638,6 +642,17 @@ class Module:
 
 
 # ------------------------------------------------------------------------------------- for the modules of this package
+
+
+@contextmanager
+def tracing(tracer: Callable[..., Any]) -> Iterator[None]:
+    """Calls of this thread's modules go to tracer(module, *args, **kwargs) inside the block."""
+    before = _state.tracer
+    _state.tracer = tracer
+    try:
+        yield
+    finally:
+        _state.tracer = before
 
 
 def journal_mark() -> int:

@@ -1,0 +1,662 @@
+"""Networks as graphs, for inference: fusion, memory order, plans, a plan of the buffers.
+
+A `Graph` is a list of nodes in an order in which they can run. `nn.fuse` makes one of a module; other front ends lower
+to the same nodes. `Network` fuses it, and for each shape of input that it meets prepares all layers and lays their
+results out in one block of memory, in which a buffer serves again as soon as nobody reads it any more.
+
+What is fused, in this order:
+
+- a batch norm, and then an activation, into the epilogue of the convolution or dense layer before it;
+- a sum, and an activation after it, into the epilogue of the later of its two sides;
+- a norm with its activation, and a gate, into the prologue of the convolution after it;
+- a depthwise and a pointwise layer into one pass; an expansion before them, and squeeze-excite between them, too;
+- results that are joined are written where they are joined.
+
+A value that is read twice is not fused away. Images lie channels-last in memory (their axes stay N, C, H, W), since
+most kernels are faster there; what a user hands in or gets back has the order of their input.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from . import functional
+from ._args import Array
+from .plan import plan
+
+Activation = Any  # as of an epilogue: None, a name, or a tuple of a name and parameters
+
+
+class Unsupported(Exception):
+    """What a front end meets that no node stands for."""
+
+
+@dataclass(eq=False, slots=True)
+class Value:
+    """A result of a node, or the graph's input."""
+
+    graph: Graph = field(repr=False)
+    name: str
+
+    def __add__(self, other: object) -> Value:
+        return self.graph.add("add", self, self.graph.value(other, "+"))
+
+    __radd__ = __add__
+
+    def __mul__(self, other: object) -> Value:
+        return self.graph.add("multiply", self, self.graph.value(other, "*"))
+
+    __rmul__ = __mul__
+
+    def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Value:
+        if function is np.concatenate and set(kwargs) <= {"axis"}:
+            axis = kwargs.get("axis", args[1] if len(args) > 1 else 0)
+            return self.graph.add("concat", *(self.graph.value(v, "concatenate") for v in args[0]), axis=axis)
+        raise Unsupported(f"numpy.{function.__name__}")
+
+    def __array_ufunc__(self, function: Any, method: str, *args: Any, **kwargs: Any) -> Value:
+        ops = {np.add: "add", np.multiply: "multiply"}
+        if method == "__call__" and function in ops and not kwargs:
+            return self.graph.add(ops[function], *(self.graph.value(v, function.__name__) for v in args))
+        raise Unsupported(f"numpy.{function.__name__}")
+
+    def __getattr__(self, name: str) -> Any:
+        raise Unsupported(f"the attribute {name} of an array")
+
+
+@dataclass(eq=False, slots=True)
+class Node:
+    """An operation. `attributes` holds arrays and options, the entries of inputs are named by `roles`."""
+
+    op: str
+    inputs: list[Value]
+    output: Value
+    attributes: dict[str, Any]
+    roles: list[str]
+
+    def input(self, role: str) -> Value | None:
+        """The input of that role, or None."""
+        return self.inputs[self.roles.index(role)] if role in self.roles else None
+
+    def set_input(self, role: str, value: Value) -> None:
+        """Give or change the input of a role."""
+        if role in self.roles:
+            self.inputs[self.roles.index(role)] = value
+        else:
+            self.inputs.append(value)
+            self.roles.append(role)
+
+    def get(self, name: str) -> Any:
+        """An attribute, or None."""
+        return self.attributes.get(name)
+
+
+class Graph:
+    """Nodes in an order in which they can run, from one input to one output.
+
+    The nodes, by op, with their attributes; x is (N, C, ...):
+
+    - conv: rank, transposed, weight, bias, options (stride, padding, dilation, groups, ...); after fusion also scale,
+      shift, activation and the inputs residual and input_gate, input_scale, input_shift, input_activation
+    - linear: weight, bias, scale, shift, activation
+    - affine: scale, shift (of the channels)
+    - activation: activation
+    - add, multiply (of what NumPy broadcasts); add: activation
+    - pool: function (a name in functional), arguments, options
+    - concat: axis; flatten: begin
+    - call: function (of arrays), what (for people)
+    - after fusion: separable and inverted, whose attributes are the arguments of their functions
+    """
+
+    def __init__(self) -> None:
+        self.nodes: list[Node] = []
+        self.input = Value(self, "x")
+        self.output = self.input
+        self._count = 0
+
+    def value(self, v: object, what: str) -> Value:
+        """V, if it is a value of this graph."""
+        if isinstance(v, Value) and v.graph is self:
+            return v
+        raise Unsupported(f"{what} with {type(v).__name__}")
+
+    def add(self, op: str, *inputs: Value, roles: Sequence[str] | None = None, **attributes: Any) -> Value:
+        """Append a node and return its result."""
+        self._count += 1
+        output = Value(self, f"v{self._count}")
+        names = list(roles) if roles is not None else ["x", *(f"x{i}" for i in range(1, len(inputs)))]
+        self.nodes.append(Node(op, list(inputs), output, attributes, names))
+        return output
+
+    # -- fusion
+
+    def _uses(self) -> dict[Value, int]:
+        uses: dict[Value, int] = {self.output: 1}
+        for node in self.nodes:
+            for v in node.inputs:
+                uses[v] = uses.get(v, 0) + 1
+        return uses
+
+    def _makers(self) -> dict[Value, Node]:
+        return {node.output: node for node in self.nodes}
+
+    def _drop(self, node: Node, by: Value) -> None:
+        """Take a node out whose result is that of another one."""
+        self.nodes.remove(node)
+        for other in self.nodes:
+            other.inputs = [by if v is node.output else v for v in other.inputs]
+        if self.output is node.output:
+            self.output = by
+
+    def fuse(self) -> None:
+        """Fuse what can be: see the module's text."""
+        rules = (_fuse_epilogue, _fuse_sum, _fuse_prologue, _fuse_layers)
+        for rule in rules:
+            changed = True
+            while changed:
+                uses, makers = self._uses(), self._makers()
+                changed = any(rule(self, node, uses, makers) for node in list(self.nodes))
+
+
+def _single(v: Value | None, uses: dict[Value, int], makers: dict[Value, Node], *ops: str) -> Node | None:
+    """The node that makes v, if it is one of these and nobody else reads v."""
+    if v is None or uses.get(v) != 1:
+        return None
+    node = makers.get(v)
+    return node if node is not None and node.op in ops else None
+
+
+def _fuse_epilogue(graph: Graph, node: Node, uses: dict[Value, int], makers: dict[Value, Node]) -> bool:
+    """A norm or an activation into what makes its input."""
+    if node.op not in ("affine", "activation"):
+        return False
+    before = _single(node.inputs[0], uses, makers, "conv", "linear", "add", "affine")
+    if before is None or before.get("activation") is not None:
+        return False
+    if node.op == "activation":
+        if before.op == "affine":
+            return False
+        before.attributes["activation"] = node.get("activation")
+    else:
+        scale, shift = node.get("scale"), node.get("shift")
+        if before.op not in ("conv", "linear") or before.get("scale") is not None:
+            return False
+        before.attributes |= {"scale": scale, "shift": shift}
+    graph._drop(node, before.output)
+    return True
+
+
+def _fuse_sum(graph: Graph, node: Node, uses: dict[Value, int], makers: dict[Value, Node]) -> bool:
+    """A sum into the later of the convolutions that make its sides."""
+    if node.op != "add":
+        return False
+    sides = []
+    for i, v in enumerate(node.inputs):
+        before = _single(v, uses, makers, "conv")
+        if before is not None and before.get("activation") is None and before.input("residual") is None:
+            sides.append((graph.nodes.index(before), i, before))
+    if not sides:
+        return False
+    _, i, last = max(sides, key=lambda side: side[:2])
+    last.set_input("residual", node.inputs[1 - i])
+    last.attributes["activation"] = node.get("activation")
+    # Where the sum was, both sides are there.
+    graph.nodes.remove(last)
+    graph.nodes.insert(graph.nodes.index(node), last)
+    graph._drop(node, last.output)
+    return True
+
+
+def _depthwise(node: Node) -> bool:
+    weight, groups = node.get("weight"), node.get("options").get("groups", 1)
+    return bool(node.op == "conv" and groups > 1 and weight.shape[1] == 1 and weight.shape[0] == groups)
+
+
+def _pointwise(node: Node) -> bool:
+    o = node.get("options")
+    plain = all(o.get(name, 1) in (1, (1, 1)) for name in ("stride", "dilation", "groups"))
+    padding = o.get("padding", 0)
+    none = padding in (0, "valid") or (isinstance(padding, tuple) and all(p in (0, (0, 0)) for p in padding))
+    return bool(node.op == "conv" and not node.get("transposed") and node.get("weight").shape[2:] == (1, 1)) and (
+        plain and none
+    )
+
+
+def _fuse_prologue(graph: Graph, node: Node, uses: dict[Value, int], makers: dict[Value, Node]) -> bool:
+    """A norm with its activation, or a gate, into the convolution that reads it; depthwise layers take none."""
+    if node.op != "conv" or _depthwise(node) or any(name.startswith("input_") for name in node.attributes):
+        return False
+    if node.input("input_gate") is not None:
+        return False
+    before = _single(node.inputs[0], uses, makers, "activation", "affine", "gate")
+    if before is None:
+        return False
+    if before.op == "gate":
+        node.set_input("input_gate", before.inputs[1])
+        graph._drop(before, before.inputs[0])
+        return True
+    if not _pointwise(node):
+        # A filter of several taps would compute them for each.
+        return False
+    activation = None
+    if before.op == "activation":
+        norm = _single(before.inputs[0], uses, makers, "affine")
+        if norm is None:
+            return False
+        activation, before_norm = before.get("activation"), norm
+        graph._drop(before, norm.output)
+    else:
+        before_norm = before
+    node.attributes |= {
+        "input_scale": before_norm.get("scale"),
+        "input_shift": before_norm.get("shift"),
+        "input_activation": activation,
+    }
+    graph._drop(before_norm, before_norm.inputs[0])
+    return True
+
+
+def _plain_input(node: Node) -> bool:
+    return node.input("input_gate") is None and not any(name.startswith("input_") for name in node.attributes)
+
+
+def _half(node: Node, prefix: str) -> dict[str, Any]:
+    """Bias, scale, shift and activation under the names of the layer of a fused block."""
+    return {f"{prefix}{name}": node.get(name) for name in ("bias", "scale", "shift", "activation")}
+
+
+def _squeeze(
+    gate: Value, u: Value, uses: dict[Value, int], makers: dict[Value, Node]
+) -> tuple[list[Node], dict[str, Any]] | None:
+    """The nodes of a squeeze-excite of u, and its arguments."""
+    widen = _single(gate, uses, makers, "conv")
+    reduce = _single(widen.inputs[0], uses, makers, "conv") if widen else None
+    pool = _single(reduce.inputs[0], uses, makers, "pool") if reduce else None
+    if widen is None or reduce is None or pool is None or pool.inputs[0] is not u:
+        return None
+    if pool.get("function") != "global_avg_pool2d" or not (_pointwise(widen) and _pointwise(reduce)):
+        return None
+    if any(n.get("scale") is not None or len(n.inputs) > 1 or n.get("input_scale") is not None for n in (widen, reduce)):
+        return None
+    return [pool, reduce, widen], {
+        "se_reduce_weight": reduce.get("weight"),
+        "se_reduce_bias": reduce.get("bias"),
+        "se_expand_weight": widen.get("weight"),
+        "se_expand_bias": widen.get("bias"),
+        "se_activation": reduce.get("activation"),
+        "se_gate": widen.get("activation"),
+    }
+
+
+def _fuse_layers(graph: Graph, node: Node, uses: dict[Value, int], makers: dict[Value, Node]) -> bool:
+    """A pointwise layer with the depthwise one before it, the expansion before that and squeeze-excite between."""
+    if node.op != "conv" or not _pointwise(node) or node.get("input_scale") is not None:
+        return False
+    u, gate = node.inputs[0], node.input("input_gate")
+    if gate is None:
+        depthwise = _single(u, uses, makers, "conv")
+    else:
+        depthwise = makers.get(u) if uses.get(u) == 2 else None
+    if depthwise is None or not _depthwise(depthwise) or depthwise.get("rank") != 2 or depthwise.get("transposed"):
+        return False
+    if depthwise.input("residual") is not None or not _plain_input(depthwise):
+        return False
+    squeeze = ([], {}) if gate is None else _squeeze(gate, u, uses, makers)
+    if squeeze is None:
+        return False
+    between, arguments = squeeze
+    expand = _single(depthwise.inputs[0], uses, makers, "conv")
+    if expand is not None and not (_pointwise(expand) and expand.input("residual") is None and _plain_input(expand)):
+        expand = None
+    options = {k: v for k, v in depthwise.get("options").items() if k != "groups"}
+    residual = node.input("residual")
+    x = depthwise.inputs[0] if expand is None else expand.inputs[0]
+    own = {name: node.get(name) for name in ("bias", "scale", "shift", "activation")}
+    if expand is None and gate is None:
+        node.op = "separable"
+        weights = {"depthwise_weight": depthwise.get("weight"), "pointwise_weight": node.get("weight")}
+        node.attributes = weights | _half(depthwise, "depthwise_") | own | options
+    else:
+        node.op = "inverted"
+        weights = {
+            "expand_weight": None if expand is None else expand.get("weight"),
+            "depthwise_weight": depthwise.get("weight"),
+            "project_weight": node.get("weight"),
+        }
+        first = {} if expand is None else _half(expand, "expand_")
+        node.attributes = weights | first | _half(depthwise, "depthwise_") | own | options | arguments
+    node.inputs, node.roles = [x], ["x"]
+    if residual is not None:
+        node.set_input("residual", residual)
+    gone = [depthwise, *between, *([expand] if expand is not None else [])]
+    graph.nodes = [n for n in graph.nodes if n not in gone]
+    return True
+
+
+# ------------------------------------------------------------------------------------------------------ preparation
+
+# What runs a node: f(out, *inputs) -> the result, in out where that is given.
+Runner = Callable[..., Array]
+
+
+def _prepare_conv(node: Node, x: Array, *more: Array) -> Runner:
+    a = node.attributes
+    op = f"conv_transpose{a['rank']}d" if a.get("transposed") else f"conv{a['rank']}d"
+    names = ("scale", "shift", "activation", "input_scale", "input_shift", "input_activation")
+    given = {name: a[name] for name in names if a.get(name) is not None}
+    gated = node.input("input_gate") is not None
+    run = plan(op, x, a["weight"], a.get("bias"), **a["options"], **given, **({"input_gate": True} if gated else {}))
+    places = [node.roles.index(role) if role in node.roles else None for role in ("residual", "input_gate")]
+    if places == [None, None]:
+        return lambda out, x: run(x, out=out)
+
+    def call(out: Array | None, *inputs: Array) -> Array:
+        residual, gate = (None if i is None else inputs[i] for i in places)
+        return run(inputs[0], residual, None if gate is None else gate.reshape(gate.shape[:2]), out)
+
+    return call
+
+
+def _prepare_linear(node: Node, x: Array) -> Runner:
+    a = node.attributes
+    given = {name: a[name] for name in ("scale", "shift", "activation") if a.get(name) is not None}
+    run = plan("linear", x, a["weight"], a.get("bias"), **given)
+    return lambda out, x: run(x, out=out)
+
+
+def _prepare_layers(node: Node, x: Array, residual: Array | None = None) -> Runner:
+    a = dict(node.attributes)
+    if node.op == "separable":
+        weights = [a.pop("depthwise_weight"), a.pop("pointwise_weight"), a.pop("bias")]
+        run = plan("separable_conv2d", x, *weights, **a)
+    else:
+        weights = [a.pop("expand_weight"), a.pop("depthwise_weight"), a.pop("project_weight"), a.pop("bias")]
+        run = plan("inverted_residual", x, *weights, **a)
+    return lambda out, x, residual=None: run(x, residual, out=out)
+
+
+def _prepare_affine(node: Node, x: Array) -> Runner:
+    scale, shift, act = node.get("scale"), node.get("shift"), node.get("activation")
+    zero, one = np.zeros_like(scale), np.ones_like(scale)
+    return lambda out, x: functional.batch_norm(x, zero, one, scale, shift, eps=0.0, activation=act, out=out)
+
+
+def _prepare_activation(node: Node, x: Array) -> Runner:
+    act = node.get("activation")
+    name, parameters = (act, ()) if isinstance(act, str) else (act[0], act[1:])
+    if name == "gelu_tanh":
+        name, parameters = "gelu", ("tanh",)
+    function = getattr(functional, name)
+    return lambda out, x: function(x, *parameters, out=out)
+
+
+def _prepare_add(node: Node, x: Array, y: Array) -> Runner:
+    act = node.get("activation")
+    if x.shape == y.shape:
+        return lambda out, x, y: functional.add(x, y, activation=act, out=out)
+    if act is not None:
+        raise Unsupported("a sum that broadcasts, with an activation")
+    return lambda out, x, y: np.add(x, y, out=out)
+
+
+def _prepare_multiply(node: Node, x: Array, y: Array) -> Runner:
+    return lambda out, x, y: np.multiply(x, y, out=out)
+
+
+def _prepare_pool(node: Node, x: Array) -> Runner:
+    function, arguments, options = getattr(functional, node.get("function")), node.get("arguments"), node.get("options")
+    return lambda out, x: function(x, *arguments, **options, out=out)
+
+
+def _prepare_concat(node: Node, *inputs: Array) -> Runner:
+    axis = node.get("axis")
+
+    def call(out: Array | None, *inputs: Array) -> Array:
+        if out is None:
+            out = _empty_like(_joined_shape(inputs, axis), inputs[0])
+        begin = 0
+        for x in inputs:
+            part = out[(slice(None),) * axis + (slice(begin, begin + x.shape[axis]),)]
+            begin += x.shape[axis]
+            if part.ctypes.data != x.ctypes.data:  # else it was written there
+                part[...] = x
+        return out
+
+    return call
+
+
+def _prepare_flatten(node: Node, x: Array) -> Runner:
+    begin = node.get("begin")
+    shape = (*x.shape[:begin], math.prod(x.shape[begin:]))
+
+    def call(out: Array | None, x: Array) -> Array:
+        y = x.reshape(shape)
+        if out is None:
+            return y
+        if out.ctypes.data != y.ctypes.data:
+            out[...] = y
+        return out
+
+    return call
+
+
+def _prepare_call(node: Node, *inputs: Array) -> Runner:
+    function = node.get("function")
+
+    def call(out: Array | None, *inputs: Array) -> Array:
+        y: Array = function(*inputs)
+        if out is None:
+            return y
+        out[...] = y
+        return out
+
+    return call
+
+
+_PREPARE: dict[str, Callable[..., Runner]] = {
+    "conv": _prepare_conv,
+    "linear": _prepare_linear,
+    "separable": _prepare_layers,
+    "inverted": _prepare_layers,
+    "affine": _prepare_affine,
+    "activation": _prepare_activation,
+    "add": _prepare_add,
+    "multiply": _prepare_multiply,
+    "gate": _prepare_multiply,
+    "pool": _prepare_pool,
+    "concat": _prepare_concat,
+    "flatten": _prepare_flatten,
+    "call": _prepare_call,
+}
+
+
+def _joined_shape(inputs: Sequence[Array], axis: int) -> tuple[int, ...]:
+    shape = list(inputs[0].shape)
+    shape[axis] = sum(x.shape[axis] for x in inputs)
+    return tuple(shape)
+
+
+def _axes_in_memory(x: Array) -> tuple[int, ...]:
+    """The axes from the outermost to the innermost; axes of one element where C order has them."""
+    return tuple(sorted(range(x.ndim), key=lambda axis: (-x.strides[axis] if x.shape[axis] > 1 else 0, axis)))
+
+
+def _empty_like(shape: tuple[int, ...], like: Array) -> Array:
+    """Memory of that shape whose axes lie as those of an array."""
+    order = _axes_in_memory(like)
+    return np.empty([shape[a] for a in order], like.dtype).transpose(np.argsort(order))
+
+
+def _channels_last(x: Array) -> Array:
+    """A copy of an image (N, C, ...) with its channels innermost."""
+    return np.moveaxis(np.ascontiguousarray(np.moveaxis(x, 1, -1)), -1, 1)
+
+
+@dataclass(slots=True)
+class _Slot:
+    """Where a value lies: in bytes from the beginning of the block, or within another value."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    offset: int = 0
+    bytes: int = 0
+
+
+class _Prepared:
+    """A graph for one shape of input: what runs its nodes, and where their results lie."""
+
+    def __init__(self, graph: Graph, x: Array, last: bool) -> None:
+        self.graph, self.last = graph, last and x.ndim >= 4
+        arrays: dict[Value, Array] = {graph.input: _channels_last(x) if self.last else np.ascontiguousarray(x)}
+        self.runners: list[tuple[Node, Runner]] = []
+        self.dtype = x.dtype
+        for node in graph.nodes:
+            inputs = [arrays[v] for v in node.inputs]
+            runner = _PREPARE[node.op](node, *inputs)
+            arrays[node.output] = runner(None, *inputs)
+            self.runners.append((node, runner))
+        self.result = arrays[graph.output]
+        self.slots = {v: _Slot(a.shape, a.strides, bytes=a.size * a.itemsize) for v, a in arrays.items()}
+        self.bytes = self._place(arrays)
+        self._free: list[list[Callable[[Array], Array]]] = []
+        self._lock = threading.Lock()
+
+    # -- where values lie
+
+    def _place(self, arrays: dict[Value, Array]) -> int:
+        """Give each value its place, first fit in the order of time; the size of the block."""
+        graph = self.graph
+        inside = self._joined(arrays)
+        ends: dict[Value, int] = {}
+        for i, node in enumerate(graph.nodes):
+            for v in (*node.inputs, node.output):
+                ends[v] = i
+        for v, (whole, _) in inside.items():
+            ends[whole] = max(ends[whole], ends[v])
+        begins = {node.output: i for i, node in enumerate(graph.nodes)} | {graph.input: -1}
+        for v, (whole, _) in inside.items():
+            begins[whole] = min(begins[whole], begins[v])
+        placed: list[tuple[int, int, int, int]] = []  # begin, end in time; begin, end in memory
+        total = 0
+        for v in sorted(begins, key=lambda v: begins[v]):
+            if v in inside:
+                continue
+            slot, begin, end = self.slots[v], begins[v], ends.get(v, len(graph.nodes))
+            size = -(-slot.bytes // 64) * 64
+            offset = 0
+            for _, _, low, high in sorted((p for p in placed if p[0] <= end and p[1] >= begin), key=lambda p: p[2]):
+                if offset + size <= low:
+                    break
+                offset = max(offset, high)
+            slot.offset = offset
+            placed.append((begin, end, offset, offset + size))
+            total = max(total, offset + size)
+        for v, (whole, shift) in inside.items():
+            slot, outer = self.slots[v], self.slots[whole]
+            slot.offset, slot.strides = outer.offset + shift, outer.strides
+        return total
+
+    def _joined(self, arrays: dict[Value, Array]) -> dict[Value, tuple[Value, int]]:
+        """Values that are written where they are joined: the joined value, and how many bytes into it."""
+        inside: dict[Value, tuple[Value, int]] = {}
+        makers = self.graph._makers()
+        for node in reversed(self.graph.nodes):
+            if node.op != "concat" or node.output is self.graph.output:
+                continue
+            axis, begin = node.get("axis"), 0
+            step = self.slots[node.output].strides[axis]
+            for v in node.inputs:
+                shift, begin = begin * step, begin + arrays[v].shape[axis]
+                maker = makers.get(v)
+                if maker is None or v in inside or node.inputs.count(v) > 1 or v is self.graph.output:
+                    continue
+                if maker.op not in ("conv", "pool", "add", "activation", "affine", "concat"):
+                    continue
+                whole, outer = inside.get(node.output, (node.output, 0))
+                inside[v] = whole, outer + shift
+        return inside
+
+    # -- runs
+
+    def _bind(self) -> list[Callable[[Array], Array]]:
+        """The calls of one run, on a block of their own; each takes the network's input."""
+        block = np.empty(self.bytes + 64, np.uint8)
+        block = block[-block.ctypes.data % 64 :]
+        views = {
+            v: np.ndarray(s.shape, self.result.dtype, block, s.offset, s.strides) for v, s in self.slots.items()
+        }
+        calls: list[Callable[[Array], Array]] = []
+
+        def bound(runner: Runner, out: Array | None, inputs: list[Array]) -> Callable[[Array], Array]:
+            return lambda _: runner(out, *inputs)
+
+        def fed(entry: Array) -> Callable[[Array], Array]:
+            def call(x: Array) -> Array:
+                entry[...] = x
+                return entry
+
+            return call
+
+        calls.append(fed(views[self.graph.input]))
+        for node, runner in self.runners:
+            out = None if node.output is self.graph.output else views[node.output]
+            calls.append(bound(runner, out, [views[v] for v in node.inputs]))
+        return calls
+
+    def __call__(self, x: Array) -> Array:
+        with self._lock:
+            calls = self._free.pop() if self._free else None
+        if calls is None:
+            calls = self._bind()
+        for call in calls:
+            y = call(x)
+        with self._lock:
+            self._free.append(calls)
+        # Nothing that is handed out lies in the block.
+        if self.graph.output is self.graph.input or any(n.op == "flatten" for n, _ in self.runners[-1:]):
+            y = y.copy()
+        return np.ascontiguousarray(y) if self.last and x.flags.c_contiguous else y
+
+
+class Network:
+    """A fused graph that runs: calls with arrays of any batch and size, each prepared when it is first met."""
+
+    def __init__(self, graph: Graph, *, channels_last: bool = True) -> None:
+        graph.fuse()
+        self.graph = graph
+        self._last = channels_last
+        self._prepared: dict[Any, _Prepared] = {}
+        self._lock = threading.Lock()
+
+    def prepare(self, x: Array) -> _Prepared:
+        """What runs an input of this shape and dtype."""
+        key = (x.shape, x.dtype)
+        found = self._prepared.get(key)
+        if found is None:
+            with self._lock:
+                found = self._prepared.get(key)
+                if found is None:
+                    found = _Prepared(self.graph, x, self._last)
+                    while len(self._prepared) >= 4:
+                        del self._prepared[next(iter(self._prepared))]
+                    self._prepared[key] = found
+        return found
+
+    def __call__(self, x: Array) -> Array:
+        return self.prepare(x)(x)
+
+    def describe(self) -> str:
+        """A line for each step: its result, what it is, and what it reads."""
+        lines = []
+        for node in self.graph.nodes:
+            parts = [name for name in ("scale", "input_scale") if node.get(name) is not None]
+            parts += [str(node.get(name)) for name in ("function", "what", "activation") if isinstance(node.get(name), str)]
+            read = ", ".join(v.name if role == "x" else f"{role}={v.name}" for role, v in zip(node.roles, node.inputs))
+            lines.append(f"{node.output.name:>6} = {node.op}({read})" + (f"  {', '.join(parts)}" if parts else ""))
+        return "\n".join(lines)
