@@ -193,10 +193,20 @@ class _Conv(Planned):
             y: Array = getattr(functional, self._op)(x, weight.data, b, **self._options())
             self.save_for_backward((x, weight.version))
             return y
-        options = self._options()
-        key = (x.shape[-rank - 1 :], x.strides[-rank - 1 :], x.dtype, runtime.get_isa(), *options.values())
+        key = (
+            x.shape[-rank - 1 :],
+            x.strides[-rank - 1 :],
+            x.dtype,
+            runtime.get_isa(),
+            self.stride,
+            self.padding,
+            self.output_padding,
+            self.dilation,
+            self.groups,
+            self.padding_mode,
+        )
         versions = (weight.version, -1 if bias is None else bias.version)
-        return self._plan(versions, key, lambda: plan(self._op, x, weight.data, b, **options))(x)
+        return self._plan(versions, key, lambda: plan(self._op, x, weight.data, b, **self._options()))(x)
 
     def backward(self, dy: Array, *, input_grad: bool = True) -> Array | None:
         """See `Module.backward`."""
