@@ -41,6 +41,7 @@ struct GemmArgs {
   const T* const* residual; // like c, with residual_offset; null: none
   int64_t residual_offset;
   int32_t accumulate;       // add to what C holds
+  int32_t far;              // C is larger than a cache near by: its lines are asked for before they are written
   int32_t finish;           // this is the last piece of the reduction: apply the epilogue
   int32_t channel_rows;     // scale and shift belong to the rows of C (else to its columns)
   const T* scale;           // y = scale * acc + shift; null: 1, 0

@@ -237,6 +237,12 @@ int64_t panel_elements(const Choice& choice, const Machine& machine) {
   return std::max<int64_t>(choice.reduction_block() * widest, machine.l1 / static_cast<int64_t>(sizeof(T))) + widest;
 }
 
+// Whether the output of an image is larger than the second-level cache.
+template <class T>
+bool exceeds_l2(const DenseJob& job, const Machine& machine) {
+  return job.G * job.K * job.pixels() * static_cast<int64_t>(sizeof(T)) > machine.l2;
+}
+
 // --- Role: pixel rows
 
 // The input of a block of pixels, copied with its padding: pixels' channels stay together, so that the taps of a row
@@ -529,6 +535,7 @@ void run_rows(const Run<T>& run, const DenseJob& job, const Context<T>& ctx, con
   g.m = m;
   g.panels = 1;
   g.c = s.c;
+  g.far = !moved.output && exceeds_l2<T>(run.job, ctx.machine);
   g.residual = s.r;
   g.row_step = 1;
   const T* group = run.packed ? run.packed + task.g * padded_k * job.C * T_all : nullptr;
@@ -675,6 +682,7 @@ void run_columns(const Run<T>& run, const DenseJob& job, const Context<T>& ctx, 
   g.m = rows;
   g.panel = panel;
   g.c = c;
+  g.far = !moved.output && exceeds_l2<T>(run.job, ctx.machine);
   g.residual = r;
   g.channel_rows = 1;
   set_finish(ctx.finish, task.g * job.K + task.k0, &g);
