@@ -127,9 +127,9 @@ __attribute__((noinline)) void gemm_tiles(const GemmArgs<T>& g, int64_t m0, int6
 #pragma GCC unroll 16
       for (int v = 0; v < NV; ++v) acc[i][v] = V::zero();
     // What the tile reads and writes at its end all at once arrives in the shadow of its FMAs: of a residual or, where
-    // there is none (both are too many), of a large output. Zen 4, in lock step, buffers in rotation: 64 > 256 of 56 x 56
-    // 1.23 (residual) and 1.11 times as fast, planar 1.11; 128 > 512 of 28 x 28 1.13 and 1.05, planar 1.1; 3 x 3 of 3 > 64
-    // of 224 x 224 1.12, planar 1.2. Small outputs would lose 1 to 3 %.
+    // there is none (both are too many), of a large output. Zen 4, in lock step, buffers in rotation: 64 > 256 of 56 x
+    // 56 1.23 (residual) and 1.11 times as fast, planar 1.11; 128 > 512 of 28 x 28 1.13 and 1.05, planar 1.1; 3 x 3 of
+    // 3 > 64 of 224 x 224 1.12, planar 1.2. Small outputs would lose 1 to 3 %.
     if (ask_residual) {
 #pragma GCC unroll 16
       for (int i = 0; i < MR; ++i)
