@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <mutex>
 #include <new>
 
 #include "ops/dense.h"
@@ -741,6 +742,15 @@ class TypedPlan final : public ConvPlan {
       return Status::bad_shape;
     if (g.N == 0) return Status::ok;
 
+    // Tensors whose innermost axis is the plan's are taken as they lie, if the decision is the same for them; others,
+    // or all that differ, are copied.
+    const bool in = !desc_.transposed;
+    const KernelTable<T>& kernels = kernel_table<T>(machine_.isa);
+    std::shared_ptr<const std::vector<Run<T>>> other;
+    const Strides* const rest = absent(residual) ? nullptr : &rs;
+    const bool same = is_dense(in, xs) && is_dense(!in, ys) && (!rest || is_dense(!in, rs));
+    if (!same && has_order(in, xs) && has_order(!in, ys) && (!rest || has_order(!in, rs)))
+      other = runs_for(xs, ys, rest);
     const void *input = x.data, *addend = residual.data;
     void* output = y.data;
     Block copies[3];
@@ -749,40 +759,36 @@ class TypedPlan final : public ConvPlan {
       const int64_t* size = in_side ? g.in : g.out;
       const int64_t elements = g.N * channels * size[0] * size[1] * size[2];
       *block = Block(elements * static_cast<int64_t>(sizeof(T)));
-      *strides = in_side != desc_.transposed ? layer_.x : layer_.y;
+      *strides = in_side == in ? layer_.x : layer_.y;
       strides->n = elements / g.N;
       return static_cast<T*>(block->data());
     };
     Strides user = ys;
-    auto differ = [&](bool in_side, const Strides& strides) {
-      return !same_image(g.G * (in_side ? g.C : g.K), in_side ? g.in : g.out, strides,
-                         in_side != desc_.transposed ? layer_.x : layer_.y);
-    };
-    if (differ(!desc_.transposed, xs)) {
+    if (!other && !is_dense(in, xs)) {
       Strides to;
-      T* copy = dense(!desc_.transposed, &copies[0], &to);
+      T* copy = dense(in, &copies[0], &to);
       if (!copy) return Status::out_of_memory;
-      s = copy_tensor(g, !desc_.transposed, static_cast<const T*>(x.data), xs, copy, to);
+      s = copy_tensor(kernels, g, in, static_cast<const T*>(x.data), xs, copy, to);
       if (s != Status::ok) return s;
       input = copy, xs = to;
     }
-    if (!absent(residual) && differ(desc_.transposed, rs)) {
+    if (!other && rest && !is_dense(!in, rs)) {
       Strides to;
-      T* copy = dense(desc_.transposed, &copies[1], &to);
+      T* copy = dense(!in, &copies[1], &to);
       if (!copy) return Status::out_of_memory;
-      s = copy_tensor(g, desc_.transposed, static_cast<const T*>(residual.data), rs, copy, to);
+      s = copy_tensor(kernels, g, !in, static_cast<const T*>(residual.data), rs, copy, to);
       if (s != Status::ok) return s;
       addend = copy, rs = to;
     }
-    const bool scattered = differ(desc_.transposed, ys);
-    if (scattered && !(output = dense(desc_.transposed, &copies[2], &ys))) return Status::out_of_memory;
+    const bool scattered = !other && !is_dense(!in, ys);
+    if (scattered && !(output = dense(!in, &copies[2], &ys))) return Status::out_of_memory;
 
     InputMap<T> map = map_;
     if (!absent(gate)) map.gate = static_cast<const T*>(gate.data), map.gate_stride = gate.strides[1], map.active = 1;
     DenseJob batch = runs_[0].job;
     batch.N = g.N, batch.is.n = xs.n;
     s = for_finite<T>(batch, input, [&](int64_t n, int64_t images, bool joined) {
-      std::vector<Run<T>> runs = joined ? runs_ : single_;
+      std::vector<Run<T>> runs = other ? *other : joined ? runs_ : single_;
       for (Run<T>& r : runs) {
         r.job.N = images;
         r.job.is.n = xs.n, r.job.os.n = ys.n, r.job.rs.n = rs.n;
@@ -790,15 +796,77 @@ class TypedPlan final : public ConvPlan {
       }
       bind_runs(runs, static_cast<const T*>(input) + n * xs.n, nullptr, static_cast<T*>(output) + n * ys.n,
                 addend ? static_cast<const T*>(addend) + n * rs.n : nullptr);
-      return run_dense(runs, machine_, kernel_table<T>(machine_.isa), joined ? finish_ : single_finish_, map,
+      return run_dense(runs, machine_, kernels, joined ? finish_ : single_finish_, map,
                        absent(gate) ? 0 : gate.strides[0], false);
     });
     if (s == Status::ok && scattered)
-      s = copy_tensor(g, desc_.transposed, static_cast<const T*>(output), ys, static_cast<T*>(y.data), user);
+      s = copy_tensor(kernels, g, !in, static_cast<const T*>(output), ys, static_cast<T*>(y.data), user);
     return s;
   }
 
  private:
+  const int64_t* size(bool in_side) const { return in_side ? layer_.geometry.in : layer_.geometry.out; }
+  int64_t channels(bool in_side) const { return layer_.geometry.G * (in_side ? layer_.geometry.C : layer_.geometry.K); }
+  // Whether an image lies as the plan was made for, or its innermost axis does.
+  bool is_dense(bool in_side, const Strides& s) const {
+    return same_image(channels(in_side), size(in_side), s, in_side != desc_.transposed ? layer_.x : layer_.y);
+  }
+  bool has_order(bool in_side, const Strides& s) const {
+    return layer_.channels_last ? s.c == 1 || channels(in_side) == 1 : s.s[2] == 1 || size(in_side)[2] == 1;
+  }
+
+  // The products for other strides, with the plan's packed weights; null where they are decided otherwise. The last few
+  // are kept.
+  std::shared_ptr<const std::vector<Run<T>>> runs_for(const Strides& x, const Strides& y,
+                                                      const Strides* residual) const {
+    if (runs_[0].job.fan.count()) return nullptr;
+    auto equal = [](const Strides& a, const Strides& b) { return a.c == b.c && std::equal(a.s, a.s + 3, b.s); };
+    const std::lock_guard lock(others_mutex_);
+    for (const Other& o : others_)
+      if (equal(o.x, x) && equal(o.y, y) && o.has_residual == (residual != nullptr) &&
+          (!residual || equal(o.residual, *residual)))
+        return o.runs;
+    Layer l = layer_;
+    l.x = x, l.y = y;
+    if (residual) l.r = *residual;
+    auto runs =
+        std::make_shared<std::vector<Run<T>>>(forward_runs<T>(desc_, l, machine_, mapped_, residual != nullptr));
+    bool usable = runs->size() == runs_.size();
+    for (size_t i = 0; usable && i < runs_.size(); ++i) {
+      Run<T>& to = (*runs)[i];
+      const Run<T>& from = runs_[i];
+      usable = packs_alike(to, from);
+      to.packed = from.packed, to.direct_size = from.direct_size, to.skip_zeros = from.skip_zeros;
+      to.job.weight = from.job.weight;
+    }
+    if (!usable) runs = nullptr;
+    constexpr size_t kOthers = 4;
+    if (others_.size() == kOthers) others_.erase(others_.begin());
+    others_.push_back({x, y, residual ? *residual : Strides{}, residual != nullptr, runs});
+    return runs;
+  }
+
+  // Whether the packed weights of one product serve the other, and the bits of its result are the same.
+  bool packs_alike(const Run<T>& a, const Run<T>& b) const {
+    const Choice &p = a.choice, &q = b.choice;
+    auto alike = [](const std::vector<Chunk>& v, const std::vector<Chunk>& w) {
+      return std::equal(v.begin(), v.end(), w.begin(), w.end(), [](const Chunk& c, const Chunk& d) {
+        return c.c0 == d.c0 && c.channels == d.channels && c.t0 == d.t0 && c.taps == d.taps;
+      });
+    };
+    return p.depthwise == q.depthwise && p.group == q.group && p.role == q.role && p.winograd == q.winograd &&
+           p.turn == q.turn && p.fft.rows == 0 && q.fft.rows == 0 && alike(p.chunks, q.chunks) &&
+           alike(p.winograd_chunks, q.winograd_chunks) &&
+           packed_size(a.job, p, machine_, true) == packed_size(b.job, q, machine_, true);
+  }
+
+  struct Other {
+    Strides x, y, residual;
+    bool has_residual;
+    std::shared_ptr<const std::vector<Run<T>>> runs;
+  };
+  mutable std::mutex others_mutex_;
+  mutable std::vector<Other> others_;
   ConvDesc desc_;
   Layer layer_{};
   Machine machine_{};

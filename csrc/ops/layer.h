@@ -161,7 +161,8 @@ Status prepare_weights(std::vector<Run<T>>& runs, const Machine& m, const Kernel
 // A copy between two tensors of one shape. Each task copies some rows of one image, all channels: either side's
 // neighbours are then soon met again.
 template <class T>
-Status copy_tensor(const Geometry& g, bool in_side, const T* from, const Strides& f, T* to, const Strides& t) {
+Status copy_tensor(const KernelTable<T>& kernels, const Geometry& g, bool in_side, const T* from, const Strides& f,
+                   T* to, const Strides& t) {
   const int64_t channels = g.G * (in_side ? g.C : g.K);
   const int64_t* size = in_side ? g.in : g.out;
   const int64_t rows = size[0] * size[1];
@@ -174,6 +175,14 @@ Status copy_tensor(const Geometry& g, bool in_side, const T* from, const Strides
       const int64_t d = row / size[1], h = row % size[1];
       const T* source = from + n * f.n + d * f.s[0] + h * f.s[1];
       T* target = to + n * t.n + d * t.s[0] + h * t.s[1];
+      if (f.s[2] == 1 && t.c == 1) {
+        kernels.turn_block(TurnArgs<T>{source, target, channels, size[2], f.c, t.s[2]});
+        continue;
+      }
+      if (f.c == 1 && t.s[2] == 1) {
+        kernels.turn_block(TurnArgs<T>{source, target, size[2], channels, f.s[2], t.c});
+        continue;
+      }
       for (int64_t c = 0; c < channels; ++c)
         for (int64_t w = 0; w < size[2]; ++w) target[c * t.c + w * t.s[2]] = source[c * f.c + w * f.s[2]];
     }

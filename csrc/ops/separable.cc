@@ -284,6 +284,7 @@ class TypedSeparablePlan final : public SeparablePlan {
     void* output = y.data;
     Block copies[3];
     const Strides user = ys;
+    const KernelTable<T>& kernels = kernel_table<T>(layer_.machine.isa);
     // Brings a tensor into the plan's order.
     auto dense = [&](const Geometry& g, bool in_side, const Strides& wanted, const void* data, bool copy,
                      Strides* strides, Block* block) -> void* {
@@ -296,7 +297,7 @@ class TypedSeparablePlan final : public SeparablePlan {
       Strides to = wanted;
       to.n = elements;
       if (copy) {
-        s = copy_tensor(g, in_side, static_cast<const T*>(data), *strides, static_cast<T*>(block->data()), to);
+        s = copy_tensor(kernels, g, in_side, static_cast<const T*>(data), *strides, static_cast<T*>(block->data()), to);
         if (s != Status::ok) return nullptr;
       }
       *strides = to;
@@ -311,7 +312,7 @@ class TypedSeparablePlan final : public SeparablePlan {
     if (absent(residual)) rs = ys;
     s = layer_.run(f.N, input, xs, output, ys, addend, rs);
     if (s == Status::ok && output != y.data)
-      s = copy_tensor(p, false, static_cast<const T*>(output), ys, static_cast<T*>(y.data), user);
+      s = copy_tensor(kernels, p, false, static_cast<const T*>(output), ys, static_cast<T*>(y.data), user);
     return s;
   }
 

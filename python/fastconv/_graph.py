@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -282,7 +282,7 @@ def _squeeze(
         return None
     if pool.get("function") != "global_avg_pool2d" or not (_pointwise(widen) and _pointwise(reduce)):
         return None
-    if any(n.get("scale") is not None or len(n.inputs) > 1 or n.get("input_scale") is not None for n in (widen, reduce)):
+    if any(n.get("scale") is not None or len(n.inputs) > 1 or not _plain_input(n) for n in (widen, reduce)):
         return None
     return [pool, reduce, widen], {
         "se_reduce_weight": reduce.get("weight"),
@@ -299,10 +299,8 @@ def _fuse_layers(graph: Graph, node: Node, uses: dict[Value, int], makers: dict[
     if node.op != "conv" or not _pointwise(node) or node.get("input_scale") is not None:
         return False
     u, gate = node.inputs[0], node.input("input_gate")
-    if gate is None:
-        depthwise = _single(u, uses, makers, "conv")
-    else:
-        depthwise = makers.get(u) if uses.get(u) == 2 else None
+    squeezed = makers.get(u) if uses.get(u) == 2 else None
+    depthwise = _single(u, uses, makers, "conv") if gate is None else squeezed
     if depthwise is None or not _depthwise(depthwise) or depthwise.get("rank") != 2 or depthwise.get("transposed"):
         return False
     if depthwise.input("residual") is not None or not _plain_input(depthwise):
@@ -418,15 +416,7 @@ def _prepare_concat(node: Node, *inputs: Array) -> Runner:
     axis = node.get("axis")
 
     def call(out: Array | None, *inputs: Array) -> Array:
-        if out is None:
-            out = _empty_like(_joined_shape(inputs, axis), inputs[0])
-        begin = 0
-        for x in inputs:
-            part = out[(slice(None),) * axis + (slice(begin, begin + x.shape[axis]),)]
-            begin += x.shape[axis]
-            if part.ctypes.data != x.ctypes.data:  # else it was written there
-                part[...] = x
-        return out
+        return np.concatenate(inputs, axis, out=out)
 
     return call
 
@@ -436,11 +426,10 @@ def _prepare_flatten(node: Node, x: Array) -> Runner:
     shape = (*x.shape[:begin], math.prod(x.shape[begin:]))
 
     def call(out: Array | None, x: Array) -> Array:
-        y = x.reshape(shape)
         if out is None:
-            return y
-        if out.ctypes.data != y.ctypes.data:
-            out[...] = y
+            return x.reshape(shape)
+        # With x's axes, so that NumPy copies once.
+        out.reshape(x.shape)[...] = x
         return out
 
     return call
@@ -476,21 +465,8 @@ _PREPARE: dict[str, Callable[..., Runner]] = {
 }
 
 
-def _joined_shape(inputs: Sequence[Array], axis: int) -> tuple[int, ...]:
-    shape = list(inputs[0].shape)
-    shape[axis] = sum(x.shape[axis] for x in inputs)
-    return tuple(shape)
-
-
-def _axes_in_memory(x: Array) -> tuple[int, ...]:
-    """The axes from the outermost to the innermost; axes of one element where C order has them."""
-    return tuple(sorted(range(x.ndim), key=lambda axis: (-x.strides[axis] if x.shape[axis] > 1 else 0, axis)))
-
-
-def _empty_like(shape: tuple[int, ...], like: Array) -> Array:
-    """Memory of that shape whose axes lie as those of an array."""
-    order = _axes_in_memory(like)
-    return np.empty([shape[a] for a in order], like.dtype).transpose(np.argsort(order))
+def _same_place(x: Array, y: Array) -> bool:
+    return bool(x.__array_interface__["data"][0] == y.__array_interface__["data"][0])
 
 
 def _channels_last(x: Array) -> Array:
@@ -500,12 +476,16 @@ def _channels_last(x: Array) -> Array:
 
 @dataclass(slots=True)
 class _Slot:
-    """Where a value lies: in bytes from the beginning of the block, or within another value."""
+    """Where a value lies: so many bytes from the beginning of the block."""
 
     shape: tuple[int, ...]
     strides: tuple[int, ...]
+    bytes: int
     offset: int = 0
-    bytes: int = 0
+
+
+# Nodes that write their result wherever it is to be, in place where it is joined with others.
+_ANYWHERE = ("conv", "pool", "add", "activation", "affine", "concat")
 
 
 class _Prepared:
@@ -515,72 +495,82 @@ class _Prepared:
         self.graph, self.last = graph, last and x.ndim >= 4
         arrays: dict[Value, Array] = {graph.input: _channels_last(x) if self.last else np.ascontiguousarray(x)}
         self.runners: list[tuple[Node, Runner]] = []
-        self.dtype = x.dtype
         for node in graph.nodes:
             inputs = [arrays[v] for v in node.inputs]
             runner = _PREPARE[node.op](node, *inputs)
             arrays[node.output] = runner(None, *inputs)
             self.runners.append((node, runner))
-        self.result = arrays[graph.output]
-        self.slots = {v: _Slot(a.shape, a.strides, bytes=a.size * a.itemsize) for v, a in arrays.items()}
-        self.bytes = self._place(arrays)
+        self.dtype = x.dtype
+        # Plans of convolutions bring an input into their order themselves.
+        self.feeds = any(graph.input in node.inputs and node.op != "conv" for node in graph.nodes)
+        if not self.feeds:
+            del arrays[graph.input]
+        self.slots = {v: _Slot(a.shape, a.strides, a.size * a.itemsize) for v, a in arrays.items()}
+        # Values within others: those that are joined, in what they are joined to, and those that are reshaped.
+        self._inside: dict[Value, tuple[Value, int]] = {}
+        self._find_joined(arrays)
+        self._find_views(arrays)
+        self.bytes = self._place()
+        # The result is no part of the block.
+        self._copies = graph.output in self._inside or graph.output is graph.input
         self._free: list[list[Callable[[Array], Array]]] = []
         self._lock = threading.Lock()
 
     # -- where values lie
 
-    def _place(self, arrays: dict[Value, Array]) -> int:
-        """Give each value its place, first fit in the order of time; the size of the block."""
-        graph = self.graph
-        inside = self._joined(arrays)
-        ends: dict[Value, int] = {}
-        for i, node in enumerate(graph.nodes):
-            for v in (*node.inputs, node.output):
-                ends[v] = i
-        for v, (whole, _) in inside.items():
-            ends[whole] = max(ends[whole], ends[v])
-        begins = {node.output: i for i, node in enumerate(graph.nodes)} | {graph.input: -1}
-        for v, (whole, _) in inside.items():
-            begins[whole] = min(begins[whole], begins[v])
-        placed: list[tuple[int, int, int, int]] = []  # begin, end in time; begin, end in memory
-        total = 0
-        for v in sorted(begins, key=lambda v: begins[v]):
-            if v in inside:
-                continue
-            slot, begin, end = self.slots[v], begins[v], ends.get(v, len(graph.nodes))
-            size = -(-slot.bytes // 64) * 64
-            offset = 0
-            for _, _, low, high in sorted((p for p in placed if p[0] <= end and p[1] >= begin), key=lambda p: p[2]):
-                if offset + size <= low:
-                    break
-                offset = max(offset, high)
-            slot.offset = offset
-            placed.append((begin, end, offset, offset + size))
-            total = max(total, offset + size)
-        for v, (whole, shift) in inside.items():
-            slot, outer = self.slots[v], self.slots[whole]
-            slot.offset, slot.strides = outer.offset + shift, outer.strides
-        return total
-
-    def _joined(self, arrays: dict[Value, Array]) -> dict[Value, tuple[Value, int]]:
-        """Values that are written where they are joined: the joined value, and how many bytes into it."""
-        inside: dict[Value, tuple[Value, int]] = {}
+    def _find_joined(self, arrays: dict[Value, Array]) -> None:
         makers = self.graph._makers()
         for node in reversed(self.graph.nodes):
             if node.op != "concat" or node.output is self.graph.output:
                 continue
             axis, begin = node.get("axis"), 0
-            step = self.slots[node.output].strides[axis]
+            strides = self.slots[node.output].strides
             for v in node.inputs:
-                shift, begin = begin * step, begin + arrays[v].shape[axis]
+                shift, begin = begin * strides[axis], begin + arrays[v].shape[axis]
                 maker = makers.get(v)
-                if maker is None or v in inside or node.inputs.count(v) > 1 or v is self.graph.output:
+                if maker is None or maker.op not in _ANYWHERE or v in self._inside or node.inputs.count(v) > 1:
                     continue
-                if maker.op not in ("conv", "pool", "add", "activation", "affine", "concat"):
-                    continue
-                whole, outer = inside.get(node.output, (node.output, 0))
-                inside[v] = whole, outer + shift
-        return inside
+                whole, outer = self._inside.get(node.output, (node.output, 0))
+                self._inside[v] = whole, outer + shift
+                self.slots[v].strides = strides
+
+    def _find_views(self, arrays: dict[Value, Array]) -> None:
+        for node in self.graph.nodes:
+            v, y = node.inputs[0], node.output
+            if node.op == "flatten" and v in self.slots and v not in self._inside and _same_place(arrays[v], arrays[y]):
+                self._inside[y] = v, 0
+
+    def _place(self) -> int:
+        """Give each value its place, first fit in the order of time; the size of the block."""
+        graph = self.graph
+        begins = {node.output: i for i, node in enumerate(graph.nodes)}
+        if self.feeds:
+            begins[graph.input] = -1
+        ends = dict(begins)
+        for i, node in enumerate(graph.nodes):
+            ends |= {v: i for v in node.inputs if v in ends}
+        for v in reversed(list(self._inside)):
+            whole = self._inside[v][0]
+            begins[whole], ends[whole] = min(begins[whole], begins[v]), max(ends[whole], ends[v])
+        placed: list[tuple[int, int, int, int]] = []  # begin, end in time; begin, end in memory
+        for v in sorted(begins, key=lambda v: begins[v]):
+            if v in self._inside:
+                continue
+            slot, begin, end = self.slots[v], begins[v], ends[v]
+            size = -(-slot.bytes // 64) * 64
+            alive = sorted(p[2:] for p in placed if p[0] <= end and p[1] >= begin)
+            for low, high in alive:
+                if slot.offset + size <= low:
+                    break
+                slot.offset = max(slot.offset, high)
+            placed.append((begin, end, slot.offset, slot.offset + size))
+        for v in self._inside:
+            place, shift = v, 0
+            while place in self._inside:  # a view of a joined value
+                place, more = self._inside[place]
+                shift += more
+            self.slots[v].offset = self.slots[place].offset + shift
+        return max((p[3] for p in placed), default=0)
 
     # -- runs
 
@@ -588,13 +578,8 @@ class _Prepared:
         """The calls of one run, on a block of their own; each takes the network's input."""
         block = np.empty(self.bytes + 64, np.uint8)
         block = block[-block.ctypes.data % 64 :]
-        views = {
-            v: np.ndarray(s.shape, self.result.dtype, block, s.offset, s.strides) for v, s in self.slots.items()
-        }
+        views = {v: np.ndarray(s.shape, self.dtype, block, s.offset, s.strides) for v, s in self.slots.items()}
         calls: list[Callable[[Array], Array]] = []
-
-        def bound(runner: Runner, out: Array | None, inputs: list[Array]) -> Callable[[Array], Array]:
-            return lambda _: runner(out, *inputs)
 
         def fed(entry: Array) -> Callable[[Array], Array]:
             def call(x: Array) -> Array:
@@ -603,10 +588,37 @@ class _Prepared:
 
             return call
 
-        calls.append(fed(views[self.graph.input]))
+        def bound(runner: Runner, out: Array | None, inputs: list[Array | None]) -> Callable[[Array], Array]:
+            if any(v is None for v in inputs):
+                return lambda x: runner(out, *(x if v is None else v for v in inputs))
+            return lambda x: runner(out, *inputs)
+
+        def joined(parts: list[tuple[Array, Array]]) -> Callable[[Array], Array]:
+            def call(x: Array) -> Array:
+                for to, part in parts:
+                    to[...] = part
+                return x
+
+            return call
+
+        if self.feeds:
+            calls.append(fed(views[self.graph.input]))
         for node, runner in self.runners:
-            out = None if node.output is self.graph.output else views[node.output]
-            calls.append(bound(runner, out, [views[v] for v in node.inputs]))
+            v, out = node.output, views[node.output]
+            inputs = [views.get(u) for u in node.inputs]
+            if v is self.graph.output and not self._copies:
+                calls.append(bound(runner, None, inputs))
+            elif node.op == "concat":
+                ends = np.cumsum([self.slots[u].shape[node.get("axis")] for u in node.inputs])
+                parts = zip(node.inputs, np.split(out, ends[:-1], node.get("axis")), strict=True)
+                left = [(part, views[u]) for u, part in parts if not _same_place(part, views[u])]
+                if left:
+                    calls.append(joined(left))
+            elif not (node.op == "flatten" and v in self._inside):
+                calls.append(bound(runner, out, inputs))
+        if self._copies:
+            result = views.get(self.graph.output)
+            calls.append(lambda x: (x if result is None else result).copy())
         return calls
 
     def __call__(self, x: Array) -> Array:
@@ -618,9 +630,6 @@ class _Prepared:
             y = call(x)
         with self._lock:
             self._free.append(calls)
-        # Nothing that is handed out lies in the block.
-        if self.graph.output is self.graph.input or any(n.op == "flatten" for n, _ in self.runners[-1:]):
-            y = y.copy()
         return np.ascontiguousarray(y) if self.last and x.flags.c_contiguous else y
 
 
@@ -656,7 +665,9 @@ class Network:
         lines = []
         for node in self.graph.nodes:
             parts = [name for name in ("scale", "input_scale") if node.get(name) is not None]
-            parts += [str(node.get(name)) for name in ("function", "what", "activation") if isinstance(node.get(name), str)]
-            read = ", ".join(v.name if role == "x" else f"{role}={v.name}" for role, v in zip(node.roles, node.inputs))
+            named = (node.get(name) for name in ("function", "what", "activation"))
+            parts += [name for name in named if isinstance(name, str)]
+            inputs = zip(node.roles, node.inputs, strict=True)
+            read = ", ".join(v.name if role == "x" else f"{role}={v.name}" for role, v in inputs)
             lines.append(f"{node.output.name:>6} = {node.op}({read})" + (f"  {', '.join(parts)}" if parts else ""))
         return "\n".join(lines)

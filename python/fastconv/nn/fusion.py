@@ -85,8 +85,10 @@ def _squeeze_excite(graph: Graph, m: squeeze.SqueezeExcite, x: Value) -> Value:
 
 
 def _residual(graph: Graph, m: container.Residual, x: Value) -> Value:
-    y = m.body(x) + (x if m.shortcut is None else m.shortcut(x))
-    return y if m.activation is None else m.activation(y)
+    y: Value = m.body(x) + (x if m.shortcut is None else m.shortcut(x))
+    if m.activation is not None:
+        y = m.activation(y)
+    return y
 
 
 def _concat(graph: Graph, m: container.Concat, x: Value) -> Value:
@@ -95,6 +97,7 @@ def _concat(graph: Graph, m: container.Concat, x: Value) -> Value:
 
 def _opaque(graph: Graph, m: Module, *inputs: Value) -> Value:
     """A module that is run as it is."""
+
     def run(*arrays: Array) -> Array:
         with recording(False):
             y: Array = m(*arrays)
