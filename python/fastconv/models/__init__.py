@@ -1,6 +1,7 @@
 """Architectures, built from `fastconv.nn` alone: each file reads like its paper's table.
 
-    net = models.resnet50().eval()
+    with nn.init.undrawn():
+        net = models.resnet50().eval()
     net.load_state_dict(nn.load("resnet50-0676ba61.pth"))
     scores = net(images)
 

@@ -154,11 +154,13 @@ def made(build: Callable[[], N], dtype: npt.DTypeLike, rng: Rng, gain: float = m
     """The network that build gives, with initial values by He et al., arXiv:1502.01852.
 
     Weights are drawn from normal distributions of deviation gain / sqrt(fan_in), those of the last layer of one of
-    1 / sqrt(fan_in); biases are 0. Without a rectifier gain is 1.
+    1 / sqrt(fan_in); biases are 0. Without a rectifier gain is 1. Inside `nn.init.undrawn` all of it is 0.
     """
     wanted, source = float_dtype(dtype), nn.init.generator(rng)
     with nn.init.undrawn():
         network = build().astype(wanted)
+    if nn.init.skips_drawing():
+        return network
     layers = [m for m in network.modules() if isinstance(m, (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.Linear))]
     for layer in layers:
         shape = layer.weight.shape

@@ -50,7 +50,7 @@ def googlenet(
     dtype: npt.DTypeLike = np.float32,
     rng: Rng = None,
 ) -> Row:
-    """GoogLeNet for images of 224x224, at least 15x15."""
+    """GoogLeNet for images of 224x224, at least 31x31."""
 
     def build() -> Row:
         return _GoogLeNet(

@@ -18,9 +18,8 @@ import numpy.typing as npt
 
 from .. import functional
 from .._args import Array
-from .activation import Identity, _Elementwise
+from .activation import _Elementwise
 from .conv import SeparableConv2d, _Conv
-from .dropout import Dropout
 from .linear import Linear
 from .module import Module, Parameter, float_dtype, recording
 from .norm import LayerNorm, LocalResponseNorm, _Affine
@@ -243,9 +242,7 @@ class _Trace:
 
     def _field(self, x: object) -> Field | None:
         """The field of an array that the pass knows, or a view of one."""
-        while isinstance(x, np.ndarray) and isinstance(x.base, np.ndarray):
-            x = x.base
-        return self._fields.get(id(x))
+        return self._fields.get(id(_root(x)))
 
     # -- modules
 
@@ -281,7 +278,7 @@ class _Trace:
                 found = _rule(module, *args, **kwargs)
                 if found is None:
                     shape, macs, field = None, 0, None
-                    y = type(module).forward(module, *args, **kwargs)
+                    y = _run(module, *args, **kwargs)
                 else:
                     shape, macs, field = found
                     y = None
@@ -300,9 +297,9 @@ class _Trace:
                     size = math.prod(y.shape) * self.dtype.itemsize
                     self.peak = max(self.peak, (self._last_alive if calls else self._alive) + size)
                     y = self.stand_in(y.shape, largest)
-            if isinstance(module, Flatten) and isinstance(y, np.ndarray):
+            if isinstance(module, Flatten) and y.shape[2:] != args[0].shape[2:]:
                 largest = _step(seen, [(size, 1.0) for size in args[0].shape[2:]])
-                y = self.stand_in(y.shape, largest) if self._field(y) is None else self._seen_by(y, largest)
+                self._fields[id(_root(y))] = largest
             if self._running:
                 self._running[-1][1] = _largest([self._running[-1][1], largest])
             own = [p for p in module.parameters() if id(p) not in self._counted]
@@ -312,13 +309,6 @@ class _Trace:
             return y
 
         return forward
-
-    def _seen_by(self, y: Array, field: Field) -> Array:
-        x: Any = y
-        while isinstance(x.base, np.ndarray):
-            x = x.base
-        self._fields[id(x)] = field
-        return y
 
     def _add_row(
         self, module: Module, name: str, y: object, parameters: list[Parameter], macs: int, field: Field
@@ -334,6 +324,13 @@ class _Trace:
                 receptive_field=tuple(math.ceil(size) for size, _ in field),
             )
         )
+
+
+def _root(x: Any) -> Any:
+    """What a view's memory belongs to."""
+    while isinstance(x, np.ndarray) and isinstance(x.base, np.ndarray):
+        x = x.base
+    return x
 
 
 def _largest(fields: list[Field]) -> Field:
@@ -363,6 +360,8 @@ def _rule(module: Module, *args: Any, **kwargs: Any) -> Found | None:
     """The shape of a layer's result, its multiply-adds and its windows; None for a module that has to run."""
     if len(args) != 1 or kwargs or not isinstance(args[0], np.ndarray):
         return None
+    if type(module).forward.__module__.rpartition(".")[0] != __package__:
+        return None  # a class of the user's that computes something else
     x: Array = args[0]
     if isinstance(module, SeparableConv2d):
         shape, first, windows = _conv(module.depthwise, x)
@@ -378,16 +377,18 @@ def _rule(module: Module, *args: Any, **kwargs: Any) -> Found | None:
         return _windows(module, x)
     if isinstance(module, (_Affine, LocalResponseNorm)):
         # One pixel says whether the channels are right.
-        probe = np.zeros(
-            x.shape[-len(module.normalized_shape) :] if isinstance(module, LayerNorm) else _pixel(x), x.dtype
-        )
-        type(module).forward(module, probe)
+        probe = x[:1] if isinstance(module, LayerNorm) else np.zeros(_pixel(x), x.dtype)
+        _run(module, probe)
         return x.shape, 0, []
     if isinstance(module, _Elementwise):
         return x.shape, 0, []
-    if isinstance(module, (Identity, Dropout)):
-        return None  # x itself comes back
-    return None
+    return None  # also where x itself comes back, as of a dropout
+
+
+def _run(module: Module, *args: Any, **kwargs: Any) -> Any:
+    """What the class of a twin computes."""
+    forward: Callable[..., Any] = type(module).forward
+    return forward(module, *args, **kwargs)
 
 
 def _pixel(x: Array) -> tuple[int, ...]:
@@ -414,7 +415,7 @@ def _conv(module: _Conv, x: Array) -> Found:
 
 def _windows(module: Module, x: Array) -> Found:
     rank = x.ndim - 2
-    y: Array = type(module).forward(module, np.zeros((1, 1, *x.shape[2:]), x.dtype))
+    y: Array = _run(module, np.zeros((1, 1, *x.shape[2:]), x.dtype))
     shape = (*x.shape[:2], *y.shape[2:])
     windows: list[tuple[float, float]] = []
     if isinstance(module, _Window):

@@ -85,6 +85,11 @@ def undrawn() -> Iterator[None]:
         _drawing.skipped = before
 
 
+def skips_drawing() -> bool:
+    """Whether the block of an `undrawn` runs."""
+    return _drawing.skipped
+
+
 def uniform(rng: np.random.Generator, bound: float, shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
     """Numbers between -bound and bound. The same generator gives float32 and float64 the same ones, rounded."""
     if _drawing.skipped:
