@@ -63,6 +63,17 @@ def test_counts_by_hand(weightless):
     )
     found = nn.summary(models.unet(), (1, 1, 572, 572), show=False)
     assert found.output_shape == (1, 2, 388, 388)
+    size, channels, macs = 572, 1, 0
+    for level in range(9):
+        wide = 64 << min(level, 8 - level)
+        if 0 < level < 5:
+            size //= 2
+        elif level > 4:  # an upward layer, and the skipped channels
+            macs += size * size * 2 * wide * wide * 4
+            size, channels = 2 * size, 2 * wide
+        macs += (size - 2) ** 2 * channels * wide * 9 + (size - 4) ** 2 * wide * wide * 9
+        size, channels = size - 4, wide
+    assert found.macs == macs + size * size * 64 * 2
     assert nn.summary(models.c3d(101), (1, 3, 16, 112, 112), show=False).parameters == 78_409_573
     w = 32
     convs = (3 * w + 2 * w * w + 8 * w * w) * 9
@@ -397,6 +408,13 @@ def test_arguments():
     with pytest.raises(ValueError, match="multiples of 16"):
         net(np.zeros((1, 1, 40, 32), np.float32))
     assert models.names() == list(PUBLISHED)
+
+
+def test_the_table_of_the_docs(weightless):
+    """It is what `python -m fastconv.models` prints."""
+    from fastconv.models.__main__ import table
+
+    assert table() in (HERE.parent / "docs" / "models.md").read_text()
 
 
 def test_rooms():
