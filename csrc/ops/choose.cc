@@ -589,7 +589,8 @@ Choice choose(const Problem& p, const Machine& m) {
     block = std::min(block,
                      std::max<int64_t>(
                          tile, 8192 / std::max<int64_t>(c.copy_pixels ? T / std::max<int64_t>(p.filter[2], 1) : T, 1)));
-    c.pixel_block = std::min(pixels, block / tile * tile);
+    c.batch_block = block / tile * tile;
+    c.pixel_block = std::min(pixels, c.batch_block);
   } else {
     c.move_output = !p.out_columns_unit;
     c.direct = T == 1 && !p.padded && !p.mapped && p.in_columns_unit && p.stride[0] * p.stride[1] * p.stride[2] == 1;
