@@ -158,7 +158,7 @@ SMALL = {
     "xception": ({}, (2, 3, 71, 64), lambda t: t.Xception()),
     "mobilenet_v2": ({}, (2, 3, 64, 50), lambda t: t.MobileNetV2()),
     "efficientnet_b0": ({"stochastic_depth": 0.0}, (2, 3, 64, 50), lambda t: t.EfficientNetB0()),
-    "unet": ({"width": 4}, (2, 1, 188, 204), lambda t: t.UNet(4, 0)),
+    "unet": ({"width": 4}, (2, 1, 190, 205), lambda t: t.UNet(4, 0)),
     "unet same": ({"width": 4, "padding": "same"}, (2, 1, 32, 48), lambda t: t.UNet(4, 1)),
     "c3d": ({"width": 1 / 32}, (2, 3, 16, 112, 112), lambda t: t.C3D(1 / 32)),
     "conv_autoencoder": ({"width": 8}, (2, 3, 16, 24), lambda t: t.Autoencoder(8)),
@@ -270,6 +270,20 @@ def test_backward_without_the_input(name, rng):
     single = net.astype(np.float32)(x.astype(np.float32))
     assert single.dtype == np.float32
     assert_near(single, y, 1e-4)
+
+
+def test_a_block_spares_the_gradient_that_nobody_wants(rng, monkeypatch):
+    asked, backward = [], nn.Conv2d.backward
+
+    def watched(self, dy, *, input_grad=True):
+        asked.append((self.out_channels, input_grad))
+        return backward(self, dy, input_grad=input_grad)
+
+    monkeypatch.setattr(nn.Conv2d, "backward", watched)
+    row = {"conv1": nn.Conv2d(2, 3, 1), "act": nn.ReLU(), "conv2": nn.Conv2d(3, 4, 1)}
+    block = models._network.Shortcut(row, {"skip": nn.Conv2d(2, 4, 1), "bn": nn.BatchNorm2d(4)}, nn.ReLU())
+    block.backward(block(rng.standard_normal((2, 2, 3, 3)).astype(np.float32)), input_grad=False)
+    assert asked == [(4, False), (4, True), (3, False)]
 
 
 def test_frozen_features_cost_no_backward(rng):
