@@ -376,7 +376,8 @@ def _prepare_conv(node: Node, x: Array, *more: Array) -> Runner:
 
     def call(out: Array | None, *inputs: Array) -> Array:
         residual, gate = (None if i is None else inputs[i] for i in places)
-        return run(inputs[0], residual, None if gate is None else gate.reshape(gate.shape[:2]), out)
+        # A gate is of the channels, with or without N.
+        return run(inputs[0], residual, None if gate is None else gate.reshape(gate.shape[: -a["rank"]]), out)
 
     return call
 
