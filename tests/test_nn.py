@@ -415,6 +415,39 @@ def test_what_is_skipped_is_dropped(rng):
         assert all(not module._saved for module in net.modules())
 
 
+@pytest.mark.parametrize("activation", [None, nn.ReLU, nn.SiLU])
+def test_add(activation, rng):
+    net = nn.Add(None if activation is None else activation())
+    x, y = rng.standard_normal((2, 2, 3, 4))
+    dz = rng.standard_normal(x.shape)
+    z = net(x, y)
+    alone = (activation or nn.Identity)()
+    np.testing.assert_array_equal(z, alone(x + y))
+    np.testing.assert_array_equal(net.backward(dz), alone.backward(dz))
+    with pytest.raises(ValueError, match=r"\(2, 3, 4\).*\(2, 3\)"):
+        net(x, y[:, :, 0])
+    assert not net._saved
+
+
+def test_undrawn():
+    before = nn.default_generator().bit_generator.state
+    with nn.init.undrawn():
+        net = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Linear(3, 4, dtype=np.float64))
+    np.testing.assert_equal(nn.default_generator().bit_generator.state, before)
+    assert not any(np.any(net[i].weight.data) or np.any(net[i].bias.data) for i in (0, 2))
+    assert net[0].weight.data.flags.c_contiguous
+    assert np.all(net[1].weight.data == 1)
+    assert net[2].weight.dtype == np.float64
+    net[0].weight.assign(np.ones((3, 2, 3, 3), np.float32))
+    assert np.any(nn.Linear(2, 2).weight.data)
+
+
+def test_concat_of_names(rng):
+    net = nn.Concat({"same": nn.Identity(), "linear": nn.Linear(3, 2, **F64)})
+    assert list(net.state_dict()) == ["linear.weight", "linear.bias"]
+    assert net(rng.standard_normal((2, 3))).shape == (2, 5)
+
+
 def test_frozen_layers_cost_no_backward(rng):
     class Loud(nn.Linear):
         def backward(self, dy, *, input_grad=True):
@@ -947,7 +980,7 @@ def test_errors(kind, words, call):
 def test_every_layer_is_tested():
     """Each module that `nn` exports is in the table above, or in a test of its own."""
     made = {type(module) for make, _, _ in LAYERS.values() for module in make().modules()}
-    apart = {nn.Module, nn.ModuleList, nn.ModuleDict, nn.Dropout, nn.Dropout2d}
+    apart = {nn.Module, nn.Add, nn.ModuleList, nn.ModuleDict, nn.Dropout, nn.Dropout2d}
     exported = {getattr(nn, name) for name in nn.__all__}
     layers = {entry for entry in exported if isinstance(entry, type) and issubclass(entry, nn.Module)}
     assert layers <= made | apart

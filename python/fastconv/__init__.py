@@ -2,7 +2,7 @@
 
 `fastconv.functional` holds the functions, forward and backward; `fastconv.plan` prepares a layer once,
 `fastconv.explain` says how a call is computed, and `fastconv.reference` computes the same in plain NumPy.
-`fastconv.nn` has layers and networks, and what trains them.
+`fastconv.nn` has layers and networks, and what trains them; `fastconv.models` has architectures.
 """
 
 from types import ModuleType
@@ -40,7 +40,7 @@ from .runtime import (
 from .tuning import TuneFileError, clear_tune_file, load_tune_file
 
 if TYPE_CHECKING:
-    from . import nn
+    from . import models, nn
 
 tuning._load_named()
 
@@ -64,6 +64,7 @@ __all__ = [
     "get_num_threads",
     "isa",
     "load_tune_file",
+    "models",
     "nn",
     "num_threads",
     "plan",
@@ -79,8 +80,8 @@ __all__ += functional.__all__
 
 def __getattr__(name: str) -> ModuleType:
     # Who calls functions alone does not wait for the import of layers.
-    if name == "nn":
+    if name in ("models", "nn"):
         import importlib
 
-        return importlib.import_module(".nn", __name__)
+        return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -23,7 +23,7 @@ class _Version(argparse.Action):
 
 
 def _parser() -> argparse.ArgumentParser:
-    from fastconv import _explain
+    from fastconv import _explain, _predict
     from fastconv.bench import cli, tune
 
     parser = argparse.ArgumentParser(prog="fastconv", description="Convolution kernels for NumPy arrays.")
@@ -50,6 +50,10 @@ def _parser() -> argparse.ArgumentParser:
     explain = commands.add_parser("explain", help="print how a call would be computed")
     _explain.add_arguments(explain)
     explain.set_defaults(run=_explain.main)
+
+    predict = commands.add_parser("predict", help="classify a photograph by a network and a file of its weights")
+    _predict.add_arguments(predict)
+    predict.set_defaults(run=_predict.main)
 
     tuner = commands.add_parser("tune", help="measure which algorithm is the fastest, and write it to a file")
     tune.add_arguments(tuner)

@@ -31,6 +31,7 @@ from . import (
     squeeze,
     weights,
 )
+from ._summary import Summary, SummaryRow, summary
 from .activation import *  # noqa: F403
 from .container import *  # noqa: F403
 from .conv import *  # noqa: F403
@@ -48,7 +49,7 @@ from .schedule import *  # noqa: F403
 from .squeeze import *  # noqa: F403
 from .weights import *  # noqa: F403
 
-__all__ = ["default_generator", "init", "manual_seed"]
+__all__ = ["Summary", "SummaryRow", "default_generator", "init", "manual_seed", "summary"]
 for _room in (
     activation,
     container,

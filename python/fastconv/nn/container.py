@@ -12,7 +12,7 @@ from .._args import Array
 from .activation import ReLU
 from .module import Module, discard, is_recording, journal, journal_mark, learns
 
-__all__ = ["Concat", "ModuleDict", "ModuleList", "Residual", "Sequential"]
+__all__ = ["Add", "Concat", "ModuleDict", "ModuleList", "Residual", "Sequential"]
 
 
 class _Numbered(Module):
@@ -208,21 +208,64 @@ class Residual(Module):
         return functional.add(dy, dx) if input_grad else None
 
 
+class Add(Module):
+    """activation(x + y): the end of a residual block, in a module of one's own that has names of its own for the rest.
+
+    Args:
+        activation: a module, or None. A `ReLU` is applied in the pass that adds.
+    """
+
+    def __init__(self, activation: Module | None = None) -> None:
+        super().__init__()
+        self.activation: Module | None
+        self.register_module("activation", activation)
+
+    def forward(self, x: Array, y: Array) -> Array:
+        """Add x and y.
+
+        Raises:
+            ValueError: their shapes differ.
+        """
+        if x.shape != y.shape:
+            raise ValueError(f"x (shape {x.shape}) must have the shape of y, {y.shape}")
+        fused = type(self.activation) is ReLU
+        z: Array = functional.add(x, y, activation="relu" if fused else None)
+        if self.activation is not None and not fused:
+            z = self.activation(z)
+        self.save_for_backward(z if fused else None)
+        return z
+
+    def backward(self, dy: Array, *, input_grad: bool = True) -> Array | None:
+        """The gradient with respect to x, which is that with respect to y, too."""
+        z = self.pop_saved()
+        if z is not None:
+            return functional.relu_backward(dy, z)
+        if self.activation is not None:
+            dx: Array | None = self.activation.backward(dy, input_grad=input_grad)
+            return dx
+        return dy
+
+
 class Concat(Module):
     """Modules side by side on one x, their results joined along an axis (by default channels).
 
-    `Concat(Identity(), f)` is a step of DenseNet, `Concat(a, b, c)` one of Inception. They are named "0", "1", ...
+    `Concat(Identity(), f)` is a step of DenseNet, `Concat(a, b, c)` one of Inception. They are named "0", "1", ..., or
+    as in a mapping of names to them.
     """
 
-    def __init__(self, *branches: Module, axis: int = 1) -> None:
+    def __init__(self, *branches: Module | Mapping[str, Module], axis: int = 1) -> None:
         super().__init__()
         if not branches:
             raise ValueError("branches must be at least one module")
+        self.axis = axis
+        if len(branches) == 1 and isinstance(branches[0], Mapping):
+            for name, module in branches[0].items():
+                self.register_module(name, module)
+            return
         for number, branch in enumerate(branches):
             if not isinstance(branch, Module):
                 raise TypeError(f"branches[{number}] (of type {type(branch).__name__}) must be a Module")
             self.register_module(str(number), branch)
-        self.axis = axis
 
     @property
     def branches(self) -> list[Module]:

@@ -8,7 +8,9 @@ NumPy's.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ __all__ = [
     "kaiming_uniform_",
     "manual_seed",
     "normal_",
+    "undrawn",
     "uniform_",
     "xavier_normal_",
     "xavier_uniform_",
@@ -62,8 +65,35 @@ def generator(rng: Rng) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(_seed(int(rng))))
 
 
+class _Drawing(threading.local):
+    skipped = False
+
+
+_drawing = _Drawing()
+
+
+@contextmanager
+def undrawn() -> Iterator[None]:
+    """Layers made inside the block (by this thread) begin with zeros: for weights that come from elsewhere afterwards.
+
+    A hundred million numbers take a second to draw.
+    """
+    before, _drawing.skipped = _drawing.skipped, True
+    try:
+        yield
+    finally:
+        _drawing.skipped = before
+
+
+def skips_drawing() -> bool:
+    """Whether the block of an `undrawn` runs."""
+    return _drawing.skipped
+
+
 def uniform(rng: np.random.Generator, bound: float, shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
     """Numbers between -bound and bound. The same generator gives float32 and float64 the same ones, rounded."""
+    if _drawing.skipped:
+        return np.broadcast_to(dtype.type(0), tuple(shape))
     return rng.uniform(-bound, bound, tuple(shape)).astype(dtype)
 
 
