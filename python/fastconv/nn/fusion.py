@@ -15,7 +15,7 @@ from .module import Module, recording, tracing
 
 __all__ = ["FusedModule", "fuse"]
 
-_Lower = Callable[[Graph, Any, Value], Value]
+_Lower = Callable[..., Value]
 
 
 def _activation(module: Module) -> _graph.Activation:
@@ -91,6 +91,11 @@ def _residual(graph: Graph, m: container.Residual, x: Value) -> Value:
     return y
 
 
+def _add(graph: Graph, m: container.Add, x: Value, y: Value) -> Value:
+    z = x + y
+    return z if m.activation is None else m.activation(z)
+
+
 def _concat(graph: Graph, m: container.Concat, x: Value) -> Value:
     return graph.add("concat", *(branch(x) for branch in m.branches), axis=m.axis)
 
@@ -120,16 +125,17 @@ _LOWER: dict[type[Module], _Lower] = {
     reshape.Flatten: _flatten,
     squeeze.SqueezeExcite: _squeeze_excite,
     container.Residual: _residual,
+    container.Add: _add,
     container.Concat: _concat,
 }
 
 
 def _trace(graph: Graph, module: Module, *inputs: Any, **options: Any) -> Value:
     """The value of a module's call: by a rule for its class, by its forward, or as a call of it."""
-    if not options and len(inputs) == 1:
+    if not options:
         for cls in type(module).__mro__:
             if cls in _LOWER:
-                return _LOWER[cls](graph, module, inputs[0])
+                return _LOWER[cls](graph, module, *inputs)
     nodes = list(graph.nodes)
     try:
         return graph.value(module.forward(*inputs, **options), "the result")
@@ -139,6 +145,25 @@ def _trace(graph: Graph, module: Module, *inputs: Any, **options: Any) -> Value:
         if options or not all(isinstance(v, Value) for v in inputs):
             raise
         return _opaque(graph, module, *inputs)
+
+
+def lower(module: Module, rule: Callable[..., Value | None] | None = None) -> Graph:
+    """The graph of a module's call in eval mode, not fused.
+
+    Args:
+        module: any.
+        rule: rule(graph, module, *inputs), asked first for each module that is called: its value, or None for what
+            `fuse` does.
+    """
+    graph = Graph()
+
+    def call(m: Module, *inputs: Any, **options: Any) -> Value:
+        value = None if rule is None or options else rule(graph, m, *inputs)
+        return _trace(graph, m, *inputs, **options) if value is None else value
+
+    with tracing(call):
+        graph.output = call(module, graph.input)
+    return graph
 
 
 class FusedModule:
@@ -195,7 +220,4 @@ def fuse(module: Module, *, channels_last: bool = True) -> FusedModule:
     training = [name or type(module).__name__ for name, m in module.named_modules() if m.training]
     if training:
         raise ValueError(f"module must be in eval mode (module.eval()), but {training[0]} is in training mode")
-    graph = Graph()
-    with tracing(lambda m, *inputs, **options: _trace(graph, m, *inputs, **options)):
-        graph.output = module(graph.input)
-    return FusedModule(Network(graph, channels_last=channels_last), type(module).__name__)
+    return FusedModule(Network(lower(module), channels_last=channels_last), type(module).__name__)
