@@ -57,7 +57,18 @@ FAMILIES: tuple[str, ...] = (
     "elementwise backward",
     *whole.KINDS,
 )
-OPS = ("conv1d", "conv2d", "conv3d", "conv_transpose", "depthwise", "linear", "backward", *operations.KINDS, *whole.KINDS, "all")
+OPS = (
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "conv_transpose",
+    "depthwise",
+    "linear",
+    "backward",
+    *operations.KINDS,
+    *whole.KINDS,
+    "all",
+)
 
 
 @dataclass(frozen=True)

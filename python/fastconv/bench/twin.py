@@ -18,12 +18,9 @@ Node = dict[str, Any]
 Built = tuple[Callable[[], Any], Callable[[], list[Array]]]
 
 KINDS = ("network", "training")
-# The ops of nodes.
-TOLD = ("conv", "linear", "batch_norm", "activation", "max_pool", "avg_pool", "adaptive_avg_pool", "flatten", "add",
-        "multiply", "concat")  # fmt: skip
 # Of a training step whose result is checked, and of those that are timed: these must leave the weights as they are,
 # since gradients that vanish end in denormals.
-CHECKED_RATE, TIMED_RATE, MOMENTUM = 0.1, 1e-9, 0.9
+CHECKED_RATE, TIMED_RATE, MOMENTUM = 0.1, 1e-12, 0.9
 
 
 def not_applicable(variant: str, case: Case) -> str | None:

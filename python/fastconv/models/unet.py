@@ -74,7 +74,7 @@ class UNet(Network):
 
     def forward(self, x: Array) -> Array:
         """The classes' scores for each pixel of x (N, C, H, W), or without padding for those in the middle."""
-        if self.padding and any(size % 16 for size in x.shape[2:]):
+        if self.padding and isinstance(x, np.ndarray) and any(size % 16 for size in x.shape[2:]):
             raise ValueError(f"x (shape {x.shape}) must have sides that are multiples of 16 with padding='same'")
         skipped = []
         for down, pool in zip(self.down, self.pool, strict=True):
