@@ -28,10 +28,10 @@ def tiny(net: str, *size: int, c: int = 3, kind: Any = "network", n: int = 1, **
 # Every architecture, as small as it can be.
 TINY = (
     tiny("lenet5", 32, 32, c=1),
-    tiny("alexnet", 127, 127, width=0.03, num_classes=5),
-    tiny("vgg11", 32, 32, width=0.03, num_classes=5),
+    tiny("alexnet", 224, 224, width=0.03, num_classes=5),
+    tiny("vgg11", 224, 224, width=0.02, num_classes=5),
     tiny("vgg16", 224, 224, width=0.02, num_classes=5),
-    tiny("vgg19", 32, 32, width=0.03, num_classes=5),
+    tiny("vgg19", 224, 224, width=0.02, num_classes=5),
     tiny("googlenet", 64, 64, num_classes=5),
     tiny("resnet18", 32, 32, width=4, num_classes=5),
     tiny("resnet50", 32, 32, width=4, num_classes=5),
@@ -253,7 +253,7 @@ def test_a_session(tmp_path: Path) -> None:
     small = [BY_NET["conv_autoencoder"], replace(TRAINING, name="step")]
     document = run.run(small, run.Options(workers=workers, effort=QUICK), lambda *_: None)
     assert json.loads(json.dumps(document, allow_nan=False)) == document
-    assert not [f for f in run.failures(document)]
+    assert run.failures(document) == []
     whole, step = document["rows"]
     assert (whole["family"], step["family"]) == networks.KINDS
     assert (whole["id"], step["id"]) == ("conv_autoencoder/network", "resnet18/step")

@@ -313,9 +313,9 @@ def _show_notes(document: Document, console: Console) -> None:
 
     console.print(
         Text(
-            "Time is a plan's or fused network's (a gradient's: the plain call's) with warm caches, and beside it with cold ones. Ratios "
-            "above 1 mean that fastconv is faster: plain functions against the plain call, sessions that keep prepared "
-            "weights against the plan. NumPy is fastconv.reference."
+            "Time is a plan's or fused network's (a gradient's: the plain call's) with warm caches, and beside it with "
+            "cold ones. Ratios above 1 mean that fastconv is faster: plain functions against the plain call, sessions "
+            "that keep prepared weights against the plan. NumPy is fastconv.reference."
         )
     )
     for line in notes(document):

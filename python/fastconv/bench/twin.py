@@ -106,12 +106,7 @@ def torch_module(torch: Any, nodes: list[Node], result: str, weights: Mapping[st
         layer = _torch_layer(torch, node, first in free and uses[first] == 1)
         for attribute, name in node.get("weights", {}).items():
             tensor = torch.from_numpy(weights[name])
-            if attribute.startswith("running_"):
-                # A step changes them.
-                tensor = tensor.clone()
-            else:
-                tensor = torch.nn.Parameter(tensor)
-            setattr(layer, attribute, tensor)
+            setattr(layer, attribute, tensor if attribute.startswith("running_") else torch.nn.Parameter(tensor))
             named[name] = (layer, attribute)
         if node["op"] == "batch_norm":
             layer.num_batches_tracked = torch.zeros((), dtype=torch.long)
