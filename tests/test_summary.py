@@ -119,6 +119,11 @@ def test_receptive_fields_by_hand():
     assert fields(net, (1, 1, 8, 8)) == [(2, 2), (2, 2), (6, 6)]
 
 
+def test_what_a_module_makes_itself_has_the_field_of_what_it_has_seen():
+    net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.SqueezeExcite(4, 2), nn.Conv2d(4, 1, 3))
+    assert fields(net, (1, 1, 9, 9)) == [(3, 3)] * 5 + [(5, 5)]
+
+
 def test_a_receptive_field_is_what_changes_the_result(rng):
     """The pixels of the image that a pixel of the result depends on, found by changing them."""
     net = nn.Sequential(

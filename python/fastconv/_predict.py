@@ -43,7 +43,7 @@ _PREPARATIONS = {
     "resnet18": Preparation(),
     "resnet50": Preparation(),
     "densenet121": Preparation(),
-    "xception": Preparation(341, 299, _HALF, _HALF),
+    "xception": Preparation(333, 299, _HALF, _HALF),
     "mobilenet_v2": Preparation(),
     "efficientnet_b0": Preparation(filter="BICUBIC"),
 }

@@ -21,8 +21,8 @@ N = TypeVar("N", bound="Network")
 class Network(nn.Module):
     """A whole network.
 
-    A ValueError of a layer, such as that of an image that is too small for it, names the layer. Weights are those of
-    torchvision where it has the network, and load unchanged.
+    A ValueError of a layer, such as that of an image that is too small for it, names the layer. Names of weights are
+    torchvision's, where torchvision has the network.
     """
 
     # What names in files are, where they are not those of the modules: patterns and what takes their place.
