@@ -310,8 +310,6 @@ def data(network: Network) -> tuple[dict[str, Array], str]:
 class Expected(operations.Expected):
     """The same network in float64, and the test that a contender must pass before it is timed."""
 
-    constant = _BOUND
-
     def __init__(self, network: Network, arrays: Mapping[str, Array]) -> None:
         made = _made(network)
         self.results = made.results
