@@ -12,6 +12,8 @@ from hypothesis import HealthCheck, settings
 import fastconv
 from fastconv import cuda
 
+from . import sanitizers
+
 # The same examples in every run, so that a failure is a change of the code; `slow` tests draw fresh ones.
 settings.register_profile(
     "default",
@@ -37,6 +39,39 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 def rng(request: pytest.FixtureRequest) -> np.random.Generator:
     """A generator seeded by the test's name: the same data in every run and in any order of the tests."""
     return np.random.default_rng(list(request.node.name.encode()))
+
+
+_BACKGROUND = pytest.StashKey[sanitizers.Background]()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The test of the sanitized kernels comes last."""
+    items.sort(key=lambda item: item.name == sanitizers.ALL_KERNELS)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What it waits for takes minutes of one core, and begins now."""
+    if session.config.option.collectonly or not session.items or session.items[-1].name != sanitizers.ALL_KERNELS:
+        return
+    environment = sanitizers.environment()
+    if not isinstance(environment, str):
+        session.config.stash[_BACKGROUND] = sanitizers.Background(environment)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Nothing goes on after the tests."""
+    started = config.stash.get(_BACKGROUND, None)
+    if started is not None:
+        started.stop()
+
+
+@pytest.fixture
+def background(request: pytest.FixtureRequest) -> sanitizers.Background:
+    """The sanitized tests, which began with the session."""
+    started = request.config.stash.get(_BACKGROUND, None)
+    if started is None:
+        pytest.skip(str(sanitizers.environment()))
+    return started
 
 
 # The kernels on fibers of the host, and the module for GPUs, which is skipped where it or its device is not there.

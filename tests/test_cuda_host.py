@@ -1,6 +1,5 @@
 """The host build of the GPU's kernels: that it finds what it is there to find."""
 
-import os
 import re
 import subprocess
 import sys
@@ -8,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-import fastconv
 from fastconv import cuda, functional
+
+from . import sanitizers
 
 PLANTED = "alignment barrier beyond divergent lanes short_tail stages tail wait warp".split()  # noqa: SIM905
 
@@ -92,56 +92,27 @@ def test_orders_follow_the_seed(host):
     assert len(set(found.values())) > 1
 
 
-def runtime_of(compiler, name):
-    try:
-        path = subprocess.run([compiler, f"-print-file-name={name}"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    found = Path(path.stdout.strip())
-    return found if found.is_absolute() and found.exists() else None
+def test_reads_beyond_an_array_are_found():
+    """In a Python process that has AddressSanitizer's runtime and takes the sanitized module."""
+    environment = sanitizers.environment()
+    if isinstance(environment, str):
+        pytest.skip(environment)
 
+    def run(guarded):
+        program = f"from fastconv import _cuda_host_sanitized as m; print(repr(m.planted('over_read', {guarded})))"
+        return subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
 
-@pytest.fixture
-def sanitized():
-    """Runs a Python command in a process that has AddressSanitizer's runtime and takes the sanitized module."""
-    if "FASTCONV_CUDA_HOST_MODULE" in os.environ:
-        pytest.skip("runs in it")
-    package = Path(fastconv.__file__).parent
-    # The interceptor of exceptions wants the C++ library to be there when it starts.
-    runtimes = [runtime_of("g++", name) for name in ("libasan.so", "libstdc++.so")]
-    if None in runtimes or not list(package.glob("_cuda_host_sanitized*.so")):
-        pytest.skip("needs g++'s libasan and the module _cuda_host_sanitized (FASTCONV_CUDA_HOST=ON)")
-    environment = {
-        **os.environ,
-        "LD_PRELOAD": " ".join(map(str, runtimes)),
-        # Python's own blocks are not returned at its end.
-        "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0",
-        "FASTCONV_CUDA_HOST_MODULE": "_cuda_host_sanitized",
-        "FASTCONV_NUM_THREADS": "1",
-        # As this process found it, installed or not.
-        "PYTHONPATH": str(package.parent),
-    }
-    root = Path(__file__).parents[1]
-    return lambda *command: subprocess.run(
-        [sys.executable, *command], env=environment, capture_output=True, text=True, cwd=root
-    )
-
-
-def test_reads_beyond_an_array_are_found(sanitized):
-    program = "from fastconv import _cuda_host_sanitized as m; print(repr(m.planted('over_read', {})))"
-    done = sanitized("-c", program.format(True))
+    done = run(True)
     assert (done.returncode, done.stdout) == (0, "''\n"), done.stderr
-    done = sanitized("-c", program.format(False))
+    done = run(False)
     assert done.returncode != 0
     assert "heap-buffer-overflow" in done.stderr
 
 
-@pytest.mark.timeout(600)
-def test_kernels_under_the_sanitizers(sanitized):
-    """The tests of all kernels once more, with AddressSanitizer and UBSan; test_cuda_gpu has no kernel of its own."""
-    others = ("test_cuda_host.py", "test_cuda_codegen.py", "test_cuda_bench.py", "test_cuda_gpu.py")
-    tests = sorted(str(p) for p in Path(__file__).parent.glob("test_cuda_*.py") if p.name not in others)
-    done = sanitized("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not gpu and not slow", *tests)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    assert " passed" in done.stdout
-    assert " failed" not in done.stdout
+@pytest.mark.timeout(900)
+def test_kernels_under_the_sanitizers(background):
+    """The tests of all kernels once more, with AddressSanitizer and UBSan, in a process that ran beside the others."""
+    code, output = background.finish()
+    assert code == 0, output[-8000:]
+    assert " passed" in output
+    assert " failed" not in output

@@ -137,6 +137,14 @@ def test_results_and_steps(name: str, dtype: Any, channels_last: bool) -> None:
         np.testing.assert_array_equal(x, kept)
 
 
+@pytest.mark.parametrize("name", ["residual", "inverted", "squeezed"])
+def test_an_image_without_a_batch(name: str) -> None:
+    module = settled(NETWORKS[name][0]())
+    x = image(1)
+    fused = nn.fuse(module)
+    np.testing.assert_array_equal(fused(x[0]), fused(x)[0])
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_memory(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The block holds all that is read, whatever it held before, and nothing that is handed out."""

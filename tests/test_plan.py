@@ -90,6 +90,49 @@ def test_any_memory_order(rng: np.random.Generator) -> None:
     assert not out[..., 1::2].any()
 
 
+PITCHED = {
+    "1x1": ((2, 24, 9, 11), (40, 24, 1, 1), {}),
+    "3x3": ((1, 16, 8, 7), (24, 16, 3, 3), {"padding": 1}),
+    "3x3, stride 2": ((2, 3, 17, 12), (20, 3, 3, 3), {"padding": 1, "stride": 2}),
+    "winograd": ((1, 32, 12, 14), (32, 32, 3, 3), {"padding": 1, "algorithm": "winograd4"}),
+    "depthwise": ((1, 40, 10, 10), (40, 1, 3, 3), {"padding": 1, "groups": 40}),
+    "groups": ((1, 64, 10, 10), (64, 4, 3, 3), {"padding": 1, "groups": 16}),
+}
+
+
+@pytest.mark.parametrize("last", [True, False])
+@pytest.mark.parametrize("name", PITCHED)
+def test_arrays_of_the_plan_s_order_are_read_at_any_pitch(name: str, last: bool, isa: str) -> None:
+    """A part of the channels, or of the columns, of a larger array: the same bits, and no copy of it."""
+    shape, weight, options = PITCHED[name]
+    rng = np.random.default_rng(3)
+
+    def pitched(shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+        n, c, h, w = shape
+        if last:
+            whole = np.full((n, h, w, c + 16), np.nan, np.float32)
+            return whole, np.moveaxis(whole[..., :c], -1, 1)
+        whole = np.full((n, c, h, w + 5), np.nan, np.float32)
+        return whole, whole[..., :w]
+
+    x = rng.standard_normal(shape).astype(np.float32)
+    x = np.moveaxis(np.ascontiguousarray(np.moveaxis(x, 1, -1)), -1, 1) if last else x
+    plan = fastconv.plan("conv2d", x, rng.standard_normal(weight).astype(np.float32), **options)
+    expected = plan(x)
+    residual = rng.standard_normal(expected.shape).astype(np.float32)
+    summed = plan(x, residual)
+    (_, within), (whole, out), (_, addend) = pitched(shape), pitched(expected.shape), pitched(expected.shape)
+    within[...], addend[...] = x, residual
+    for given, wanted in ((None, expected), (addend, summed)):
+        plan(within, given, out=out)
+        np.testing.assert_array_equal(out, wanted)
+        assert np.isnan(whole).sum() == whole.size - out.size
+        if last and name in ("1x1", "3x3", "winograd"):
+            before = fastconv.cache_info()
+            plan(within, given, out=out)
+            assert fastconv.cache_info() == before
+
+
 @pytest.mark.parametrize("name", ["conv2d", "conv2d 1x1", "linear"])
 def test_immutable(name: str, rng: np.random.Generator) -> None:
     op, x, weight, bias, options = _layer(name, rng)

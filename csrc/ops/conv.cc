@@ -162,6 +162,7 @@ Status forward_images(const ConvDesc& desc, const ConvOperands& o, const Layer& 
   const void* weight;
   if ((s = arrange_weights(runs, l, o.w.data, &joined, &weight)) != Status::ok) return s;
   bind_runs(runs, o.x.data, weight, o.y.data, o.epilogue.residual.data);
+  if (absent(o.prologue.gate)) join_batch(&runs);
   const int64_t elements = finish_elements(runs, l);
   Workspace vectors(sizeof(T) * static_cast<size_t>(2 * l.in_channels + elements));
   if (!vectors) return Status::out_of_memory;
@@ -248,6 +249,7 @@ Status gradient_images(const Layer& l, const Machine& m, const KernelTable<T>& k
   const void* weight;
   if ((s = arrange_weights(runs, l, o.w.data, &joined, &weight)) != Status::ok) return s;
   bind_runs(runs, o.y.data, weight, dx, nullptr);
+  join_batch(&runs);
   Block packed;
   s = prepare_weights(runs, m, kernels, false, &packed);
   if (s != Status::ok) return s;
@@ -401,6 +403,7 @@ Status backward_input(const ConvDesc& desc, const ConvOperands& o) {
     decide_product(&runs[0], l, m, false, 1);
     if ((s = check_algorithm(desc.algorithm, runs)) != Status::ok) return s;
     bind_runs(runs, o.y.data, o.w.data, o.x.data, nullptr);
+    join_batch(&runs);
     Block packed;
     if ((s = prepare_weights(runs, m, kernels, false, &packed)) != Status::ok) return s;
     return run_dense(runs, m, kernels, Finish<T>{}, InputMap<T>{}, 0, o.accumulate);
@@ -565,7 +568,12 @@ Decision summarise(const std::vector<Run<T>>& runs, const Machine& m, const Geom
   if (c.depthwise) {
     d.workspace_per_thread = depthwise_workspace(runs, m);
   } else {
-    for (const Run<T>& run : runs) d.workspace_per_thread = std::max(d.workspace_per_thread, task_workspace<T>(run, m));
+    std::vector<Run<T>> many = runs;
+    for (Run<T>& run : many) run.job.N = std::max<int64_t>(run.job.N, run.choice.batch_block);
+    join_batch(&many);
+    for (const auto* all : {&runs, static_cast<const std::vector<Run<T>>*>(&many)})
+      for (const Run<T>& run : *all)
+        d.workspace_per_thread = std::max(d.workspace_per_thread, task_workspace<T>(run, m));
   }
   if (c.winograd) {
     d.algorithm = c.winograd == 2 ? "winograd2" : "winograd4";
@@ -796,6 +804,7 @@ class TypedPlan final : public ConvPlan {
       }
       bind_runs(runs, static_cast<const T*>(input) + n * xs.n, nullptr, static_cast<T*>(output) + n * ys.n,
                 addend ? static_cast<const T*>(addend) + n * rs.n : nullptr);
+      if (absent(gate)) join_batch(&runs);
       return run_dense(runs, machine_, kernels, joined ? finish_ : single_finish_, map,
                        absent(gate) ? 0 : gate.strides[0], false);
     });

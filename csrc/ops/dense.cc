@@ -1365,9 +1365,28 @@ struct WeightSplit {
 
 }  // namespace
 
+// Small images of a batch are one run of the reduction: each piece of it reads and writes all of dw. The pixels of dy
+// must then be equally far apart: those of planar images are copied, where dy is smaller than dw.
 template <class T>
-WeightForm weight_gradient_form(const DenseJob& job, const Machine& m) {
-  if (has_filter_gradient<T>(job, m)) return filter_gradient_form<T>(job, m);
+DenseJob joined_terms(const DenseJob& images, const Machine& m, int64_t* copied) {
+  DenseJob job = images;
+  *copied = 0;
+  if (2 * job.pixels() > reduction_terms(m, sizeof(T)) || !join_images(&job)) return images;
+  int64_t step;
+  if (uniform_pixels(job.out, job.os, &step)) return job;
+  if (job.pixels() > job.C * job.taps()) return images;
+  const int64_t channels = job.G * job.K;
+  *copied = job.pixels() * channels;
+  job.os.c = 1, job.os.s[2] = channels;
+  for (int a = 1; a >= 0; --a) job.os.s[a] = job.os.s[a + 1] * job.out[a + 1];
+  return job;
+}
+
+template <class T>
+WeightForm weight_gradient_form(const DenseJob& images, const Machine& m) {
+  if (has_filter_gradient<T>(images, m)) return filter_gradient_form<T>(images, m);
+  int64_t joined;
+  const DenseJob job = joined_terms<T>(images, m, &joined);
   const WeightSplit<T> split(job, m);
   WeightForm form{};
   form.by_rows = split.by_rows;
@@ -1375,7 +1394,7 @@ WeightForm weight_gradient_form(const DenseJob& job, const Machine& m) {
   form.pieces = job.N * split.pixels.count;
   form.channels = split.channels;
   form.workspace = split.scratch(job, m, split.channels, job.K);
-  form.copied = split.transposed(job) ? job.G * job.K * job.C * job.taps() : 0;
+  form.copied = joined + (split.transposed(job) ? job.G * job.K * job.C * job.taps() : 0);
   form.passed_over = split.by_rows      ? "slab: a pixel's channels are neighbours in memory and fill a vector"
                      : job.C < m.lanes  ? "rows: a group's channels do not fill a vector"
                      : job.is.s[2] == 1 ? "rows: the columns of the image are neighbours in memory"
@@ -1386,9 +1405,32 @@ template WeightForm weight_gradient_form<float>(const DenseJob&, const Machine&)
 template WeightForm weight_gradient_form<double>(const DenseJob&, const Machine&);
 
 template <class T>
-Status run_weight_gradient(const DenseJob& job, const Machine& m, const KernelTable<T>& kernels, T* dw,
+Status run_weight_gradient(const DenseJob& images, const Machine& m, const KernelTable<T>& kernels, T* dw,
                            bool accumulate) {
-  if (has_filter_gradient<T>(job, m)) return run_filter_gradient<T>(job, m, kernels, dw, accumulate);
+  if (has_filter_gradient<T>(images, m)) return run_filter_gradient<T>(images, m, kernels, dw, accumulate);
+  int64_t joined;
+  DenseJob job = joined_terms<T>(images, m, &joined);
+  struct Buffer {
+    size_t bytes;
+    void* data;
+    explicit Buffer(size_t n) : bytes(n), data(n ? output_allocate(n) : nullptr) {}
+    ~Buffer() {
+      if (data) output_release(data, bytes);
+    }
+  } const copy(sizeof(T) * static_cast<size_t>(joined));
+  if (joined && !copy.data) return Status::out_of_memory;
+  if (joined) {
+    const int64_t pixels = images.pixels();
+    T* to = static_cast<T*>(copy.data);
+    for (int64_t n = 0; n < images.N; ++n) {
+      const T* from = static_cast<const T*>(images.output) + n * images.os.n;
+      pixel_offsets(images.out, images.os, [&](int64_t i, int64_t offset) {
+        for (int64_t k = 0; k < images.G * images.K; ++k)
+          to[(n * pixels + i) * job.os.s[2] + k] = from[offset + k * images.os.c];
+      });
+    }
+    job.output = copy.data;
+  }
   const int64_t T_all = job.taps(), W = m.lanes, size = job.G * job.K * job.C * T_all;
   if (job.N == 0 || job.pixels() == 0) {
     if (!accumulate) std::fill_n(dw, size, T{0});

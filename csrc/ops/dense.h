@@ -1,5 +1,6 @@
 // Runs dense products: the split into tasks, the two roles of the tile, and the gradient of the weights.
 #pragma once
+#include <algorithm>
 #include <vector>
 
 #include "dispatch/kernel_table.h"
@@ -49,6 +50,18 @@ struct Run {
     if (residual) job.residual = static_cast<const T*>(residual) + residual_offset;
   }
 };
+
+// Makes small images of a batch one block of pixels, which share the weights that a task reads. No bits depend on it.
+template <class T>
+void join_batch(std::vector<Run<T>>* runs) {
+  for (Run<T>& run : *runs) {
+    const Choice& c = run.choice;
+    // By columns the pixels of an output are one run.
+    if (c.depthwise || c.winograd || c.role == Role::pixel_columns || run.producer) continue;
+    if (2 * run.job.pixels() > c.batch_block) continue;
+    if (join_images(&run.job)) run.choice.pixel_block = std::min(run.job.pixels(), c.batch_block);
+  }
+}
 
 // The elements that pack_runs() fills for a product; 0 where the tasks read the weights as they lie or pack them
 // themselves. `keep`: for a plan, which packs always.

@@ -337,6 +337,15 @@ void merge_axes(DenseJob* job) {
   }
 }
 
+bool join_images(DenseJob* job) {
+  if (job->N <= 1 || job->fan.count() || job->in[0] != 1 || job->out[0] != 1 || job->filter[0] != 1) return false;
+  if (job->stride[0] != 1 || job->pad[0] != 0) return false;
+  job->in[0] = job->out[0] = job->N;
+  job->is.s[0] = job->is.n, job->os.s[0] = job->os.n, job->rs.s[0] = job->rs.n;
+  job->N = 1;
+  return true;
+}
+
 void skip_pixels(DenseJob* job) {
   for (int a = 0; a < 3; ++a) {
     if (job->filter[a] != 1 || job->stride[a] == 1 || job->pad[a] != 0) continue;

@@ -95,6 +95,8 @@ void join_weights(const Geometry& geometry, const WeightStrides& from, const T* 
 
 // Joins axes that are one axis in memory on every side (a 1x1 convolution runs over one row of pixels).
 void merge_axes(DenseJob* job);
+// The images of a batch as the planes of one image, where it has one plane; false, and nothing is changed, elsewhere.
+bool join_images(DenseJob* job);
 // Along axes where a single tap moves by more than a pixel, the input becomes what is read of it: nobody copies the
 // rest.
 void skip_pixels(DenseJob* job);

@@ -37,6 +37,23 @@ class Unsupported(Exception):
     """What a front end meets that no node stands for."""
 
 
+class _Unknown:
+    """What a value has once there is an input: it can be passed on, and looked into, but not looked at."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __getitem__(self, index: Any) -> _Unknown:
+        return self
+
+    def _refuse(self, *_: Any) -> Any:
+        raise Unsupported(f"the {self._what} of an array")
+
+    __bool__ = __iter__ = __len__ = __eq__ = __ne__ = __lt__ = __gt__ = __le__ = __ge__ = _refuse
+    __hash__ = __index__ = __int__ = __float__ = _refuse
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __floordiv__ = __truediv__ = __mod__ = _refuse
+
+
 @dataclass(eq=False, slots=True)
 class Value:
     """A result of a node, or the graph's input."""
@@ -67,6 +84,9 @@ class Value:
         raise Unsupported(f"numpy.{function.__name__}")
 
     def __getattr__(self, name: str) -> Any:
+        # A forward may keep a shape for its backward, but not go by it.
+        if name in ("shape", "ndim", "dtype", "strides"):
+            return _Unknown(name)
         raise Unsupported(f"the attribute {name} of an array")
 
 
@@ -356,7 +376,8 @@ def _prepare_conv(node: Node, x: Array, *more: Array) -> Runner:
 
     def call(out: Array | None, *inputs: Array) -> Array:
         residual, gate = (None if i is None else inputs[i] for i in places)
-        return run(inputs[0], residual, None if gate is None else gate.reshape(gate.shape[:2]), out)
+        # A gate is of the channels, with or without N.
+        return run(inputs[0], residual, None if gate is None else gate.reshape(gate.shape[: -a["rank"]]), out)
 
     return call
 

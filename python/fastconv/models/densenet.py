@@ -8,7 +8,6 @@ import numpy.typing as npt
 from .. import nn
 from .._args import Array
 from ..nn.init import Rng
-from ..nn.module import is_recording
 from ._network import Row, made
 
 __all__ = ["densenet121"]
@@ -24,8 +23,7 @@ class _DenseLayer(nn.Sequential):
 
     def forward(self, x: Array) -> Array:
         y: Array = super().forward(x)
-        if is_recording():
-            self.save_for_backward(x.shape[1])
+        self.save_for_backward(x.shape[1])
         return np.concatenate((x, y), axis=1)
 
     def backward(self, dy: Array, *, input_grad: bool = True) -> Array | None:

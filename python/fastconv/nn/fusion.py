@@ -15,7 +15,7 @@ from .module import Module, recording, tracing
 
 __all__ = ["FusedModule", "fuse"]
 
-_Lower = Callable[..., Value]
+_Lower = Callable[..., Value]  # of the graph, the module and its inputs
 
 
 def _activation(module: Module) -> _graph.Activation:
@@ -85,15 +85,14 @@ def _squeeze_excite(graph: Graph, m: squeeze.SqueezeExcite, x: Value) -> Value:
 
 
 def _residual(graph: Graph, m: container.Residual, x: Value) -> Value:
-    y: Value = m.body(x) + (x if m.shortcut is None else m.shortcut(x))
-    if m.activation is not None:
-        y = m.activation(y)
-    return y
+    return _add(graph, m, m.body(x), x if m.shortcut is None else m.shortcut(x))
 
 
-def _add(graph: Graph, m: container.Add, x: Value, y: Value) -> Value:
+def _add(graph: Graph, m: container.Add | container.Residual, x: Value, y: Value) -> Value:
     z = x + y
-    return z if m.activation is None else m.activation(z)
+    if m.activation is not None:
+        z = m.activation(z)
+    return z
 
 
 def _concat(graph: Graph, m: container.Concat, x: Value) -> Value:
@@ -124,18 +123,17 @@ _LOWER: dict[type[Module], _Lower] = {
     dropout.Dropout: lambda graph, m, x: x,
     reshape.Flatten: _flatten,
     squeeze.SqueezeExcite: _squeeze_excite,
-    container.Residual: _residual,
     container.Add: _add,
+    container.Residual: _residual,
     container.Concat: _concat,
 }
 
 
 def _trace(graph: Graph, module: Module, *inputs: Any, **options: Any) -> Value:
     """The value of a module's call: by a rule for its class, by its forward, or as a call of it."""
-    if not options:
-        for cls in type(module).__mro__:
-            if cls in _LOWER:
-                return _LOWER[cls](graph, module, *inputs)
+    rule = next((_LOWER[cls] for cls in type(module).__mro__ if cls in _LOWER), None)
+    if rule is not None and not options:
+        return rule(graph, module, *inputs)
     nodes = list(graph.nodes)
     try:
         return graph.value(module.forward(*inputs, **options), "the result")
