@@ -9,7 +9,7 @@ import pytest
 from fastconv.bench import cases
 from fastconv.bench.cases import Layer
 
-FORWARD = [layer for layer in cases.select()[0] if layer.direction == "forward"]
+FORWARD = [v for v in cases.select()[0] if isinstance(v, Layer) and v.direction == "forward"]
 SPATIAL = [layer for layer in FORWARD if layer.op != "linear"]
 
 

@@ -23,7 +23,7 @@ import pytest
 
 import fastconv
 from fastconv import reference
-from fastconv.bench import cases, cli, operations, peers, report, run, timing, worker
+from fastconv.bench import cases, cli, networks, operations, peers, report, run, timing, worker
 from fastconv.bench.worker import not_applicable
 
 TINY = cases.square("test", "3x3", 3, 5, 6, 3)
@@ -155,7 +155,7 @@ def test_seeded_layers_are_of_all_kinds() -> None:
         assert layer.groups == 1 or layer.c > layer.groups < layer.k
         assert not layer.photograph
     others = {"memory-bound", "depthwise", "depthwise backward"}
-    others |= {v.family(True) for v in operations.everything()}
+    others |= {v.family(True) for v in (*operations.everything(), *networks.everything())}
     assert {v.family(False) for v in SEEDED} == set(cases.FAMILIES) - others
     assert {v.op for v in SEEDED} >= {"conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "linear"}
     assert {v.kernel for v in SEEDED} >= {(1, 1), (3, 3), (5, 5), (7, 7), (1, 7), (3, 1)}

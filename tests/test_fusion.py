@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastconv import nn
+from fastconv import models, nn
 
 
 def block(c: int, k: int, r: int = 3, stride: int = 1, groups: int = 1, act: Any = nn.ReLU) -> nn.Sequential:
@@ -236,3 +236,32 @@ def test_errors() -> None:
         fused(np.zeros((1, 5, 8, 10), np.float32))
     with pytest.raises(TypeError, match="float64"):
         fused(np.zeros((1, 6, 8, 10), np.float64))
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_all_of_an_architecture_is_followed(name: str) -> None:
+    with nn.init.undrawn():
+        module = models.create(name, **({"padding": "same"} if name == "unet" else {})).eval()
+    text = str(nn.fuse(module))
+    assert "call(" not in text
+    # Sums are part of the layers before them.
+    assert "add(" not in text
+
+
+def test_a_sum_of_two_inputs() -> None:
+    class Block(nn.Module):
+        def __init__(self, activation: nn.Module | None) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(6, 6, 3, padding=1)
+            self.add = nn.Add(activation)
+
+        def forward(self, x: Any) -> Any:
+            return self.add(self.conv(x), x)
+
+    x = image(2)
+    for activation in (None, nn.ReLU(), nn.SiLU()):
+        module = settled(Block(activation))
+        fused = nn.fuse(module)
+        assert len(fused) == 1, str(fused)
+        expected = module(x)
+        np.testing.assert_allclose(fused(x), expected, rtol=0, atol=1e-5 * np.abs(expected).max())

@@ -1,4 +1,4 @@
-"""The layers of the benchmark, with their sizes, costs, families and data; the other cases stand in `operations`.
+"""The layers of the benchmark, with their sizes, costs, families and data; other cases: `operations`, `networks`.
 
 They are read from the tables in shapes/; `seeded` draws others, which no table holds.
 """
@@ -18,7 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fastconv import testing
+from fastconv.bench import networks as whole
 from fastconv.bench import operations
+from fastconv.bench.networks import Network
 from fastconv.bench.operations import Operation
 
 Array = npt.NDArray[Any]
@@ -53,8 +55,20 @@ FAMILIES: tuple[str, ...] = (
     "norm backward",
     "elementwise",
     "elementwise backward",
+    *whole.KINDS,
 )
-OPS = ("conv1d", "conv2d", "conv3d", "conv_transpose", "depthwise", "linear", "backward", *operations.KINDS, "all")
+OPS = (
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "conv_transpose",
+    "depthwise",
+    "linear",
+    "backward",
+    *operations.KINDS,
+    *whole.KINDS,
+    "all",
+)
 
 
 @dataclass(frozen=True)
@@ -306,10 +320,10 @@ def _distinct(rows: Sequence[Layer]) -> tuple[Layer, ...]:
     return tuple(layers.values())
 
 
-def _unique(layers: Sequence[Layer | Operation]) -> list[Layer | Operation]:
+def _unique(layers: Sequence[Layer | Operation | Network]) -> list[Layer | Operation | Network]:
     """Number the cases whose names are taken."""
     seen: dict[str, int] = {}
-    result: list[Layer | Operation] = []
+    result: list[Layer | Operation | Network] = []
     for layer in layers:
         count = seen[layer.id] = seen.get(layer.id, 0) + 1
         result.append(layer if count == 1 else replace(layer, name=f"{layer.name} #{count}"))
@@ -537,23 +551,24 @@ def _drawn(dice: _Dice, kind: str, name: str) -> Layer:
 # ------------------------------------------------------------------------------------------------------------- choice
 
 
-Case = Layer | Operation
+Case = Layer | Operation | Network
 
 
 def networks() -> list[str]:
     """The names that --net takes."""
-    return sorted({layer.net for layer in _listed()} | operations.networks())
+    return sorted({layer.net for layer in _listed()} | operations.networks() | {v.net for v in whole.everything()})
 
 
 def _network(net: str) -> tuple[Case, ...]:
     # Without its version a name means the current one: ResNet-50 as it is trained today strides in its 3x3 layers.
     full = "resnet50_v1.5" if net == "resnet50" else net
-    rows: tuple[Case, ...] = (*_listed(), *operations.listed())
+    rows: tuple[Case, ...] = (*_listed(), *operations.listed(), *whole.everything())
     exact = [v for v in rows if v.net in (full, net)]
     chosen = exact or [v for v in rows if v.net.split("_")[0] == full or v.net.startswith(f"{full}_")]
     if not chosen:
         raise ValueError(f"--net (={net!r}) must be one of {', '.join(networks())}")
-    return (*_distinct([v for v in chosen if isinstance(v, Layer)]), *(v for v in chosen if isinstance(v, Operation)))
+    layers = _distinct([v for v in chosen if isinstance(v, Layer)])
+    return (*layers, *(v for v in chosen if not isinstance(v, Layer)))
 
 
 def select(
@@ -567,7 +582,7 @@ def select(
 ) -> tuple[list[Case], list[Case]]:
     """The cases of a run, and those left out because they are too large.
 
-    Without arguments the quick subset; with `net` every shape of that network; with `everything` every table; with
+    Without arguments the quick subset; with `net` every shape of that network, and itself; with `everything` all; with
     `drawn` so many of `seeded`, besides those where both are asked for. `op`, one of OPS or some with commas between,
     and `dtype` narrow any of them: "backward" takes the convolutions of the choice, backward.
     """
@@ -575,7 +590,7 @@ def select(
     if net is not None:
         sources.append(_network(net))
     elif everything:
-        sources.append((*tables(), *operations.everything()))
+        sources.append((*tables(), *operations.everything(), *whole.everything()))
     if drawn is not None:
         sources.append(seeded(drawn))
     explicit = bool(sources)
@@ -583,7 +598,8 @@ def select(
     for name in names:
         if name is not None and name not in OPS:
             raise ValueError(f"--op (={name!r}) must be of {', '.join(OPS)}, commas between")
-    quickly: tuple[Case, ...] = (*quick(), *(v for v in operations.everything() if v.quick))
+    others: tuple[Case, ...] = (*operations.everything(), *whole.everything())
+    quickly: tuple[Case, ...] = (*quick(), *(v for v in others if not isinstance(v, Layer) and v.quick))
     chosen = [
         v for name in names for source in sources or [quickly] for v in _narrowed(list(source), name, dtype, explicit)
     ]
@@ -603,6 +619,9 @@ def _narrowed(chosen: list[Case], op: str | None, dtype: str | None, explicit: b
         # The quick subset has a few of each kind: asked for by name, the kind comes whole.
         rows = chosen if explicit else operations.everything()
         chosen = [v for v in rows if isinstance(v, Operation) and v.kind == op]
+    elif op in whole.KINDS:
+        networks = chosen if explicit else [v for v in whole.everything() if v.usual]
+        chosen = [v for v in networks if isinstance(v, Network) and v.kind == op]
     elif op not in (None, "all"):
         # "conv_transpose" is 1-D and 2-D.
         kept = [v for v in chosen if isinstance(v, Layer) and v.op.startswith(str(op))]
@@ -664,6 +683,8 @@ def data(layer: Case) -> tuple[dict[str, Array], str]:
     """
     if isinstance(layer, Operation):
         return operations.data(layer)
+    if isinstance(layer, Network):
+        return whole.data(layer)
     rng = np.random.default_rng(zlib.crc32(f"{layer.net}/{layer.name}".encode()))
 
     def normal(shape: Ints, scale: float) -> Array:

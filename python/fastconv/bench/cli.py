@@ -20,8 +20,8 @@ NEEDS_EXTRA = 'the benchmark needs {name}: pip install "fastconv[bench]"'
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
     choice = parser.add_argument_group("what to measure (default: a quick subset of real layers)")
-    choice.add_argument("--net", metavar="NAME", help="every layer of a network, such as resnet50")
-    choice.add_argument("--all", action="store_true", help="every layer of every table")
+    choice.add_argument("--net", metavar="NAME", help="every layer of a network, such as resnet50, and the whole")
+    choice.add_argument("--all", action="store_true", help="every layer of every table, every network")
     choice.add_argument(
         "--seeded",
         metavar="N",
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--op",
         metavar="OP[,OP...]",
         help="conv1d, conv2d, conv3d, conv_transpose, depthwise, linear, backward, separable, pool, batch_norm, norm, "
-        "elementwise, all",
+        "elementwise, network, training, all",
     )
     choice.add_argument("--filter", metavar="REGEX", help="only layers whose name matches")
     choice.add_argument("--family", metavar="NAME", help="only this family, such as 1x1 (memory-bound is found later)")

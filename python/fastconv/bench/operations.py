@@ -242,16 +242,21 @@ class Expected:
             raise WrongResult(f"{len(results)} results instead of {len(self.results)}")
         worst = 0.0
         for y, value in zip(results, self.results, strict=False):
-            if y.shape != value.shape:
-                raise WrongResult(f"shape {y.shape} instead of {value.shape}")
-            if y.dtype != self.dtype:
-                raise WrongResult(f"dtype {y.dtype} instead of {self.dtype}")
-            error = float(np.max(np.abs(y - value), initial=0.0))
-            unit = float(np.finfo(self.dtype).eps) * float(np.max(np.abs(value), initial=0.0))
-            worst = max(worst, error / unit if np.isfinite(error) else float("inf"))
-        if not worst <= (_OURS if ours else _PEERS):
-            raise WrongResult(f"the error is {worst:.3g} times eps * max |y|")
+            worst = max(worst, self.error(y, value, _OURS if ours else _PEERS))
         return worst
+
+    def error(self, y: Array, value: Array, bound: float) -> float:
+        """The error of one result; WrongResult where it is above the bound."""
+        if y.shape != value.shape:
+            raise WrongResult(f"shape {y.shape} instead of {value.shape}")
+        if y.dtype != self.dtype:
+            raise WrongResult(f"dtype {y.dtype} instead of {self.dtype}")
+        error = float(np.max(np.abs(y - value), initial=0.0))
+        unit = float(np.finfo(self.dtype).eps) * float(np.max(np.abs(value), initial=0.0))
+        units = error / unit if np.isfinite(error) else float("inf")
+        if not units <= bound:
+            raise WrongResult(f"the error is {units:.3g} times eps * max |y|")
+        return units
 
 
 class WrongResult(Exception):

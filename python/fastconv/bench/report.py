@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastconv.bench.cases import FAMILIES
 from fastconv.bench.peers import FORMS, TITLES, WORKERS
+from fastconv.bench.twin import KINDS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -102,6 +103,33 @@ def scaling(document: Document) -> list[tuple[str, str, int, float]]:
     ]
 
 
+# Of which family, over the best of which peers, in words.
+_BETTER = (
+    ("network", ("onnxruntime", "openvino"), "the better of ONNX Runtime and OpenVINO"),
+    ("network", ("torch", "torch_cl"), "PyTorch in its better memory order"),
+    ("training", ("torch", "torch_cl"), "PyTorch in its better memory order"),
+)
+_MANY = {"network": "Whole networks", "training": "Training steps"}
+
+
+def better_of(document: Document) -> Iterator[tuple[str, str]]:
+    """What whole networks gain over the best of some peers, where all of these were measured."""
+    for family, names, words in _BETTER:
+        for threads in document["settings"]["threads"]:
+            values = [
+                (min(result["speedups"][name] for name in names), row["net"])
+                for row, _, result in results(document)
+                if row["family"] == family and row["threads"] == threads and set(names) <= set(result["speedups"])
+            ]
+            if values:
+                mean, (worst, where) = geometric_mean(v for v, _ in values), min(values)
+                many = f"{threads} thread{'' if threads == 1 else 's'}"
+                yield (
+                    f"{_MANY[family]}, {many}, over {words}",
+                    f"{ratio(mean)} in the geometric mean of {len(values)}, worst {ratio(worst)} ({where})",
+                )
+
+
 # ----------------------------------------------------------------------------------------------------------- terminal
 
 
@@ -187,7 +215,7 @@ def show(document: Document, console: Console) -> None:
         console.print(table)
         console.print()
     _show_summary(document, console)
-    for name, ratio_of in _scaling_means(document):
+    for name, ratio_of in (*_scaling_means(document), *better_of(document)):
         console.print(Text(f"{name}: {ratio_of}"))
     _show_notes(document, console)
 
@@ -254,7 +282,13 @@ def notes(document: Document) -> list[str]:
         lines.append(
             f"Other processes took the core during {disturbed} of {len(turns)} measurements: a quiet machine says more"
         )
-    if any(row.get("group") and not row["group"].startswith(("separable", "pool")) for row in document["rows"]):
+    if any(row["family"] in KINDS for row in document["rows"]):
+        lines.append(
+            "Whole networks have seeded weights; all take and give planar arrays, and peers are compared with the "
+            "module after nn.fuse, of a training step with the module itself; errors are against float64"
+        )
+    groups = {row["group"] for row in document["rows"] if row.get("group")} - set(KINDS)
+    if any(not group.startswith(("separable", "pool")) for group in groups):
         lines.append(
             "ncnn is asked for separable layers and pooling alone, XNNPACK for those and elementwise functions"
         )
@@ -279,9 +313,9 @@ def _show_notes(document: Document, console: Console) -> None:
 
     console.print(
         Text(
-            "Time is a plan's (a gradient's: the plain call's) with warm caches, and beside it with cold ones. Ratios "
-            "above 1 mean that fastconv is faster: plain functions against the plain call, sessions that keep prepared "
-            "weights against the plan. NumPy is fastconv.reference."
+            "Time is a plan's or fused network's (a gradient's: the plain call's) with warm caches, and beside it with "
+            "cold ones. Ratios above 1 mean that fastconv is faster: plain functions against the plain call, sessions "
+            "that keep prepared weights against the plan. NumPy is fastconv.reference."
         )
     )
     for line in notes(document):
@@ -350,7 +384,8 @@ def markdown(documents: Sequence[Document]) -> str:
             ]
             lines.append("| " + " | ".join(cells) + " |")
         parts.append("\n".join(lines) + "\n")
-        parts += [f"{name}: {value}.\n" for name, value in _scaling_means(document)]
+        parts += _network_rows(document, names)
+        parts += [f"{name}: {value}.\n" for name, value in (*_scaling_means(document), *better_of(document))]
         parts.append(
             f"{machine['cores']} cores{virtual}; {document['created'][:10]}; fastconv {document['fastconv']}, "
             + _versions(document)
@@ -365,6 +400,28 @@ def markdown(documents: Sequence[Document]) -> str:
         "others, which keep prepared weights, by a plan. Best peer: over the best of them, layer by layer."
     )
     return "\n".join(parts).rstrip() + "\n"
+
+
+def _network_rows(document: Document, names: Sequence[str]) -> list[str]:
+    """A table of one line a network, or nothing."""
+    members = [(row, result) for row, _, result in results(document) if row["family"] in KINDS]
+    names = [name for name in names if any(name in result["speedups"] for _, result in members)]
+    head = ["network", "input", "M MACs", "threads", "time", "GFLOP/s (of peak)", *(SHORT[n] for n in names), "best"]
+    lines = ["| " + " | ".join(head) + " |", "|---|---|" + "---:|" * (len(head) - 2)]
+    for row, result in members:
+        best = result["best_peer"]
+        cells = [
+            row["net"] + (", training step" if row["family"] == "training" else ""),
+            "x".join(map(str, row["x_shape"])),
+            f"{row['macs'] / 1e6:,.1f}",
+            str(row["threads"]),
+            duration(result["time"]),
+            f"{_digits(result['gflops'])} ({result['share_of_peak']:.0%})",
+            *(ratio(result["speedups"].get(n)) or "-" for n in names),
+            f"{SHORT[best['name']]} **{ratio(best['ratio'])}{'' if best['complete'] else '?'}**" if best else "-",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return ["\n".join(lines) + "\n"] if members else []
 
 
 def _versions(document: Document) -> str:

@@ -12,10 +12,11 @@ import numpy as np
 
 import fastconv
 from fastconv import testing
-from fastconv.bench import cases, operations, peers, timing
+from fastconv.bench import cases, networks, operations, peers, timing
 from fastconv.bench.cases import Array, Case, Layer
+from fastconv.bench.networks import Network
 from fastconv.bench.operations import Operation, WrongResult
-from fastconv.bench.worker import FORMS, WORKERS, not_applicable
+from fastconv.bench.worker import FORMS, WORKERS, form_of, not_applicable
 
 SCHEMA = 1
 # fastconv's own calls: the plain function and the plan, for each layout.
@@ -25,6 +26,9 @@ _CONSTANT, _PICTURE_CONSTANT = 4.0, 16.0
 # A peer may use Winograd's algorithm, whose error is a few times larger. A lower precision's is a hundred times larger.
 _PEER_RMS = 8.0
 _PEER_MAX = 64.0
+
+# Of a case, what a row does without.
+_FOR_WORKERS = ("layouts", "rank", "y_shape", "forward", "nodes", "result", "gradients", "values")
 
 Row = dict[str, Any]
 Document = dict[str, Any]
@@ -89,6 +93,8 @@ class Expected:
 
 def oracle(case: Case, arrays: Mapping[str, Array]) -> Expected | operations.Expected:
     """What the results of a case are checked against."""
+    if isinstance(case, Network):
+        return networks.Expected(case, arrays)
     return operations.Expected(case, arrays) if isinstance(case, Operation) else Expected(case, arrays)
 
 
@@ -135,7 +141,7 @@ class Session:
             if worker is None:
                 for variant in WORKERS[name]:
                     if not_applicable(variant, case) is None:
-                        contenders[variant] = {"status": "not run", "form": FORMS[variant]}
+                        contenders[variant] = {"status": "not run", "form": form_of(variant, case)}
                 continue
             ready += self._prepare(worker, case, arrays, expected, contenders)
         samples = self._time(ready, contenders)
@@ -149,8 +155,8 @@ class Session:
             "net": layer.net,
             "layer": layer.name,
             "shape": layer.describe(),
-            "group": layer.family(False) if isinstance(layer, Operation) else None,
-            **{k: v for k, v in case.items() if k not in ("layouts", "rank", "y_shape", "forward")},
+            "group": None if isinstance(layer, Layer) else layer.family(False),
+            **{k: v for k, v in case.items() if k not in _FOR_WORKERS},
             "threads": self.threads,
             "isa": self.isa,
             "data": source,
@@ -181,20 +187,21 @@ class Session:
             return []
         for variant in wanted or ():
             if worker.missing is not None:
-                contenders[variant] = {"status": "missing", "reason": worker.missing, "form": FORMS[variant]}
+                contenders[variant] = {"status": "missing", "reason": worker.missing, "form": form_of(variant, case)}
             elif worker.error is not None:
-                contenders[variant] = {"status": "failed", "reason": worker.error, "form": FORMS[variant]}
+                contenders[variant] = {"status": "failed", "reason": worker.error, "form": form_of(variant, case)}
         if not worker.usable:
             return []
         try:
             header, results = worker.ask({"command": "prepare", "case": case, "variants": wanted}, arrays)
         except peers.PeerError as error:
             for variant in wanted or ("fastconv",):
-                contenders[variant] = {"status": "failed", "reason": str(error), "form": FORMS.get(variant, "function")}
+                form = "function" if ours else form_of(variant, case)
+                contenders[variant] = {"status": "failed", "reason": str(error), "form": form}
             return []
         ready = []
         for variant, state in header["variants"].items():
-            form = ("plan" if variant.endswith("_plan") else "function") if ours else FORMS[variant]
+            form = ("plan" if variant.endswith("_plan") else "function") if ours else form_of(variant, case)
             contenders[variant] = state | {"form": form}
             if state["status"] != "ok":
                 continue
@@ -356,7 +363,7 @@ def _derive_row(row: Row, peak: float) -> None:
             state = row["contenders"].get(peer)
             if state is None:
                 continue
-            mine = f"{name}_plan" if form == "plan" else name
+            mine = f"{name}_plan" if state.get("form", form) == "plan" else name
             for ratios, kind in ((speedups, "warm"), (cold, "cold")):
                 theirs, ours = _median(row, peer, kind), _median(row, mine, kind)
                 if theirs is not None and ours is not None:

@@ -2,8 +2,8 @@
 
 It runs by its path, in the interpreter of the contender, with that contender and NumPy alone: nothing of fastconv is
 imported here, except by the two contenders that are fastconv itself (its kernels, and its NumPy reference). What is not
-a convolution or a dense layer stands in two files beside this one, which are loaded by their paths too: `calls` and
-`rivals`.
+a convolution or a dense layer stands in files beside this one, which are loaded by their paths too: `calls`, `rivals`
+and, for whole networks, `twin`.
 
 A message is eight bytes of length, a JSON header, then the raw bytes of the arrays that the header lists. Arrays that
 cross the pipe have axes (N, C, ...) whatever the contender computes in.
@@ -49,6 +49,7 @@ def _beside(name: str) -> Any:
 
 calls: Any = _beside("calls")
 rivals: Any = _beside("rivals")
+twin: Any = _beside("twin")
 
 # How a contender takes weights: a "function" as plain arrays at every call, a "plan" has prepared them before.
 FORMS = {
@@ -76,10 +77,20 @@ WORKERS = {
 _SAMPLE_SECONDS = 40e-6
 
 
+def _maker(case: Case) -> Any:
+    """The file that knows how the peers do an operation or a network."""
+    return twin if case["kind"] in twin.KINDS else rivals
+
+
+def form_of(variant: str, case: Case) -> str:
+    """How the variant takes weights. In a network all keep theirs, and are compared with the fused one."""
+    return "plan" if case.get("kind") == "network" else FORMS[variant]
+
+
 def not_applicable(variant: str, case: Case) -> str | None:
     """Why the variant has no such operation, or None. Known without the peer, since a missing peer is reported."""
     if "kind" in case:
-        reason: str | None = rivals.not_applicable(variant, case)
+        reason: str | None = _maker(case).not_applicable(variant, case)
         return reason
     op, backward, groups, n = case["op"], case["direction"] == "backward", case["groups"], case["n"]
     rank, transposed = case["rank"], op.startswith("conv_transpose")
@@ -233,8 +244,49 @@ class FastConv(Contender):
         self.settings = {"isa": str(self.module.get_isa()), "plan": "weights packed before, out= given"}
 
     def build(self, case: Case, arrays: dict[str, Array], directory: Path) -> Makers:
+        if case.get("kind") in twin.KINDS:
+            yield from self._network(case, arrays)
+            return
         for layout in case["layouts"]:
             yield from self._layout(case, arrays, layout)
+
+    def _network(self, case: Case, arrays: dict[str, Array]) -> Makers:
+        nn, models = (importlib.import_module(f"fastconv.{name}") for name in ("nn", "models"))
+        networks = importlib.import_module("fastconv.bench.networks")
+        x = arrays["x"]
+
+        def created() -> Any:
+            with nn.init.undrawn():
+                network = models.create(case["net"], dtype=case["dtype"], **case["create"])
+            network.load_state_dict(twin.weights_of(arrays))
+            return network.eval()
+
+        def layers() -> Variant:
+            network = created()
+            return Variant(lambda: network(x), lambda: [np.ascontiguousarray(network(x))])
+
+        def fused() -> Variant:
+            network = nn.fuse(created())
+            about = {"steps": len(network), "memory": network.memory(x)}
+            return Variant(lambda: network(x), lambda: [np.ascontiguousarray(network(x))], about)
+
+        def training() -> Variant:
+            target = arrays["target"]
+            step = networks.training_step(created(), twin.TIMED_RATE)
+
+            def result() -> list[Array]:
+                network = created()
+                loss = networks.training_step(network, twin.CHECKED_RATE)(x, target)
+                found: list[Array] = networks.watched(network, loss, case["gradients"], case["values"])
+                return found
+
+            return Variant(lambda: step(x, target), result)
+
+        if case["kind"] == "training":
+            yield "fastconv", training
+        else:
+            yield "fastconv", layers
+            yield "fastconv_plan", fused
 
     def _operation(self, case: Case, arrays: dict[str, Array], layout: str) -> Makers:
         f, op, options, rank = self.module, case["op"], _tuples(case["options"]), len(case["x_shape"])
@@ -391,8 +443,9 @@ class Torch(Contender):
         self.torch.set_num_threads(threads)
         with contextlib.suppress(RuntimeError):
             self.torch.set_num_interop_threads(1)
-        # For good: no call is to record anything.
-        self.torch.inference_mode().__enter__()
+        # For good: no call is to record anything. The mode ends with the object that has set it.
+        self.mode = self.torch.inference_mode()
+        self.mode.__enter__()
         self.settings = {
             "mode": "inference_mode; gradients by aten's own functions, of norms and separable layers by autograd",
             "oneDNN": bool(self.torch.backends.mkldnn.is_available()),
@@ -402,7 +455,7 @@ class Torch(Contender):
     def build(self, case: Case, arrays: dict[str, Array], directory: Path) -> Makers:
         if "kind" in case:
             for name in ("torch", "torch_cl"):
-                if rivals.not_applicable(name, case) is None:
+                if not_applicable(name, case) is None:
                     yield name, lambda name=name: self._operation(case, arrays, name == "torch_cl")  # type: ignore[misc]
             return
         torch, op, rank = self.torch, case["op"], case["rank"]
@@ -445,7 +498,7 @@ class Torch(Contender):
             yield name, lambda form=form: make(form)  # type: ignore[misc]
 
     def _operation(self, case: Case, arrays: dict[str, Array], channels_last: bool) -> Variant:
-        return Variant(*rivals.torch_operation(self.torch, case, arrays, channels_last))
+        return Variant(*_maker(case).torch_operation(self.torch, case, arrays, channels_last))
 
 
 class Jax(Contender):
@@ -591,7 +644,7 @@ class OnnxRuntime(Contender):
         yield "onnxruntime", make
 
     def _operation(self, case: Case, arrays: dict[str, Array]) -> Variant:
-        model, inputs = rivals.onnx_model(self.onnx, case, arrays)
+        model, inputs = _maker(case).onnx_model(self.onnx, case, arrays)
         return self._session(model, inputs, case["y_shape"])
 
     def _session(self, model: bytes, inputs: dict[str, Array], y_shape: list[int]) -> Variant:
@@ -670,7 +723,7 @@ class OpenVino(Contender):
             onnx = importlib.import_module("onnx")
         except ImportError as error:
             raise Unsupported("its operations are read from ONNX, which is not installed") from error
-        model, inputs = rivals.onnx_model(onnx, case, arrays)
+        model, inputs = _maker(case).onnx_model(onnx, case, arrays)
         return self._request(self.core.read_model(io.BytesIO(model)), list(inputs.values()))
 
     def _request(self, model: Any, inputs: list[Array]) -> Variant:

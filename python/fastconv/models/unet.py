@@ -10,6 +10,7 @@ import numpy.typing as npt
 from .. import nn
 from .._args import Array
 from ..nn.init import Rng
+from ..nn.module import is_recording
 from ._network import Network, made
 
 __all__ = ["unet"]
@@ -18,7 +19,14 @@ __all__ = ["unet"]
 class _Join(nn.Module):
     """The middle of skip, cropped to x's size, and x behind its channels ("copy and crop")."""
 
+    def __init__(self, crops: bool) -> None:
+        super().__init__()
+        self._crops = crops
+
     def forward(self, x: Array, skip: Array) -> Array:
+        if not self._crops and not is_recording():
+            # What `nn.fuse` can follow: the sizes are the same.
+            return np.concatenate((skip, x), axis=1)
         top, left = ((skip.shape[axis] - x.shape[axis]) // 2 for axis in (2, 3))
         if top < 0 or left < 0:
             raise ValueError(f"x (shape {x.shape}) must not be larger than the skipped image (shape {skip.shape})")
@@ -60,13 +68,13 @@ class UNet(Network):
         self.bottom = _double(widths[3], widths[4], padding)
         self.dropout = nn.Dropout(dropout)
         self.up = nn.ModuleList(nn.ConvTranspose2d(2 * wide, wide, 2, 2) for wide in widths[3::-1])
-        self.join = nn.ModuleList(_Join() for _ in range(4))
+        self.join = nn.ModuleList(_Join(crops=not padding) for _ in range(4))
         self.merge = nn.ModuleList(_double(2 * wide, wide, padding) for wide in widths[3::-1])
         self.head = nn.Conv2d(width, num_classes, 1)
 
     def forward(self, x: Array) -> Array:
         """The classes' scores for each pixel of x (N, C, H, W), or without padding for those in the middle."""
-        if self.padding and any(size % 16 for size in x.shape[2:]):
+        if self.padding and isinstance(x, np.ndarray) and any(size % 16 for size in x.shape[2:]):
             raise ValueError(f"x (shape {x.shape}) must have sides that are multiples of 16 with padding='same'")
         skipped = []
         for down, pool in zip(self.down, self.pool, strict=True):

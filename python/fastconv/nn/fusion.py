@@ -145,6 +145,25 @@ def _trace(graph: Graph, module: Module, *inputs: Any, **options: Any) -> Value:
         return _opaque(graph, module, *inputs)
 
 
+def lower(module: Module, rule: Callable[..., Value | None] | None = None) -> Graph:
+    """The graph of a module's call in eval mode, not fused.
+
+    Args:
+        module: any.
+        rule: rule(graph, module, *inputs), asked first for each module that is called: its value, or None for what
+            `fuse` does.
+    """
+    graph = Graph()
+
+    def call(m: Module, *inputs: Any, **options: Any) -> Value:
+        value = None if rule is None or options else rule(graph, m, *inputs)
+        return _trace(graph, m, *inputs, **options) if value is None else value
+
+    with tracing(call):
+        graph.output = call(module, graph.input)
+    return graph
+
+
 class FusedModule:
     """What `fuse` makes: `fused(x)` computes what the module computed in eval mode when it was fused.
 
@@ -199,7 +218,4 @@ def fuse(module: Module, *, channels_last: bool = True) -> FusedModule:
     training = [name or type(module).__name__ for name, m in module.named_modules() if m.training]
     if training:
         raise ValueError(f"module must be in eval mode (module.eval()), but {training[0]} is in training mode")
-    graph = Graph()
-    with tracing(lambda m, *inputs, **options: _trace(graph, m, *inputs, **options)):
-        graph.output = module(graph.input)
-    return FusedModule(Network(graph, channels_last=channels_last), type(module).__name__)
+    return FusedModule(Network(lower(module), channels_last=channels_last), type(module).__name__)
