@@ -2,7 +2,7 @@
 
 `fastconv.functional` holds the functions, forward and backward; `fastconv.plan` prepares a layer once,
 `fastconv.explain` says how a call is computed, and `fastconv.reference` computes the same in plain NumPy.
-`fastconv.nn` has layers and networks, and what trains them.
+`fastconv.nn` has layers and networks, `fastconv.training` trains them, and `fastconv.data` reads and changes pictures.
 """
 
 from types import ModuleType
@@ -40,7 +40,7 @@ from .runtime import (
 from .tuning import TuneFileError, clear_tune_file, load_tune_file
 
 if TYPE_CHECKING:
-    from . import nn
+    from . import data, nn, training
 
 tuning._load_named()
 
@@ -57,6 +57,7 @@ __all__ = [
     "clear_cache",
     "clear_tune_file",
     "cuda",
+    "data",
     "explain",
     "flush_denormals",
     "functional",
@@ -71,6 +72,7 @@ __all__ = [
     "set_isa",
     "set_num_threads",
     "show_config",
+    "training",
     "tuning",
     "workspace_info",
 ]
@@ -79,8 +81,8 @@ __all__ += functional.__all__
 
 def __getattr__(name: str) -> ModuleType:
     # Who calls functions alone does not wait for the import of layers.
-    if name == "nn":
+    if name in ("data", "nn", "training"):
         import importlib
 
-        return importlib.import_module(".nn", __name__)
+        return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
