@@ -2,7 +2,8 @@
 
 `fastconv.functional` holds the functions, forward and backward; `fastconv.plan` prepares a layer once,
 `fastconv.explain` says how a call is computed, and `fastconv.reference` computes the same in plain NumPy.
-`fastconv.nn` has layers and networks, and what trains them; `fastconv.models` has architectures.
+`fastconv.nn` has layers and networks, `fastconv.models` architectures, `fastconv.training` trains them, and
+`fastconv.data` reads and changes pictures.
 """
 
 from types import ModuleType
@@ -40,7 +41,7 @@ from .runtime import (
 from .tuning import TuneFileError, clear_tune_file, load_tune_file
 
 if TYPE_CHECKING:
-    from . import models, nn
+    from . import data, models, nn, training
 
 tuning._load_named()
 
@@ -57,6 +58,7 @@ __all__ = [
     "clear_cache",
     "clear_tune_file",
     "cuda",
+    "data",
     "explain",
     "flush_denormals",
     "functional",
@@ -72,6 +74,7 @@ __all__ = [
     "set_isa",
     "set_num_threads",
     "show_config",
+    "training",
     "tuning",
     "workspace_info",
 ]
@@ -80,7 +83,7 @@ __all__ += functional.__all__
 
 def __getattr__(name: str) -> ModuleType:
     # Who calls functions alone does not wait for the import of layers.
-    if name in ("models", "nn"):
+    if name in ("data", "models", "nn", "training"):
         import importlib
 
         return importlib.import_module(f".{name}", __name__)

@@ -23,7 +23,7 @@ class _Version(argparse.Action):
 
 
 def _parser() -> argparse.ArgumentParser:
-    from fastconv import _explain, _predict
+    from fastconv import _explain, _predict, _train
     from fastconv.bench import cli, tune
 
     parser = argparse.ArgumentParser(prog="fastconv", description="Convolution kernels for NumPy arrays.")
@@ -58,6 +58,10 @@ def _parser() -> argparse.ArgumentParser:
     tuner = commands.add_parser("tune", help="measure which algorithm is the fastest, and write it to a file")
     tune.add_arguments(tuner)
     tuner.set_defaults(run=tune.main)
+
+    train = commands.add_parser("train", help="train a small network on handwritten digits, and draw what it learned")
+    _train.add_arguments(train)
+    train.set_defaults(run=_train.main)
     return parser
 
 
