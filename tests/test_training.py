@@ -427,6 +427,18 @@ def test_a_damaged_checkpoint_changes_nothing(
     refused(file, file.name)
 
 
+def test_no_text_of_a_checkpoint_becomes_an_array(tmp_path: Path) -> None:
+    """A string's dtype could ask for any amount of memory."""
+    file = tmp_path / "run.npz"
+    run(file, epochs=1)
+    arrays = nn.load(file)
+    meta = json.loads(arrays["meta"].tobytes())
+    meta["net_rng"] = {"__dtype__": "U10000", "values": [""]}
+    nn.save({**arrays, "meta": np.frombuffer(json.dumps(meta).encode(), np.uint8)}, file)
+    with pytest.raises(ValueError, match=r"run\.npz: must be a checkpoint"):
+        training.read_checkpoint(file)
+
+
 # ------------------------------------------------------------------------------------------------------ early stopping
 
 
