@@ -167,6 +167,147 @@ def test_bench_without_rich_names_the_extra(
     assert 'pip install "fastconv[bench]"' in capsys.readouterr().err
 
 
+# ------------------------------------------------------------------------------------------------------------- train
+
+
+def train(folder: Path, *arguments: str) -> list[str]:
+    return ["train", "--checkpoint", str(folder / "run.npz"), "--output", str(folder / "out" / "run.png"), *arguments]
+
+
+def mnist(folder: Path, count: int = 40) -> Path:
+    """Two kinds of images in MNIST's files."""
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    for stem in ("train", "t10k"):
+        labels = rng.permutation(np.arange(count, dtype=np.uint8) % 2)
+        images = (rng.integers(0, 80, (count, 16, 16)) + 150 * (np.arange(16) < 8) * labels[:, None, None]).astype("u1")
+        for kind, array in (("images", images), ("labels", labels)):
+            head = bytes((0, 0, 8, array.ndim)) + np.array(array.shape, ">u4").tobytes()
+            (folder / f"{stem}-{kind}-idx{array.ndim}-ubyte").write_bytes(head + array.tobytes())
+    return folder
+
+
+def needs_train() -> None:
+    for name in ("rich", "matplotlib", "sklearn"):
+        pytest.importorskip(name)
+
+
+def test_train_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--help"])
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    for option in ("--mnist", "--epochs", "--patience", "--seed", "--checkpoint", "--resume", "--output"):
+        assert option in out
+
+
+@pytest.mark.parametrize("source", ["digits", "mnist"])
+def test_train_draws_and_goes_on(source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    needs_train()
+    image = pytest.importorskip("PIL.Image")
+    files = ["--mnist", str(mnist(tmp_path / "files"))] if source == "mnist" else ["--batch-size", "128"]
+    arguments = train(tmp_path, "--epochs", "2", *files)
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    counts = (
+        "36 to train, 4 held out, 40 to test; 16x16" if files[0] == "--mnist" else "1259 to train, 179 held out, 35"
+    )
+    assert counts in out
+    assert "epoch  1/2" in out
+    assert "epoch  2/2" in out
+    test = next(line for line in out.splitlines() if line.startswith("test: "))
+    with image.open(tmp_path / "out" / "run.png") as drawn:
+        drawn.verify()
+        assert drawn.format == "PNG"
+        assert min(drawn.size) > 600
+    # It is at its end: nothing is trained, and the result is the same.
+    before = (tmp_path / "run.npz").read_bytes()
+    assert main([*arguments, "--resume"]) == 0
+    out = capsys.readouterr().out
+    assert test in out.splitlines()
+    assert "epoch  1/2" not in out
+    assert (tmp_path / "run.npz").read_bytes() == before
+    # The rate falls over all epochs: with another number of them it is another training.
+    assert main([*train(tmp_path, "--epochs", "3", *files), "--resume"]) == 2
+    assert "run.npz: to go on, notes" in capsys.readouterr().err
+
+
+def test_train_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    needs_train()
+    from fastconv import training
+
+    arguments = train(tmp_path, "--epochs", "3", "--mnist", str(mnist(tmp_path / "files")))
+    assert main(arguments) == 0
+    whole = (tmp_path / "run.npz").read_bytes()
+    (tmp_path / "run.npz").unlink()
+    capsys.readouterr()
+    calls = []
+    evaluate = training.evaluate
+
+    def interrupted(*a: Any, **o: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return evaluate(*a, **o)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "evaluate", interrupted)
+        assert main(arguments) == 130
+    error = capsys.readouterr().err
+    assert error == f"interrupted; the last whole epoch is in {tmp_path / 'run.npz'}, and --resume goes on from it\n"
+    assert main([*arguments, "--resume"]) == 0
+    assert (tmp_path / "run.npz").read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--epochs", "0"], "--epochs (=0) must be at least 1"),
+        (["--epochs", "-1"], "--epochs (=-1) must be at least 1"),
+        (["--batch-size", "0"], "--batch-size (=0) must be at least 1"),
+        (["--patience", "0"], "--patience (=0) must be at least 1"),
+        (["--seed", "-1"], "--seed (=-1) must be at least 0"),
+        (["--split-seed", "-1"], "--split-seed (=-1) must be at least 0"),
+        (["--lr", "-1"], "lr (=-1.0) must"),
+        (["--mnist", "no such folder"], "must hold one of train-images-idx3-ubyte"),
+        (["--checkpoint", "run.pt"], "checkpoint (='run.pt') must end in .npz or .safetensors"),
+    ],
+)
+def test_train_refuses(arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    needs_train()
+    assert main(train(tmp_path, *arguments)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("fastconv train: ")
+    assert message in error
+    assert len(error.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_train_refuses_a_damaged_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    needs_train()
+    folder = mnist(tmp_path / "files")
+    images = folder / "train-images-idx3-ubyte"
+    images.write_bytes(images.read_bytes()[:-1])
+    assert main(train(tmp_path, "--mnist", str(folder))) == 2
+    assert f"fastconv train: {images}: " in capsys.readouterr().err
+    (tmp_path / "run.npz").write_text("no checkpoint")
+    assert main(train(tmp_path, "--resume")) == 2
+    assert "run.npz: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["rich", "matplotlib", "sklearn"])
+def test_train_without_a_package_names_the_extra(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    needs_train()
+    for module in [m for m in sys.modules if m.split(".")[0] == name]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, name, None)
+    assert main(train(tmp_path)) == 2
+    assert 'pip install "fastconv[train]"' in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 # -------------------------------------------------------------------------------------------------------------- demo
 
 

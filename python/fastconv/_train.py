@@ -126,7 +126,18 @@ def _main(arguments: argparse.Namespace) -> int:
 
     from . import data, nn, training
 
-    epochs = arguments.epochs or (30 if arguments.mnist is None else 6)
+    epochs = arguments.epochs
+    if epochs is None:
+        epochs = 30 if arguments.mnist is None else 6
+    for name, value, least in (
+        ("--epochs", epochs, 1),
+        ("--batch-size", arguments.batch_size, 1),
+        ("--patience", arguments.patience, 1),
+        ("--seed", arguments.seed, 0),
+        ("--split-seed", arguments.split_seed, 0),
+    ):
+        if value < least:
+            raise ValueError(f"{name} (={value}) must be at least {least}")
     if arguments.mnist is None:
         images = split_digits(arguments.split_seed)
     else:
@@ -134,7 +145,7 @@ def _main(arguments: argparse.Namespace) -> int:
     side = images.train[0].shape[-1]
     net = network(side, arguments.seed)
     optimizer = nn.AdamW(net.parameters(), lr=arguments.lr)
-    steps = epochs * -(-len(images.train[0]) // max(arguments.batch_size, 1))
+    steps = epochs * -(-len(images.train[0]) // arguments.batch_size)
     parts = (images.train, images.held_out, images.test)
     counts = ", ".join(
         f"{len(part[0])} {what}" for part, what in zip(parts, ("to train", "held out", "to test"), strict=True)
