@@ -170,6 +170,99 @@ def test_memory(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert fused(x) is not first
 
 
+class Doubled(nn.Conv2d):
+    def forward(self, x: Any) -> Any:
+        return super().forward(x) * x.dtype.type(2)
+
+
+class Forward(nn.Module):
+    """Some modules under the names a, b, ..., and a forward."""
+
+    def __init__(self, forward: Callable[..., Any], *modules: nn.Module) -> None:
+        super().__init__()
+        for name, m in zip("abc", modules, strict=False):
+            self.register_module(name, m)
+        self.function = forward
+
+    def forward(self, x: Any) -> Any:
+        return self.function(self, x)
+
+
+def in_place(self: Any, x: Any) -> Any:
+    y = self.a(x)
+    z = y
+    y += x
+    return z
+
+
+def unread(self: Any, x: Any) -> Any:
+    y = self.a(x)
+    self.b(y)
+    return y
+
+
+def image_norm() -> nn.Module:
+    norm = nn.BatchNorm1d(6)
+    norm.running_mean = np.arange(6, dtype=np.float32)
+    return nn.Sequential(nn.Flatten(2), nn.Linear(80, 6), norm, nn.ReLU())
+
+
+TABLE = np.random.default_rng(8).standard_normal((1, *SHAPE)).astype(np.float32)
+AWKWARD: dict[str, Callable[[], nn.Module]] = {
+    "a result that nobody reads": lambda: Forward(unread, nn.Conv2d(6, 6, 3), nn.Conv2d(6, 2, 3)),
+    "a class of one's own": lambda: nn.Sequential(Doubled(6, 6, 3), nn.ReLU()),
+    "a norm of the first axis of a dense layer": image_norm,
+    "views": lambda: nn.Sequential(
+        nn.Conv2d(6, 8, 3, padding=1), Forward(lambda m, x: x[:, 1:7, ::-1, ::2]), nn.Conv2d(6, 6, 1), nn.ReLU()
+    ),
+    "a view at the end": lambda: nn.Sequential(nn.Conv2d(6, 8, 1), Forward(lambda m, x: x[:, :4])),
+    "reshaped twice": lambda: nn.Sequential(nn.Conv2d(6, 8, 1), nn.Flatten(2), nn.Flatten()),
+    "another dtype": lambda: nn.Sequential(
+        nn.Conv2d(6, 8, 1), Forward(lambda m, x: x.argmax(1)), Forward(lambda m, x: np.eye(8, dtype="f")[x])
+    ),
+    "squeeze-excite of a sum": lambda: nn.Sequential(
+        nn.Residual(nn.Conv2d(6, 6, 1), None, nn.ReLU()), nn.SqueezeExcite(6, 2), nn.Conv2d(6, 3, 1)
+    ),
+    "a clip with one bound": lambda: nn.Sequential(nn.Conv2d(6, 4, 1), nn.Clip(None, 0.5)),
+    "a sum that broadcasts": lambda: Forward(
+        lambda m, x: m.c(m.a(x) + m.b(x)),
+        nn.Conv2d(6, 4, 1),
+        nn.Sequential(nn.GlobalAvgPool2d(), nn.Conv2d(6, 4, 1)),
+        nn.SiLU(),
+    ),
+    "a norm without statistics": lambda: nn.BatchNorm2d(6, track_running_stats=False),
+    "a constant": lambda: Forward(lambda m, x: m.a(x) * m.b(TABLE), nn.Conv2d(6, 4, 1), nn.Conv2d(6, 4, 1)),
+    "a change in place": lambda: Forward(in_place, nn.Conv2d(6, 6, 1)),
+}
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("name", AWKWARD)
+def test_what_is_not_plain(name: str, channels_last: bool) -> None:
+    module = AWKWARD[name]().eval()
+    fused = nn.fuse(module, channels_last=channels_last)
+    x = image(2)
+    expected, got = module(x), fused(x)
+    assert got.dtype == expected.dtype
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    kept = got.copy()
+    fused(-x)
+    np.testing.assert_array_equal(got, kept)
+
+
+def test_an_optimiser_does_not_reach_a_fused_network() -> None:
+    module = settled(residual())
+    fused = nn.fuse(module)
+    known, other = image(1), image(2)
+    expected = fused(known), module(other)
+    optimizer = nn.SGD(module.parameters(), lr=0.5)
+    for p in module.parameters():
+        p.grad = np.ones(p.shape, p.dtype)
+    optimizer.step()
+    np.testing.assert_array_equal(fused(known), expected[0])
+    np.testing.assert_allclose(fused(other), expected[1], rtol=0, atol=1e-5 * np.abs(expected[1]).max())
+
+
 def test_memory_is_reused() -> None:
     layers = [block(6, 6) for _ in range(8)]
     fused = nn.fuse(settled(nn.Sequential(*layers)))
@@ -229,6 +322,10 @@ def test_errors() -> None:
         nn.fuse(module)
     with pytest.raises(TypeError, match=r"module \(of type int\) must be a Module"):
         nn.fuse(3)
+    with pytest.raises(ValueError, match=r"sides of a sum .* must have one shape"):
+        nn.fuse(nn.Residual(nn.GlobalAvgPool2d()).eval())(image(1))
+    with pytest.raises(TypeError, match="must give one array to be fused"):
+        nn.fuse(Forward(lambda m, x: (x, x)).eval())(image(1))
     fused = nn.fuse(settled(residual()))
     with pytest.raises(TypeError, match=r"x \(of type list\) must be a numpy.ndarray"):
         fused([1.0])

@@ -9,6 +9,7 @@
 #include "ops/winograd.h"
 
 namespace fastconv::ops {
+
 Machine current_machine(DType dtype) {
   const Isa isa = current_isa();
   const CacheSizes caches = cache_sizes();
@@ -595,7 +596,8 @@ Choice choose(const Problem& p, const Machine& m) {
     c.move_output = !p.out_columns_unit;
     c.direct = T == 1 && !p.padded && !p.mapped && p.in_columns_unit && p.stride[0] * p.stride[1] * p.stride[2] == 1;
     // Of large planes as many streams as there are channels are more than the prefetchers and, where planes lie a power
-    // of two apart, the cache follow. Strides have no part in it, or the bits would depend on them.
+    // of two apart, the cache follow. Whether the columns are neighbours has no part in it, or the bits would depend on
+    // it.
     const bool streams = T == 1 && !strided && !p.padded && !p.mapped && !p.produced && !p.part && !p.fanned &&
                          p.groups == 1 && p.K <= kStreamOutputs &&
                          pixels >= (p.K <= kFewUnpacked ? 4 : 16) * kStreamBlock;

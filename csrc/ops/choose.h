@@ -88,8 +88,8 @@ struct Choice {
   std::vector<Chunk> winograd_chunks;  // of the reduction, without taps
   int64_t winograd_block;  // tiles whose points, and sums of a panel, stay within half of L2 each; two tiles of the
                            // product at least
-  int64_t pixel_block;   // of an image at most
-  int64_t batch_block;  // pixel_rows: of joined images at most
+  int64_t pixel_block;
+  int64_t batch_block;  // pixel_rows: where images are joined (join_batch)
   std::string passed_over;
   int64_t reduction_block() const;
 };

@@ -569,7 +569,8 @@ Decision summarise(const std::vector<Run<T>>& runs, const Machine& m, const Geom
     d.workspace_per_thread = depthwise_workspace(runs, m);
   } else {
     std::vector<Run<T>> many = runs;
-    for (Run<T>& run : many) run.job.N = std::max<int64_t>(run.job.N, run.choice.batch_block);
+    // Of joined images a block holds at most so many.
+    for (Run<T>& run : many) run.job.N = run.choice.batch_block / std::max<int64_t>(1, run.job.pixels());
     join_batch(&many);
     for (const auto* all : {&runs, static_cast<const std::vector<Run<T>>*>(&many)})
       for (const Run<T>& run : *all)
@@ -940,7 +941,10 @@ Status decide(const ConvDesc& desc, Pass pass, const ConvOperands& o, Decision* 
   }
   if ((s = check_algorithm(desc.algorithm, runs)) != Status::ok) return s;
   int64_t packed = 0;
-  for (const Run<T>& run : runs) packed += packed_size(run.job, run.choice, m, keep);
+  for (const Run<T>& run : runs) {
+    packed += packed_size(run.job, run.choice, m, keep);
+    if (run.job.fan.copied) packed += run.job.K * run.job.wk;
+  }
   *out = summarise(runs, m, l.geometry, least_bytes(l.geometry, !absent(o.epilogue.residual), sizeof(T)), packed, sums);
   return Status::ok;
 }

@@ -237,7 +237,7 @@ int64_t panel_elements(const Choice& choice, const Machine& machine) {
   return std::max<int64_t>(choice.reduction_block() * widest, machine.l1 / static_cast<int64_t>(sizeof(T))) + widest;
 }
 
-// Whether the output of an image is larger than the second-level cache.
+// Whether the output of an image, or of those that are joined, is larger than the second-level cache.
 template <class T>
 bool exceeds_l2(const DenseJob& job, const Machine& machine) {
   return job.G * job.K * job.pixels() * static_cast<int64_t>(sizeof(T)) > machine.l2;
@@ -440,14 +440,18 @@ struct RowsTask {
   int64_t* tap_offset;
   Moved<T> moved;
 
-  RowsTask(const DenseJob& job, const Choice& choice, const Machine& machine, int64_t m, int64_t k, Arena& arena)
+  RowsTask(const Run<T>& run, const DenseJob& job, const Machine& machine, int64_t m, int64_t k, Arena& arena)
+      : RowsTask(job, run.choice, !run.packed && packs_late(job, run.choice), machine, m, k, arena) {}
+
+ private:
+  RowsTask(const DenseJob& job, const Choice& choice, bool late, const Machine& machine, int64_t m, int64_t k,
+           Arena& arena)
       : table(arena.take<const T*>(job.taps() * m)),
         zero_row(choice.copy_pixels ? nullptr : arena.take<T>(job.C)),
         c(arena.take<T*>(m)),
         r(job.has_residual ? arena.take<const T*>(m) : nullptr),
-        panel(packs_late(job, choice) ? arena.take<T>(choice.reduction_block() * machine.max_vectors * machine.lanes)
-                                      : nullptr),
-        tap_offset(packs_late(job, choice) ? arena.take<int64_t>(job.taps()) : nullptr),
+        panel(late ? arena.take<T>(choice.reduction_block() * machine.max_vectors * machine.lanes) : nullptr),
+        tap_offset(late ? arena.take<int64_t>(job.taps()) : nullptr),
         moved(job, choice, m, k, machine.lanes, arena) {}
 };
 
@@ -477,7 +481,7 @@ template <class T>
 void run_rows(const Run<T>& run, const DenseJob& job, const Context<T>& ctx, const Task& task, Arena& arena) {
   const Choice& choice = run.choice;
   const int64_t m = job.pixels(), W = ctx.machine.lanes, T_all = job.taps();
-  RowsTask<T> s(job, choice, ctx.machine, m, task.k1 - task.k0, arena);
+  RowsTask<T> s(run, job, ctx.machine, m, task.k1 - task.k0, arena);
   const T* image = static_cast<const T*>(job.input) + task.n * job.is.n + task.g * job.C * job.is.c;
   alignas(PixelSlab<T>) unsigned char storage[sizeof(PixelSlab<T>)];
   PixelSlab<T>* slab = nullptr;
@@ -862,7 +866,7 @@ int64_t part_bytes(const Run<T>& run, const Machine& machine, const int64_t size
   if (choice.role == Role::pixel_rows) {
     if (choice.copy_pixels && !run.producer) PixelSlab<T>(part, 0, n, choice.chunks[0].channels, 0, count);
     PixelOrder<T>(run, part, machine, count);
-    RowsTask<T>(part, choice, machine, n, rows, count);
+    RowsTask<T>(run, part, machine, n, rows, count);
     return count.size();
   }
   count.take<T>(panel_elements<T>(choice, machine));
@@ -1410,26 +1414,19 @@ Status run_weight_gradient(const DenseJob& images, const Machine& m, const Kerne
   if (has_filter_gradient<T>(images, m)) return run_filter_gradient<T>(images, m, kernels, dw, accumulate);
   int64_t joined;
   DenseJob job = joined_terms<T>(images, m, &joined);
-  struct Buffer {
-    size_t bytes;
-    void* data;
-    explicit Buffer(size_t n) : bytes(n), data(n ? output_allocate(n) : nullptr) {}
-    ~Buffer() {
-      if (data) output_release(data, bytes);
-    }
-  } const copy(sizeof(T) * static_cast<size_t>(joined));
-  if (joined && !copy.data) return Status::out_of_memory;
+  const Block copy(joined * static_cast<int64_t>(sizeof(T)));
+  if (copy.failed()) return Status::out_of_memory;
   if (joined) {
     const int64_t pixels = images.pixels();
-    T* to = static_cast<T*>(copy.data);
-    for (int64_t n = 0; n < images.N; ++n) {
+    const Status s = parallel_for(images.N, 0.5 * static_cast<double>(joined), [&](int64_t n, int) {
       const T* from = static_cast<const T*>(images.output) + n * images.os.n;
+      T* to = static_cast<T*>(copy.data()) + n * pixels * job.os.s[2];
       pixel_offsets(images.out, images.os, [&](int64_t i, int64_t offset) {
-        for (int64_t k = 0; k < images.G * images.K; ++k)
-          to[(n * pixels + i) * job.os.s[2] + k] = from[offset + k * images.os.c];
+        for (int64_t k = 0; k < images.G * images.K; ++k) to[i * job.os.s[2] + k] = from[offset + k * images.os.c];
       });
-    }
-    job.output = copy.data;
+    });
+    if (s != Status::ok) return s;
+    job.output = copy.data();
   }
   const int64_t T_all = job.taps(), W = m.lanes, size = job.G * job.K * job.C * T_all;
   if (job.N == 0 || job.pixels() == 0) {

@@ -14,29 +14,6 @@
 
 namespace fastconv::ops {
 
-// A block from the output cache, for packed weights and other scratch that may be larger than a cache.
-class Block {
- public:
-  Block() = default;
-  explicit Block(int64_t bytes)
-      : bytes_(static_cast<size_t>(bytes)), data_(bytes ? output_allocate(bytes_) : nullptr) {}
-  Block(Block&& other) noexcept : bytes_(other.bytes_), data_(other.data_) { other.data_ = nullptr; }
-  Block& operator=(Block&& other) noexcept {
-    std::swap(bytes_, other.bytes_);
-    std::swap(data_, other.data_);
-    return *this;
-  }
-  ~Block() {
-    if (data_) output_release(data_, bytes_);
-  }
-  void* data() const { return data_; }
-  bool failed() const { return bytes_ && !data_; }
-
- private:
-  size_t bytes_ = 0;
-  void* data_ = nullptr;
-};
-
 // Scratch of a task, beside packed weights, that blocks are made smaller for.
 constexpr int64_t kMostScratch = 2 << 20;
 

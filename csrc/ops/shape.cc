@@ -342,6 +342,10 @@ bool join_images(DenseJob* job) {
   if (job->stride[0] != 1 || job->pad[0] != 0) return false;
   job->in[0] = job->out[0] = job->N;
   job->is.s[0] = job->is.n, job->os.s[0] = job->os.n, job->rs.s[0] = job->rs.n;
+  // Axes of one element go along with the next.
+  for (Strides* s : {&job->os, &job->rs})
+    for (int a = 1; a <= 2; ++a)
+      if (job->out[2] == 1 && (a == 2 || job->out[1] == 1)) s->s[a] = s->s[a - 1];
   job->N = 1;
   return true;
 }

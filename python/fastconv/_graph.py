@@ -71,6 +71,11 @@ class Value:
 
     __rmul__ = __mul__
 
+    def _changed(self, other: object) -> Value:
+        raise Unsupported("a change in place")
+
+    __iadd__ = __imul__ = __isub__ = __itruediv__ = _changed
+
     def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Value:
         if function is np.concatenate and set(kwargs) <= {"axis"}:
             axis = kwargs.get("axis", args[1] if len(args) > 1 else 0)
@@ -174,8 +179,17 @@ class Graph:
         if self.output is node.output:
             self.output = by
 
+    def prune(self) -> None:
+        """Drop the nodes whose results do not reach the output."""
+        wanted = {self.output}
+        for node in reversed(self.nodes):
+            if node.output in wanted:
+                wanted.update(node.inputs)
+        self.nodes = [node for node in self.nodes if node.output in wanted]
+
     def fuse(self) -> None:
         """Fuse what can be: see the module's text."""
+        self.prune()
         rules = (_fuse_epilogue, _fuse_sum, _fuse_prologue, _fuse_layers)
         for rule in rules:
             changed = True
@@ -225,7 +239,7 @@ def _fuse_sum(graph: Graph, node: Node, uses: dict[Value, int], makers: dict[Val
         return False
     _, i, last = max(sides, key=lambda side: side[:2])
     last.set_input("residual", node.inputs[1 - i])
-    last.attributes["activation"] = node.get("activation")
+    last.attributes |= {"activation": node.get("activation"), "alike": node.get("alike")}
     # Where the sum was, both sides are there.
     graph.nodes.remove(last)
     graph.nodes.insert(graph.nodes.index(node), last)
@@ -234,18 +248,19 @@ def _fuse_sum(graph: Graph, node: Node, uses: dict[Value, int], makers: dict[Val
 
 
 def _depthwise(node: Node) -> bool:
+    if node.op != "conv":
+        return False
     weight, groups = node.get("weight"), node.get("options").get("groups", 1)
-    return bool(node.op == "conv" and groups > 1 and weight.shape[1] == 1 and weight.shape[0] == groups)
+    return bool(groups > 1 and weight.shape[1] == 1 and weight.shape[0] == groups)
 
 
 def _pointwise(node: Node) -> bool:
+    if node.op != "conv" or node.get("transposed") or node.get("weight").shape[2:] != (1, 1):
+        return False
     o = node.get("options")
-    plain = all(o.get(name, 1) in (1, (1, 1)) for name in ("stride", "dilation", "groups"))
     padding = o.get("padding", 0)
     none = padding in (0, "valid") or (isinstance(padding, tuple) and all(p in (0, (0, 0)) for p in padding))
-    return bool(node.op == "conv" and not node.get("transposed") and node.get("weight").shape[2:] == (1, 1)) and (
-        plain and none
-    )
+    return none and all(o.get(name, 1) in (1, (1, 1)) for name in ("stride", "dilation", "groups"))
 
 
 def _fuse_prologue(graph: Graph, node: Node, uses: dict[Value, int], makers: dict[Value, Node]) -> bool:
@@ -373,6 +388,9 @@ def _prepare_conv(node: Node, x: Array, *more: Array) -> Runner:
     places = [node.roles.index(role) if role in node.roles else None for role in ("residual", "input_gate")]
     if places == [None, None]:
         return lambda out, x: run(x, out=out)
+    addend = None if places[0] is None else (x, *more)[places[0]]
+    if addend is not None and addend.shape[-_rank(run) :] != run.output_shape[-_rank(run) :]:
+        return _prepare_apart(node, places, x, *more)
 
     def call(out: Array | None, *inputs: Array) -> Array:
         residual, gate = (None if i is None else inputs[i] for i in places)
@@ -382,8 +400,51 @@ def _prepare_conv(node: Node, x: Array, *more: Array) -> Runner:
     return call
 
 
+def _rank(run: Any) -> int:
+    """The axes of a layer's result without N."""
+    return len(run.output_shape) - 1
+
+
+def _prepare_apart(node: Node, places: list[int | None], x: Array, *more: Array) -> Runner:
+    """A convolution whose sum broadcasts: it, the sum and the activation one after the other."""
+    apart = Node(node.op, list(node.inputs), node.output, {**node.attributes, "activation": None}, list(node.roles))
+    index = node.roles.index("residual")
+    del apart.inputs[index], apart.roles[index]
+    operands = (x, *more)
+    convolve = _prepare_conv(apart, *operands[:index], *operands[index + 1 :])
+    _check_alike(node, convolve(None, *operands[:index], *operands[index + 1 :]), operands[index])
+    activate = _activation(node.get("activation"))
+
+    def call(out: Array | None, *inputs: Array) -> Array:
+        y = np.add(convolve(None, *inputs[:index], *inputs[index + 1 :]), inputs[index], out=out)
+        return activate(y, y)
+
+    return call
+
+
+def _check_alike(node: Node, x: Array, y: Array) -> None:
+    if node.get("alike") and x.shape != y.shape:
+        raise ValueError(f"the sides of a sum (shapes {x.shape} and {y.shape}) must have one shape")
+
+
+def _activation(act: Activation) -> Callable[..., Array]:
+    """What computes the activation of x, in an array that may be x itself."""
+    if act is None:
+        return lambda x, out: x
+    name, parameters = (act, ()) if isinstance(act, str) else (act[0], act[1:])
+    if name == "gelu_tanh":
+        name, parameters = "gelu", ("tanh",)
+    function = getattr(functional, name)
+    return lambda x, out: function(x, *parameters, out=out)
+
+
 def _prepare_linear(node: Node, x: Array) -> Runner:
     a = node.attributes
+    if a.get("scale") is not None and x.ndim != 2:
+        # A norm is over axis 1, an epilogue over the last one.
+        plain = plan("linear", x, a["weight"], a.get("bias"))
+        normalise = _affine(a["scale"], a["shift"], a.get("activation"))
+        return lambda out, x: normalise(out, plain(x))
     given = {name: a[name] for name in ("scale", "shift", "activation") if a.get(name) is not None}
     run = plan("linear", x, a["weight"], a.get("bias"), **given)
     return lambda out, x: run(x, out=out)
@@ -400,28 +461,32 @@ def _prepare_layers(node: Node, x: Array, residual: Array | None = None) -> Runn
     return lambda out, x, residual=None: run(x, residual, out=out)
 
 
-def _prepare_affine(node: Node, x: Array) -> Runner:
-    scale, shift, act = node.get("scale"), node.get("shift"), node.get("activation")
+def _affine(scale: Array, shift: Array, act: Activation) -> Runner:
     zero, one = np.zeros_like(scale), np.ones_like(scale)
     return lambda out, x: functional.batch_norm(x, zero, one, scale, shift, eps=0.0, activation=act, out=out)
 
 
+def _prepare_affine(node: Node, x: Array) -> Runner:
+    return _affine(node.get("scale"), node.get("shift"), node.get("activation"))
+
+
 def _prepare_activation(node: Node, x: Array) -> Runner:
-    act = node.get("activation")
-    name, parameters = (act, ()) if isinstance(act, str) else (act[0], act[1:])
-    if name == "gelu_tanh":
-        name, parameters = "gelu", ("tanh",)
-    function = getattr(functional, name)
-    return lambda out, x: function(x, *parameters, out=out)
+    function = _activation(node.get("activation"))
+    return lambda out, x: function(x, out)
 
 
 def _prepare_add(node: Node, x: Array, y: Array) -> Runner:
     act = node.get("activation")
+    _check_alike(node, x, y)
     if x.shape == y.shape:
         return lambda out, x, y: functional.add(x, y, activation=act, out=out)
-    if act is not None:
-        raise Unsupported("a sum that broadcasts, with an activation")
-    return lambda out, x, y: np.add(x, y, out=out)
+    activate = _activation(act)
+
+    def call(out: Array | None, x: Array, y: Array) -> Array:
+        z = np.add(x, y, out=out)
+        return activate(z, z)
+
+    return call
 
 
 def _prepare_multiply(node: Node, x: Array, y: Array) -> Runner:
@@ -457,12 +522,15 @@ def _prepare_flatten(node: Node, x: Array) -> Runner:
 
 
 def _prepare_call(node: Node, *inputs: Array) -> Runner:
-    function = node.get("function")
+    function, what = node.get("function"), node.get("what")
 
     def call(out: Array | None, *inputs: Array) -> Array:
-        y: Array = function(*inputs)
+        y = function(*inputs)
+        if not isinstance(y, np.ndarray):
+            raise TypeError(f"{what} (of a result of type {type(y).__name__}) must give one array to be fused")
         if out is None:
-            return y
+            # Views get memory of their own, without gaps.
+            return y if y.base is None and not any(y is v for v in inputs) else y.copy(order="K")
         out[...] = y
         return out
 
@@ -501,6 +569,7 @@ class _Slot:
 
     shape: tuple[int, ...]
     strides: tuple[int, ...]
+    dtype: np.dtype[Any]
     bytes: int
     offset: int = 0
 
@@ -521,12 +590,11 @@ class _Prepared:
             runner = _PREPARE[node.op](node, *inputs)
             arrays[node.output] = runner(None, *inputs)
             self.runners.append((node, runner))
-        self.dtype = x.dtype
         # Plans of convolutions bring an input into their order themselves.
         self.feeds = any(graph.input in node.inputs and node.op != "conv" for node in graph.nodes)
         if not self.feeds:
             del arrays[graph.input]
-        self.slots = {v: _Slot(a.shape, a.strides, a.size * a.itemsize) for v, a in arrays.items()}
+        self.slots = {v: _Slot(a.shape, a.strides, a.dtype, a.size * a.itemsize) for v, a in arrays.items()}
         # Values within others: those that are joined, in what they are joined to, and those that are reshaped.
         self._inside: dict[Value, tuple[Value, int]] = {}
         self._find_joined(arrays)
@@ -599,7 +667,7 @@ class _Prepared:
         """The calls of one run, on a block of their own; each takes the network's input."""
         block = np.empty(self.bytes + 64, np.uint8)
         block = block[-block.ctypes.data % 64 :]
-        views = {v: np.ndarray(s.shape, self.dtype, block, s.offset, s.strides) for v, s in self.slots.items()}
+        views = {v: np.ndarray(s.shape, s.dtype, block, s.offset, s.strides) for v, s in self.slots.items()}
         calls: list[Callable[[Array], Array]] = []
 
         def fed(entry: Array) -> Callable[[Array], Array]:
@@ -637,9 +705,20 @@ class _Prepared:
                     calls.append(joined(left))
             elif not (node.op == "flatten" and v in self._inside):
                 calls.append(bound(runner, out, inputs))
+        # Nothing in the block, nor x, is handed out.
+        result = views.get(self.graph.output)
         if self._copies:
-            result = views.get(self.graph.output)
-            calls.append(lambda x: (x if result is None else result).copy())
+            calls.append(lambda x: x if result is None else result)
+
+        def owned(run: Callable[[Array], Array]) -> Callable[[Array], Array]:
+            def call(x: Array) -> Array:
+                y = run(x)
+                shared = np.may_share_memory(y, block) or np.may_share_memory(y, x)
+                return y.copy(order="K") if shared else y
+
+            return call
+
+        calls[-1] = owned(calls[-1])
         return calls
 
     def __call__(self, x: Array) -> Array:
@@ -667,15 +746,13 @@ class Network:
     def prepare(self, x: Array) -> _Prepared:
         """What runs an input of this shape and dtype."""
         key = (x.shape, x.dtype)
-        found = self._prepared.get(key)
-        if found is None:
-            with self._lock:
-                found = self._prepared.get(key)
-                if found is None:
-                    found = _Prepared(self.graph, x, self._last)
-                    while len(self._prepared) >= 4:
-                        del self._prepared[next(iter(self._prepared))]
-                    self._prepared[key] = found
+        with self._lock:
+            found = self._prepared.pop(key, None)
+            if found is None:
+                found = _Prepared(self.graph, x, self._last)
+                while len(self._prepared) >= 4:
+                    del self._prepared[next(iter(self._prepared))]
+            self._prepared[key] = found
         return found
 
     def __call__(self, x: Array) -> Array:

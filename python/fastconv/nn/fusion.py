@@ -23,8 +23,9 @@ def _activation(module: Module) -> _graph.Activation:
     if isinstance(module, activation.LeakyReLU):
         return ("leaky_relu", module.negative_slope)
     if isinstance(module, activation.Clip):
-        low, high = (-np.inf if module.min is None else module.min), (np.inf if module.max is None else module.max)
-        return ("clip", low, high)
+        if module.min is None or module.max is None:
+            raise Unsupported("a clip with one bound")
+        return ("clip", module.min, module.max)
     if isinstance(module, activation.GELU):
         return "gelu_tanh" if module.approximate == "tanh" else "gelu"
     return getattr(module, "_name")  # noqa: B009 - of a subclass of a private class
@@ -37,8 +38,8 @@ def _convolution(graph: Graph, m: Any, x: Value) -> Value:
         x,
         rank=m._rank,
         transposed=m._transposed,
-        weight=m.weight.data,
-        bias=None if m.bias is None else m.bias.data,
+        weight=m.weight.share(),
+        bias=None if m.bias is None else m.bias.share(),
         options=options,
     )
 
@@ -48,7 +49,7 @@ def _separable(graph: Graph, m: conv.SeparableConv2d, x: Value) -> Value:
 
 
 def _linear(graph: Graph, m: linear.Linear, x: Value) -> Value:
-    return graph.add("linear", x, weight=m.weight.data, bias=None if m.bias is None else m.bias.data)
+    return graph.add("linear", x, weight=m.weight.share(), bias=None if m.bias is None else m.bias.share())
 
 
 def _batch_norm(graph: Graph, m: Any, x: Value) -> Value:
@@ -89,7 +90,7 @@ def _residual(graph: Graph, m: container.Residual, x: Value) -> Value:
 
 
 def _add(graph: Graph, m: container.Add | container.Residual, x: Value, y: Value) -> Value:
-    z = x + y
+    z = graph.add("add", x, y, alike=True)
     if m.activation is not None:
         z = m.activation(z)
     return z
@@ -131,17 +132,19 @@ _LOWER: dict[type[Module], _Lower] = {
 
 def _trace(graph: Graph, module: Module, *inputs: Any, **options: Any) -> Value:
     """The value of a module's call: by a rule for its class, by its forward, or as a call of it."""
-    rule = next((_LOWER[cls] for cls in type(module).__mro__ if cls in _LOWER), None)
-    if rule is not None and not options:
-        return rule(graph, module, *inputs)
+    if options or not all(isinstance(v, Value) for v in inputs):
+        raise Unsupported(f"a {type(module).__name__} called with more than values")
+    # A forward of one's own is not what the class below it computes.
+    forward = type(module).forward
+    rule = next((_LOWER[c] for c in type(module).__mro__ if c in _LOWER and forward is c.forward), None)
     nodes = list(graph.nodes)
     try:
-        return graph.value(module.forward(*inputs, **options), "the result")
+        if rule is not None:
+            return rule(graph, module, *inputs)
+        return graph.value(module.forward(*inputs), "the result")
     except (Unsupported, TypeError, ValueError, AttributeError, IndexError):
         # What is not made of modules, sums, products and joins.
         graph.nodes[:] = nodes
-        if options or not all(isinstance(v, Value) for v in inputs):
-            raise
         return _opaque(graph, module, *inputs)
 
 
@@ -181,13 +184,17 @@ class FusedModule:
         Raises:
             TypeError, ValueError: as the module does.
         """
+        return self._network(self._checked(x))
+
+    @staticmethod
+    def _checked(x: object) -> Array:
         if not isinstance(x, np.ndarray):
             raise TypeError(f"x (of type {type(x).__name__}) must be a numpy.ndarray")
-        return self._network(x)
+        return x
 
     def memory(self, x: Array) -> int:
-        """Bytes of the block that all results of a call with x share, its input among them."""
-        return self._network.prepare(x).bytes
+        """Bytes of the block in which the results of a call with x lie; calls at the same time have one each."""
+        return self._network.prepare(self._checked(x)).bytes
 
     def __len__(self) -> int:
         """The number of steps."""
@@ -203,7 +210,8 @@ class FusedModule:
 def fuse(module: Module, *, channels_last: bool = True) -> FusedModule:
     """Make a module ready for inference: batch norms, activations and sums become part of the layers before them.
 
-    The parameters are read now: later changes do not reach what is returned. Modules of one's own are followed through
+    The parameters are those of now: later changes do not reach what is returned, but for modules that run as they are.
+    Modules of one's own are followed through
     their `forward`, as far as it is made of modules, `+`, `*` and `numpy.concatenate`; what is not runs as it is.
 
     Args:

@@ -127,7 +127,7 @@ class Parameter:
         TypeError: data is no array of float32 or float64.
     """
 
-    __slots__ = ("__weakref__", "_data", "_grad", "_view", "requires_grad", "version")
+    __slots__ = ("__weakref__", "_data", "_grad", "_shared", "_view", "requires_grad", "version")
 
     def __init__(self, data: npt.ArrayLike, requires_grad: bool = True) -> None:
         array = as_array(data, "data")
@@ -140,7 +140,7 @@ class Parameter:
     def _set(self, array: Array) -> None:
         view = array.view()
         view.flags.writeable = False
-        self._data, self._view = array, view
+        self._data, self._view, self._shared = array, view, False
         self.version = next(_versions)
 
     def __getstate__(self) -> tuple[Array, Array | None, bool]:
@@ -206,8 +206,15 @@ class Parameter:
             raise ValueError(f"array (shape {values.shape}) must have the parameter's shape, {self.shape}")
         self._set(np.array(values, order="C"))
 
+    def share(self) -> Array:
+        """The values of now, read-only and without a copy: a later update in place makes one first."""
+        self._shared = True
+        return self._view
+
     def _writable(self) -> Array:
         """The values for an update in place, which this call announces."""
+        if self._shared:
+            self._set(self._data.copy())
         self.version = next(_versions)
         return self._data
 
