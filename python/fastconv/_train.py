@@ -297,7 +297,7 @@ def draw(net: Any, images: _Images, result: Any, output: Path) -> None:
     FigureCanvasAgg(figure)
     right = np.mean(logits.argmax(1) == labels)
     figure.suptitle(f"{images.name}: {right:.2%} of {len(labels)} test images right", fontsize=16)
-    above, middle, below = figure.subfigures(3, 1, height_ratios=[1.1, 0.9, 1])
+    above, middle, below = figure.subfigures(3, 1, squeeze=False, height_ratios=[1.1, 0.9, 1])[:, 0]
     _draw_curves(above, result)
 
     filters, feature = middle.subplots(1, 2)
