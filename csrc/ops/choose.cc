@@ -186,12 +186,10 @@ constexpr int64_t kThinGroup = 8, kTinyRow = 16;
 // Outputs so few that lanes of channels would be mostly empty: those of a pixel with several taps are computed in lanes
 // of pixels in any layout (Zen 4, AVX-512, one thread, channels last: 9 x 9 to 1 output 6 times as fast, 7 taps to 1
 // output 5, transposed 4 x 4 to 3 outputs 1.3, 3 x 3 to 3 outputs 1.5; to 4 outputs nothing is gained, and 1 x 1
-// loses). Without weights to share, blocks are long runs of pixels.
+// loses). Without weights to share, blocks are long runs of pixels. (Planar 1 x 1 layers of large planes ran 1.3 to 2
+// times as fast by sixteen channels of 1024 pixels at a time, whose sums have other bits than those of one pass, which
+// a fused block makes.)
 constexpr int64_t kFewOutputs = 3, kFewUnpacked = 4, kFewBlock = 2048;
-// Planar 1x1 layers take so many channels of so many pixels at a time (Zen 4, AVX-512, one thread: 64 > 2 of 388 x
-// 388 1.3 times as fast as all channels of 256 pixels, 64 > 3 of 256 x 256 1.8, 64 > 16 1.3, 64 > 32 1.2, 256 > 8 of
-// 128 x 128 1.3, 96 > 24 of 112 x 112 0.99, 256 > 19 of 65 x 65 0.96).
-constexpr int64_t kStreams = 16, kStreamBlock = 1024, kStreamOutputs = 32;
 bool few_outputs(const Problem& p) {
   return p.K <= kFewOutputs && p.groups == 1 && p.filter[0] * p.filter[1] * p.filter[2] > 1 &&
          p.out[0] * p.out[1] * p.out[2] >= 64;
@@ -595,20 +593,12 @@ Choice choose(const Problem& p, const Machine& m) {
   } else {
     c.move_output = !p.out_columns_unit;
     c.direct = T == 1 && !p.padded && !p.mapped && p.in_columns_unit && p.stride[0] * p.stride[1] * p.stride[2] == 1;
-    // Of large planes as many streams as there are channels are more than the prefetchers and, where planes lie a power
-    // of two apart, the cache follow. Whether the columns are neighbours has no part in it, or the bits would depend on
-    // it.
-    const bool streams = T == 1 && !strided && !p.padded && !p.mapped && !p.produced && !p.part && !p.fanned &&
-                         p.groups == 1 && p.K <= kStreamOutputs &&
-                         pixels >= (p.K <= kFewUnpacked ? 4 : 16) * kStreamBlock;
-    c.chunks = streams ? split_reduction(p.C, 1, kStreams, line, 1)
-                       : split_reduction(
-                             p.C, T, c.direct ? terms : std::min(terms, slab_channels(p, m) * std::max<int64_t>(T, 1)),
-                             line, 1);
+    c.chunks = split_reduction(
+        p.C, T, c.direct ? terms : std::min(terms, slab_channels(p, m) * std::max<int64_t>(T, 1)), line, 1);
     // The slab of a block stays in a quarter of L2.
     const int64_t channels = std::max<int64_t>(1, c.chunks[0].channels);
     const int64_t panel = preferred_vectors(m) * m.lanes;
-    int64_t block = few_outputs(p) && p.phases == 1 && !p.produced ? kFewBlock : streams ? kStreamBlock : 256;
+    int64_t block = few_outputs(p) && p.phases == 1 && !p.produced ? kFewBlock : 256;
     // Rows that a depthwise half makes read their neighbours: three or four at a time at least, where they fit
     // (planar, Zen 4 in lock step: 1.06 to 1.27 times as fast on rows of 56 and more pixels, 1 on shorter ones).
     if (p.produced) block = std::max(block, std::min(4 * p.out[2], m.l2 / 3 / (channels * p.item_size)));

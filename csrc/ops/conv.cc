@@ -547,6 +547,13 @@ struct Sums {
 };
 
 template <class T>
+int64_t most_workspace(const std::vector<Run<T>>& runs, const Machine& m) {
+  int64_t most = 0;
+  for (const Run<T>& run : runs) most = std::max(most, task_workspace<T>(run, m));
+  return most;
+}
+
+template <class T>
 Decision summarise(const std::vector<Run<T>>& runs, const Machine& m, const Geometry& g, double bytes, int64_t packed,
                    Sums sums = {}) {
   Decision d = summary_of(m, g, bytes);
@@ -568,13 +575,7 @@ Decision summarise(const std::vector<Run<T>>& runs, const Machine& m, const Geom
   if (c.depthwise) {
     d.workspace_per_thread = depthwise_workspace(runs, m);
   } else {
-    std::vector<Run<T>> many = runs;
-    // Of joined images a block holds at most so many.
-    for (Run<T>& run : many) run.job.N = run.choice.batch_block / std::max<int64_t>(1, run.job.pixels());
-    join_batch(&many);
-    for (const auto* all : {&runs, static_cast<const std::vector<Run<T>>*>(&many)})
-      for (const Run<T>& run : *all)
-        d.workspace_per_thread = std::max(d.workspace_per_thread, task_workspace<T>(run, m));
+    d.workspace_per_thread = most_workspace(runs, m);
   }
   if (c.winograd) {
     d.algorithm = c.winograd == 2 ? "winograd2" : "winograd4";
@@ -733,6 +734,13 @@ class TypedPlan final : public ConvPlan {
     for (const auto* runs : {&runs_, &single_})
       for (const Run<T>& run : *runs) packed += packed_size(run.job, run.choice, machine_, true);
     decision = summarise(runs_, machine_, g, least_bytes(g, !absent(o.epilogue.residual), sizeof(T)), packed);
+    if (!runs_[0].choice.depthwise) {
+      // Of any batch: a block of joined images holds at most so many.
+      std::vector<Run<T>> many = runs_;
+      for (Run<T>& run : many) run.job.N = run.choice.batch_block / std::max<int64_t>(1, run.job.pixels());
+      join_batch(&many);
+      decision.workspace_per_thread = std::max(decision.workspace_per_thread, most_workspace(many, machine_));
+    }
     return Status::ok;
   }
 
@@ -946,6 +954,10 @@ Status decide(const ConvDesc& desc, Pass pass, const ConvOperands& o, Decision* 
     if (run.job.fan.copied) packed += run.job.K * run.job.wk;
   }
   *out = summarise(runs, m, l.geometry, least_bytes(l.geometry, !absent(o.epilogue.residual), sizeof(T)), packed, sums);
+  if (!runs[0].choice.depthwise) {
+    if (absent(o.prologue.gate)) join_batch(&runs);
+    out->workspace_per_thread = most_workspace(runs, m);
+  }
   return Status::ok;
 }
 

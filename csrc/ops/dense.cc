@@ -440,18 +440,14 @@ struct RowsTask {
   int64_t* tap_offset;
   Moved<T> moved;
 
-  RowsTask(const Run<T>& run, const DenseJob& job, const Machine& machine, int64_t m, int64_t k, Arena& arena)
-      : RowsTask(job, run.choice, !run.packed && packs_late(job, run.choice), machine, m, k, arena) {}
-
- private:
-  RowsTask(const DenseJob& job, const Choice& choice, bool late, const Machine& machine, int64_t m, int64_t k,
-           Arena& arena)
+  RowsTask(const DenseJob& job, const Choice& choice, const Machine& machine, int64_t m, int64_t k, Arena& arena)
       : table(arena.take<const T*>(job.taps() * m)),
         zero_row(choice.copy_pixels ? nullptr : arena.take<T>(job.C)),
         c(arena.take<T*>(m)),
         r(job.has_residual ? arena.take<const T*>(m) : nullptr),
-        panel(late ? arena.take<T>(choice.reduction_block() * machine.max_vectors * machine.lanes) : nullptr),
-        tap_offset(late ? arena.take<int64_t>(job.taps()) : nullptr),
+        panel(packs_late(job, choice) ? arena.take<T>(choice.reduction_block() * machine.max_vectors * machine.lanes)
+                                      : nullptr),
+        tap_offset(packs_late(job, choice) ? arena.take<int64_t>(job.taps()) : nullptr),
         moved(job, choice, m, k, machine.lanes, arena) {}
 };
 
@@ -481,7 +477,7 @@ template <class T>
 void run_rows(const Run<T>& run, const DenseJob& job, const Context<T>& ctx, const Task& task, Arena& arena) {
   const Choice& choice = run.choice;
   const int64_t m = job.pixels(), W = ctx.machine.lanes, T_all = job.taps();
-  RowsTask<T> s(run, job, ctx.machine, m, task.k1 - task.k0, arena);
+  RowsTask<T> s(job, choice, ctx.machine, m, task.k1 - task.k0, arena);
   const T* image = static_cast<const T*>(job.input) + task.n * job.is.n + task.g * job.C * job.is.c;
   alignas(PixelSlab<T>) unsigned char storage[sizeof(PixelSlab<T>)];
   PixelSlab<T>* slab = nullptr;
@@ -866,7 +862,7 @@ int64_t part_bytes(const Run<T>& run, const Machine& machine, const int64_t size
   if (choice.role == Role::pixel_rows) {
     if (choice.copy_pixels && !run.producer) PixelSlab<T>(part, 0, n, choice.chunks[0].channels, 0, count);
     PixelOrder<T>(run, part, machine, count);
-    RowsTask<T>(run, part, machine, n, rows, count);
+    RowsTask<T>(part, choice, machine, n, rows, count);
     return count.size();
   }
   count.take<T>(panel_elements<T>(choice, machine));
