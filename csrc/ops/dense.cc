@@ -1203,8 +1203,6 @@ struct PixelRuns {
   }
 };
 
-struct WeightTask { int64_t g, c0, c1, k0, k1; };
-
 template <class T>
 void weight_task_slab(const DenseJob& job, const Machine& m, const KernelTable<T>& kernels, const PixelRuns& pixels,
                       const WeightTask& task, T* dw, bool accumulate, Arena& arena) {
@@ -1429,6 +1427,10 @@ Status run_weight_gradient(const DenseJob& images, const Machine& m, const Kerne
     if (!accumulate) std::fill_n(dw, size, T{0});
     return Status::ok;
   }
+  if (const char* e = getenv("WINO_DW"); e && job.taps() == 9 && job.filter[0] == 1 && job.filter[1] == 3 && job.stride[1] == 1 && job.stride[2] == 1) {
+    std::vector<WeightTask> bad;
+    return run_winograd_weight<T>(images, atoi(e), m, kernels, dw, accumulate, &bad);
+  }
   const WeightSplit<T> split(job, m);
   const bool by_rows = split.by_rows;
   const PixelRuns& pixels = split.pixels;
@@ -1475,13 +1477,11 @@ Status run_weight_gradient(const DenseJob& images, const Machine& m, const Kerne
   if (transposed) {
     if (status == Status::ok) {
       status = parallel_for(job.G * job.K, static_cast<double>(size), [&](int64_t k, int) {
-        const T* from = target + k * T_all * job.C;
-        T* to = dw + k * T_all * job.C;
+        T* const from = target + k * T_all * job.C;
+        T* const to = dw + k * T_all * job.C;
+        if (!accumulate) return kernels.turn_block({from, to, T_all, job.C, job.C, T_all});
         for (int64_t c = 0; c < job.C; ++c)
-          for (int64_t t = 0; t < T_all; ++t) {
-            const T v = from[t * job.C + c];
-            to[c * T_all + t] = accumulate ? to[c * T_all + t] + v : v;
-          }
+          for (int64_t t = 0; t < T_all; ++t) to[c * T_all + t] += from[t * job.C + c];
       });
     }
     output_release(target, static_cast<size_t>(size) * sizeof(T));

@@ -94,6 +94,9 @@ template <class T>
 void run_box(const Run<T>& run, const Machine& machine, const KernelTable<T>& kernels, const Finish<T>& finish,
              int64_t n, const int64_t at[3], const int64_t size[3], void* scratch);
 
+// A part of dw: input channels [c0, c1) and output channels [k0, k1) of group g.
+struct WeightTask { int64_t g, c0, c1, k0, k1; };
+
 // dw[k][c][t] (+)= the sum over images and pixels of dy(k, p) * x(c, p * stride - pad + t * dilation). `job` is the
 // forward product; its input is x, its output dy. dw is contiguous.
 template <class T>

@@ -27,4 +27,12 @@ Status run_winograd(const Run<T>& run, const Machine& machine, const KernelTable
 template <class T>
 int64_t winograd_workspace(const Run<T>& run, const Machine& machine);
 
+// As run_weight_gradient(), with tiles of so many outputs along an axis. What is not finite is not written: those parts
+// of dw are added to `bad`.
+template <class T>
+Status run_winograd_weight(const DenseJob& job, int64_t outputs, const Machine& machine, const KernelTable<T>& kernels,
+                           T* dw, bool accumulate, std::vector<WeightTask>* bad);
+template <class T>
+int64_t winograd_weight_workspace(const DenseJob& job, int64_t outputs, const Machine& machine);
+
 }  // namespace fastconv::ops
