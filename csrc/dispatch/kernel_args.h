@@ -272,8 +272,8 @@ struct WinogradOutputArgs {
   int32_t outputs;
 };
 
-// In place: points 0 to 8 of each row become taps. The channels are whole vectors, all of which are finite where *bad is
-// set to 0.
+// In place: points 0 to 8 of each row become taps. The channels are whole vectors; bad[row] is set to 0 where all of
+// them are finite.
 template <class T>
 struct WinogradTapsArgs {
   T* points;

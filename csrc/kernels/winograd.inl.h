@@ -373,8 +373,8 @@ template <class T, int M>
 inline void winograd_taps_of(const WinogradTapsArgs<T>& g) {
   using V = Vec<T>;
   constexpr int W = V::kLanes, N = M + 2;
-  V finite = V::zero();
-  for (int64_t k = 0; k < g.rows; ++k)
+  for (int64_t k = 0; k < g.rows; ++k) {
+    V finite = V::zero();
     for (int64_t c = 0; c < g.channels; c += W) {
       T* const at = g.points + k * g.row_pitch + c;
       V half[3][N];
@@ -398,7 +398,8 @@ inline void winograd_taps_of(const WinogradTapsArgs<T>& g) {
         }
       }
     }
-  *g.bad = !(finite.sum() == 0);
+    g.bad[k] = !(finite.sum() == 0);
+  }
 }
 
 template <class T>

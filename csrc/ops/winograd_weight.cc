@@ -50,6 +50,7 @@ struct Memory {
   T* sums;
   const T** a;
   T** c;
+  int32_t* bad;
   Patches<T> patches_x, patches_dy;
 
   Memory(const Form& f, int64_t lanes, Arena& arena)
@@ -58,6 +59,7 @@ struct Memory {
         sums(arena.take<T>(f.points * f.pitch_sums(lanes))),
         a(arena.take<const T*>(f.rows)),
         c(arena.take<T*>(f.rows)),
+        bad(arena.take<int32_t>(f.rows)),
         patches_x(f.m, f.n, f.width, f.strip_x, lanes, arena),
         patches_dy(f.m, f.m, f.rows, f.strip_dy, lanes, arena) {}
 };
@@ -85,10 +87,11 @@ void make_points(const DenseJob& job, const Form& f, const KernelTable<T>& kerne
   }
 }
 
-// Output channels [k0, k1) of input channels [c0, c1); false where a tap is not finite, and nothing has been written.
+// Output channels that are not finite in these input channels are not written: they are marked in bad[].
 template <class T>
-bool run_task(const DenseJob& job, const Form& f, const Machine& m, const KernelTable<T>& kernels, const Memory<T>& s,
-              int64_t g, int64_t c0, int64_t c1, int64_t k0, int64_t k1, T* dw, bool accumulate) {
+void run_task(const DenseJob& job, const Form& f, const Machine& m, const KernelTable<T>& kernels, const Memory<T>& s,
+              const WeightTask& task, T* dw, bool accumulate, char* bad) {
+  const auto [g, c0, c1, k0, k1] = task;
   const int64_t W = m.lanes, channels = c1 - c0, rows = k1 - k0, columns = round_up(channels, W);
   const int64_t pitch_x = f.pitch_x(W), pitch_dy = f.pitch_dy(W), pitch_sums = f.pitch_sums(W);
   const int64_t step = f.padded_rows(W);
@@ -110,10 +113,12 @@ bool run_task(const DenseJob& job, const Form& f, const Machine& m, const Kernel
       kernels.gemm(a);
     }
   }
-  int32_t bad = 0;
-  kernels.winograd_taps({s.sums, pitch_sums, columns, rows, columns, &bad, static_cast<int32_t>(f.m)});
-  if (bad) return false;
+  kernels.winograd_taps({s.sums, pitch_sums, columns, rows, columns, s.bad, static_cast<int32_t>(f.m)});
   for (int64_t k = 0; k < rows; ++k) {
+    if (s.bad[k]) {
+      bad[k] = 1;
+      continue;
+    }
     T* const to = dw + ((g * job.K + k0 + k) * job.C + c0) * 9;
     if (!accumulate) {
       kernels.turn_block({s.sums + k * columns, to, 9, channels, pitch_sums, 9});
@@ -123,16 +128,74 @@ bool run_task(const DenseJob& job, const Form& f, const Machine& m, const Kernel
     kernels.turn_block({s.sums + k * columns, part, 9, channels, pitch_sums, 9});
     for (int64_t i = 0; i < channels * 9; ++i) to[i] += part[i];
   }
-  return true;
+}
+
+// Pixels that a tap sums over, in the mean.
+double mean_terms(const DenseJob& job) {
+  double terms = static_cast<double>(job.N);
+  for (int a = 1; a < 3; ++a) {
+    int64_t met = 0;
+    for (int64_t t = -job.pad[a]; t < 3 - job.pad[a]; ++t)
+      met += job.mode == PaddingMode::zeros
+                 ? std::max<int64_t>(0, std::min(job.out[a], job.in[a] - t) - std::max<int64_t>(0, -t))
+                 : job.out[a];
+    terms *= static_cast<double>(met) / 3;
+  }
+  return terms;
+}
+
+// Sums of fewer terms leave more of the error of the points in the result (docs/numerics.md).
+constexpr double kTerms2 = 16, kTerms4 = 144;
+constexpr double kGain = 0.9;  // at least: the results are not as good
+
+// In units of a vector's multiply-add: the product of the points, which is read and written once and then some where
+// tiles are few, the patches of x and the tiles of dy, as often as tasks need them.
+double winograd_units(const DenseJob& job, const Form& f, const Machine& m) {
+  const auto real = [](int64_t n) { return static_cast<double>(n); };
+  const double C = real(round_up(job.C, m.lanes)), K = real(job.K), tiles = real(f.all);
+  const double sums = job.is.c == 1 ? 13 : 16, patch = f.m == 4 ? 200 : 90, tile = f.m == 4 ? 110 : 50;
+  return real(f.points) * C * K * (1.15 * tiles + sums) +
+         tiles * (patch * C * real(ceil_div(job.K, f.rows)) + tile * K * real(ceil_div(job.C, f.width)));
+}
+
+double direct_units(const DenseJob& job) {
+  return 9 * static_cast<double>(job.C * job.K) * (static_cast<double>(job.N * job.pixels()) + 15);
 }
 
 }  // namespace
 
 template <class T>
-int64_t winograd_weight_workspace(const DenseJob& job, int64_t outputs, const Machine& machine) {
+int32_t choose_winograd_weight(const DenseJob& job, const Machine& m, Algorithm algorithm) {
+  if (job.filter[0] != 1 || job.filter[1] != 3 || job.filter[2] != 3 || job.out[0] != 1 || job.C * job.K < 2) return 0;
+  for (int a = 1; a < 3; ++a)
+    if (job.stride[a] != 1 || job.dilation[a] != 1) return 0;
+  if (job.N * job.pixels() == 0) return 0;
+  if (algorithm == Algorithm::winograd2) return 2;
+  if (algorithm == Algorithm::winograd4) return 4;
+  if (algorithm != Algorithm::automatic) return 0;
+  const double terms = mean_terms(job);
+  double best = kGain * direct_units(job);
+  int32_t outputs = 0;
+  for (const int32_t o : {2, 4}) {
+    if (terms < (o == 2 ? kTerms2 : kTerms4)) continue;
+    const double cost = winograd_units(job, Form(job, o, m, sizeof(T)), m);
+    if (cost < best) best = cost, outputs = o;
+  }
+  return outputs;
+}
+
+template <class T>
+WeightForm winograd_weight_form(const DenseJob& job, int64_t outputs, const Machine& machine) {
+  const Form f(job, outputs, machine, sizeof(T));
   Arena count(nullptr);
-  Memory<T>(Form(job, outputs, machine, sizeof(T)), machine.lanes, count);
-  return count.size();
+  Memory<T>(f, machine.lanes, count);
+  WeightForm form{};
+  form.winograd = static_cast<int32_t>(outputs);
+  form.terms = f.run, form.pieces = ceil_div(f.all, f.run);
+  form.channels = std::min(f.width, job.C);
+  form.workspace = count.size();
+  form.passed_over = "direct: has more multiplications to do";
+  return form;
 }
 
 template <class T>
@@ -145,15 +208,12 @@ Status run_winograd_weight(const DenseJob& job, int64_t outputs, const Machine& 
   if (job.G * c_parts * ceil_div(job.K, rows) < want)
     rows = std::min(rows, std::max<int64_t>(2 * machine.tile_rows[preferred_vectors(machine)],
                                             ceil_div(job.K, ceil_div(want, job.G * c_parts))));
-  const int64_t k_parts = ceil_div(job.K, rows), tasks = job.G * c_parts * k_parts;
-  const int64_t bytes = winograd_weight_workspace<T>(job, outputs, machine);
-  std::vector<char> left(static_cast<size_t>(tasks));
-  auto task_of = [&](int64_t i) {
-    const int64_t k = i % k_parts * rows, c = i / k_parts % c_parts * form.width;
-    return WeightTask{i / k_parts / c_parts, c, std::min(job.C, c + form.width), k, std::min(job.K, k + rows)};
-  };
+  const int64_t k_parts = ceil_div(job.K, rows);
+  const int64_t bytes = winograd_weight_form<T>(job, outputs, machine).workspace;
+  // Of every output channel, in every panel of input channels.
+  std::vector<char> left(static_cast<size_t>(job.G * c_parts * job.K));
   std::atomic<bool> failed{false};
-  const Status status = parallel_for(tasks, work, [&](int64_t i, int) {
+  const Status status = parallel_for(job.G * c_parts * k_parts, work, [&](int64_t i, int) {
     Workspace scratch(static_cast<size_t>(bytes));
     if (!scratch) {
       failed.store(true, std::memory_order_relaxed);
@@ -161,17 +221,23 @@ Status run_winograd_weight(const DenseJob& job, int64_t outputs, const Machine& 
     }
     Arena arena(scratch.data(), bytes);
     const Memory<T> memory(form, machine.lanes, arena);
-    const WeightTask t = task_of(i);
-    left[static_cast<size_t>(i)] =
-        !run_task(job, form, machine, kernels, memory, t.g, t.c0, t.c1, t.k0, t.k1, dw, accumulate);
+    const int64_t k = i % k_parts * rows, part = i / k_parts, c = part % c_parts * form.width;
+    const WeightTask task{part / c_parts, c, std::min(job.C, c + form.width), k, std::min(job.K, k + rows)};
+    run_task(job, form, machine, kernels, memory, task, dw, accumulate, left.data() + part * job.K + k);
   });
-  for (int64_t i = 0; i < tasks; ++i)
-    if (left[static_cast<size_t>(i)]) bad->push_back(task_of(i));
+  for (int64_t part = 0; part < job.G * c_parts; ++part)
+    for (int64_t k = 0, end; k < job.K; k = end + 1) {
+      const char* const of = left.data() + part * job.K;
+      for (end = k; end < job.K && of[end]; ++end) {}
+      const int64_t c = part % c_parts * form.width;
+      if (end > k) bad->push_back({part / c_parts, c, std::min(job.C, c + form.width), k, end});
+    }
   return failed ? Status::out_of_memory : status;
 }
 
 #define FASTCONV_INSTANTIATE(T)                                                                                     \
-  template int64_t winograd_weight_workspace<T>(const DenseJob&, int64_t, const Machine&);                          \
+  template int32_t choose_winograd_weight<T>(const DenseJob&, const Machine&, Algorithm);                           \
+  template WeightForm winograd_weight_form<T>(const DenseJob&, int64_t, const Machine&);                            \
   template Status run_winograd_weight<T>(const DenseJob&, int64_t, const Machine&, const KernelTable<T>&, T*, bool, \
                                          std::vector<WeightTask>*);
 FASTCONV_INSTANTIATE(float)

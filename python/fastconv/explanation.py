@@ -615,7 +615,7 @@ def _candidates(call: Call, decision: Mapping[str, Any], products: Sequence[Any]
     for way, (_, obstacle) in ways.items():
         algorithm = _admission.ALGORITHM_OF_WAY[way]
         if obstacle is None and algorithm not in bounds:
-            other = _admission.with_algorithm(call.spec, algorithm)
+            other = _args.with_algorithm(call.spec, algorithm)
             bounds[algorithm] = _core.conv_decide(other, call.which, call.x, call.weight, call.y, *call.vectors)[
                 "error_bound"
             ]

@@ -537,8 +537,39 @@ def _algorithm_name(spec: _core.ConvSpec) -> str:
     return next(name for name, value in _ALGORITHMS.items() if value == spec.algorithm)
 
 
-def _algorithm_error(spec: _core.ConvSpec) -> ValueError:
+@functools.lru_cache(maxsize=4096)
+def with_algorithm(spec: _core.ConvSpec, name: str) -> _core.ConvSpec:
+    """The same options with another algorithm."""
+    return _core.ConvSpec(
+        spec.spatial,
+        spec.transposed,
+        spec.channels_last,
+        spec.stride,
+        spec.dilation,
+        spec.pad_before,
+        spec.pad_after,
+        spec.output_padding,
+        spec.groups,
+        spec.padding_mode,
+        spec.auto_padding,
+        _ALGORITHMS[name],
+        spec.activation,
+        spec.input_activation,
+    )
+
+
+def weight_gradient_spec(spec: _core.ConvSpec) -> _core.ConvSpec:
+    """Of a call for all gradients: an algorithm that is named for the input's is not asked of the weight's."""
+    return spec if spec.algorithm <= _ALGORITHMS["direct"] else with_algorithm(spec, "auto")
+
+
+def _algorithm_error(spec: _core.ConvSpec, op: str) -> ValueError:
     name = _algorithm_name(spec)
+    if name == "fft" and op.endswith("_backward_weight"):
+        return ValueError(
+            f"algorithm (={name!r}) does not make the gradient of a weight: it must be 'auto', 'direct', 'winograd2' or "
+            "'winograd4'"
+        )
     if name.startswith("winograd"):
         return ValueError(
             f"algorithm (={name!r}) takes two-dimensional layers of kernel size 3 x 3, stride 1 (it is {spec.stride}) "
@@ -568,7 +599,7 @@ def _first_error(
         name = "" if spec is None else f" (={_algorithm_name(spec)!r})"
         return ValueError(f"algorithm{name} is not served on a CUDA device: it must be 'auto' or 'direct'")
     if status == "bad_algorithm" and spec is not None:
-        return _algorithm_error(spec)
+        return _algorithm_error(spec, what)
     if status in ("unserved", "bad_device") and _device.is_device_array(dtype_of):
         return RuntimeError(f"{what} does not serve arrays on a CUDA device")
     if status == "out_of_memory":
@@ -641,7 +672,7 @@ def decision_error(refusal: _core.Refused, op: str, spec: _core.ConvSpec) -> Exc
     if refusal.args[0] == "bad_device":
         return RuntimeError(f"{op} does not serve arrays on a CUDA device here: decisions are the CPU's")
     if refusal.args[0] == "bad_algorithm":
-        return _algorithm_error(spec)
+        return _algorithm_error(spec, op)
     return RuntimeError(f"{op} was refused: {refusal.args[0]}")
 
 
@@ -721,6 +752,7 @@ def backward_weight_error(
         lambda: check_backward_weight(spec, arrays, weight_shape, accumulate),
         arrays["dy"],
         _op(spec, "_backward_weight"),
+        spec,
     )
 
 
