@@ -262,7 +262,7 @@ def test_a_weight_gradient_is_explained_as_it_runs(
     dy = rng.choice(np.float32([-1, 0.5, 2]), (2, 7, 23, 41))
     shape = (7, channels, 3, 3)
     turned = [np.ascontiguousarray(np.moveaxis(a, 1, -1)) if layout == "NHWC" else a for a in (dy, x)]
-    e = fastconv.explain("conv2d_backward_weight", *turned, shape, layout=layout)
+    e = fastconv.explain("conv2d_backward_weight", *turned, shape, layout=layout, algorithm="direct")
     assert e.decision["role"] == role
     assert e.decision["pixel_block"] == 23 * 41
     assert e.decision["channel_block"] == channels
@@ -278,7 +278,7 @@ def test_a_weight_gradient_is_explained_as_it_runs(
     misses = fastconv.cache_info()["misses"]
     fastconv.workspace_info(reset=True)
     with fastconv.num_threads(1):
-        fastconv.conv2d_backward_weight(*turned, shape, layout=layout, out=out)
+        fastconv.conv2d_backward_weight(*turned, shape, layout=layout, out=out, algorithm="direct")
     np.testing.assert_array_equal(out, _by_runs(dy, x, terms))
     assert not np.array_equal(out, _by_runs(dy, x, terms + 1))
     assert not np.array_equal(out, _by_runs(dy, x, 23 * 41))

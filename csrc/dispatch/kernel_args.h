@@ -227,8 +227,8 @@ struct DepthwisePlanesArgs {
 // patch and a filter become n * n points each, which are multiplied one by one. Point p of tile t begins at p *
 // point_pitch + t * tile_pitch; its channels are neighbours.
 
-// patch[(t * n + i) * n + j] points to the channels of a pixel (of m x m of them, where a tile is spread). Whole vectors
-// are written, zeros beyond the channels.
+// patch[(t * n + i) * n + j] points to the channels of a pixel (of m x m of them, where a tile is spread). Whole
+// vectors are written, zeros beyond the channels.
 template <class T>
 struct WinogradInputArgs {
   const T* const* patch;

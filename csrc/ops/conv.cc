@@ -544,9 +544,9 @@ double winograd_error_bound(const Choice& c, int64_t folded) {
   return (c.winograd == 2 ? 25.0 : 214.0) * static_cast<double>(28 + terms + pieces + folded + 4);
 }
 
-// As above, of the gradient of the filters: the tiles are transformed as filters are, the sums of a run's points are the
-// chain. The most that the transforms' magnitudes may be of the sum at the lags of a tile's filter and of those beyond it
-// that a patch has room for is 16 or 255.
+// As above, of the gradient of the filters: the tiles are transformed as filters are, the sums of a run's points are
+// the chain. The most that the transforms' magnitudes may be of the sum at the lags of a tile's filter and of those
+// beyond it that a patch has room for is 16 or 255.
 double winograd_weight_bound(const WeightForm& form) {
   return (form.winograd == 2 ? 16.0 : 255.0) * static_cast<double>(28 + form.terms + form.pieces + 4);
 }

@@ -1448,8 +1448,8 @@ template WeightForm weight_gradient_form<float>(const DenseJob&, const Machine&,
 template WeightForm weight_gradient_form<double>(const DenseJob&, const Machine&, Algorithm);
 
 template <class T>
-Status run_weight_gradient(const DenseJob& images, const Machine& m, const KernelTable<T>& kernels,
-                           Algorithm algorithm, T* dw, bool accumulate) {
+Status run_weight_gradient(const DenseJob& images, const Machine& m, const KernelTable<T>& kernels, Algorithm algorithm,
+                           T* dw, bool accumulate) {
   if (has_filter_gradient<T>(images, m)) return run_filter_gradient<T>(images, m, kernels, dw, accumulate);
   if (const int32_t outputs = choose_winograd_weight<T>(images, m, algorithm)) {
     std::vector<WeightTask> bad;

@@ -175,8 +175,8 @@ struct Task {
     for (int64_t c = 0; c < job.C; c += kStripChannels) {
       const int64_t channels = std::min(kStripChannels, job.C - c);
       WinogradInputArgs<T> w{};
-      w.patch = patches.copy(ctx.kernels, image, c, channels,
-                             map_at(ctx.map, at.n, ctx.gate_batch_stride, g * job.C + c));
+      w.patch =
+          patches.copy(ctx.kernels, image, c, channels, map_at(ctx.map, at.n, ctx.gate_batch_stride, g * job.C + c));
       w.tiles = count, w.channels = channels;
       w.points = s.points + (t - t0) * form.padded_channels + c;
       w.point_pitch = form.point_pitch(ctx.machine.lanes), w.tile_pitch = form.padded_channels;

@@ -27,8 +27,8 @@ Status run_winograd(const Run<T>& run, const Machine& machine, const KernelTable
 template <class T>
 int64_t winograd_workspace(const Run<T>& run, const Machine& machine);
 
-// The outputs of a tile along an axis by which the gradient of a product's filters is made, or 0: directly. It depends on
-// the batch, over which the gradient sums.
+// The outputs of a tile along an axis by which the gradient of a product's filters is made, or 0: directly. It depends
+// on the batch, over which the gradient sums.
 template <class T>
 int32_t choose_winograd_weight(const DenseJob& job, const Machine& machine, Algorithm algorithm);
 

@@ -250,26 +250,28 @@ def winograd_weight_magnitude(
     """What the error of a weight gradient by Winograd's filtering is relative to: one number for each of its filters.
 
     That is the largest sum of |dy| * |x| among the taps of the filter and those around it, one or three further off,
-    that a tile of 2 x 2 or 4 x 4 outputs has room for in its patch of x. The arrays are dy and x.
+    that a tile of 2 x 2 or 4 x 4 outputs has room for in its patch of x, of finite elements. The arrays are dy and x.
     """
     rank, last = len(weight_shape) - 2, options.get("layout", "NCHW")[-1] == "C"
-    dy, x = (_conv._inward("array", np.abs(a), rank, last) for a in arrays)
-    geometry = [options.get("stride", 1), options.get("padding", 0)]
-    dilation, mode = options.get("dilation", 1), options.get("padding_mode", "zeros")
-    kernel = weight_shape[2:]
+    sizes = (np.abs(np.where(np.isfinite(a), a, 0)) for a in arrays)
+    dy, x = (_conv._inward("array", a, rank, last) for a in sizes)
+    kernel = tuple(weight_shape[2:])
+    stride, padding, dilation = (options.get(n, d) for n, d in (("stride", 1), ("padding", 0), ("dilation", 1)))
     if family == "conv_transpose":  # dy is the side that the filter slides over
-        geometry.append(options.get("output_padding", 0))
-        g = _conv._geometry_transposed(x.shape[2:], kernel, *geometry, dilation)
+        extra = options.get("output_padding", 0)
+        g = _conv._geometry_transposed(x.shape[2:], kernel, stride, padding, extra, dilation)
         small, full = x, _conv._uncrop(dy, g.padding)
     else:
-        g = _conv._geometry(x.shape[2:], kernel, *geometry, dilation, mode)
+        mode = options.get("padding_mode", "zeros")
+        g = _conv._geometry(x.shape[2:], kernel, stride, padding, dilation, mode)
         small, full = dy, _conv._pad(x, g.padding, mode)
     beyond = _WINOGRAD[algorithm][0] - 1
     around = (*(0,) * (rank - 2), beyond, beyond)
     wide = (*weight_shape[:2], *(k + 2 * e for k, e in zip(kernel, around, strict=True)))
     function = getattr(reference, f"conv{rank}d_backward_weight")
     sums: Array = function(small, full, wide, padding=around, groups=options.get("groups", 1))
-    return sums.max(axis=tuple(range(2, sums.ndim)), keepdims=True)
+    most: Array = sums.max(axis=tuple(range(2, sums.ndim)), keepdims=True)
+    return most
 
 
 def _algorithm_of(op: Op, name: str, arrays: Sequence[Any], options: Mapping[str, Any]) -> str:

@@ -567,8 +567,8 @@ def _algorithm_error(spec: _core.ConvSpec, op: str) -> ValueError:
     name = _algorithm_name(spec)
     if name == "fft" and op.endswith("_backward_weight"):
         return ValueError(
-            f"algorithm (={name!r}) does not make the gradient of a weight: it must be 'auto', 'direct', 'winograd2' or "
-            "'winograd4'"
+            f"algorithm (={name!r}) does not make the gradient of a weight: it must be 'auto', 'direct', 'winograd2' "
+            "or 'winograd4'"
         )
     if name.startswith("winograd"):
         return ValueError(

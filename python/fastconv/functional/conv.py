@@ -233,9 +233,7 @@ def _backward(
         _backward_input(spec, dy, weight, x.shape, into[0] is not None, into[0], max_error)
         if "input" in needs
         else None,
-        _backward_weight(
-            _args.weight_gradient_spec(spec), dy, x, weight.shape, into[1] is not None, into[1], max_error
-        )
+        _backward_weight(_args.weight_gradient_spec(spec), dy, x, weight.shape, into[1] is not None, into[1], max_error)
         if "weight" in needs
         else None,
         _backward_bias(spec, dy, into[2] is not None, into[2]) if "bias" in needs else None,
