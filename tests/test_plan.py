@@ -380,3 +380,13 @@ def test_verbose_of_the_other_families() -> None:
     for line, start in zip(lines, starts, strict=True):
         assert line.startswith(start), line
         assert line.endswith(" us"), line
+
+
+def test_a_dense_plan_says_that_it_takes_other_rows(rng: np.random.Generator) -> None:
+    weight = rng.standard_normal((5, 7))
+    plan = fastconv.plan("linear", (4, 7), weight)
+    x = rng.standard_normal((2, 2, 7))
+    np.testing.assert_array_equal(plan(x), fastconv.linear(x, weight))
+    for shape, rows in (((3, 7), 3), ((7,), 1), ((5, 1, 7), 5)):
+        with pytest.raises(ValueError, match=rf"x \(shape .*, {rows} rows\) must have the 4 rows"):
+            plan(np.ones(shape))

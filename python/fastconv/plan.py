@@ -82,7 +82,8 @@ class Plan:
     """A layer prepared for inputs of one shape: packed weights and a fixed decision. Made by `plan`.
 
     It is immutable and safe in several threads. It holds its own copy of the weight and the vectors: later changes of
-    the arrays it was made from do not reach it. It takes any batch size, and computes the same bits as the plain call.
+    the arrays it was made from do not reach it. It takes any batch size (of a dense layer, as many rows as it was made
+    for), and computes the same bits as the plain call.
 
     Attributes:
         op: the function of `fastconv.functional` that it stands for.
@@ -183,7 +184,7 @@ class _LinearPlan(Plan):
                 return self._run(x, residual, None, out)
             return self._run_reshaped(x, residual, out)
         except _core.Refused as refusal:
-            raise _args.linear_error(refusal, self._arrays(x, residual, out)) from None
+            raise _args.linear_plan_error(refusal, self._arrays(x, residual, out), self.input_shape) from None
 
     def _arrays(self, x: Array, residual: Array | None, out: Array | None) -> dict[str, Any]:
         return {"x": x, **self._vectors, "residual": residual, "out": out}

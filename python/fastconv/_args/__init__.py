@@ -889,6 +889,20 @@ def linear_error(refusal: _core.Refused, arrays: Mapping[str, object]) -> Except
     return _first_error(refusal, lambda: check_linear(arrays), arrays["x"], "linear")
 
 
+def linear_plan_error(refusal: _core.Refused, arrays: Mapping[str, object], planned: Shape) -> Exception:
+    """Why a plan of a dense layer refused a call."""
+
+    def checks() -> Shape:
+        shape = check_linear(arrays)
+        x = _check_array("x", arrays["x"])
+        rows, of = math.prod(planned[:-1]), math.prod(x.shape[:-1])
+        if rows != of:
+            raise ValueError(f"x (shape {x.shape}, {of} rows) must have the {rows} rows that the plan was made for")
+        return shape
+
+    return _first_error(refusal, checks, arrays["x"], "the plan of linear")
+
+
 def check_linear_backward(arrays: Mapping[str, object], accumulate: object) -> Shape:
     """All checks of a gradient of the dense layer: that of the operand that `arrays` lacks, or of the bias."""
     _check_flag("accumulate", accumulate)
