@@ -91,9 +91,7 @@ def _written_torch(value: Any) -> None:
 def _view_jax(value: Any) -> npt.NDArray[Any] | None:
     jax: Any = sys.modules["jax"]
     if isinstance(value, jax.core.Tracer):
-        raise Unreadable(
-            f"(of type {type(value).__name__}) must be an array: JAX traces it, and it has no elements yet"
-        )
+        raise Unreadable(f"(of type {type(value).__name__}) must be an array: traced by JAX it has no elements yet")
     try:
         if any(device.platform != "cpu" for device in value.devices()):
             return None
@@ -181,10 +179,14 @@ def seen(value: Any) -> Any:
 
 
 def any_of(values: Iterable[object]) -> bool:
-    """Whether one of the values is an array of another library, in the host's memory."""
-    for value in values:  # noqa: SIM110, any() over a generator takes three times as long
-        if type(value) is not np.ndarray and value is not None and shape_of(value) is not None:
-            return True
+    """Whether one of the values is an array of another library, on no device."""
+    for value in values:
+        if type(value) is not np.ndarray and value is not None:
+            try:
+                if view(value) is not None:
+                    return True
+            except Unreadable:  # which `on_views` says
+                return True
     return False
 
 

@@ -462,9 +462,8 @@ def plan(op: str, x: Array | Sequence[int], weight: Array | None, *operands: Arr
     for name in _CALL_ARGUMENTS:
         if name in options:
             raise TypeError(f"{name} is given to the plan when it is called, not to plan()")
-    if _foreign.any_of((x, weight, *operands, *options.values())):
-        x, weight, *rest = map(_foreign.seen, (x, weight, *operands))
-        return plan(op, x, weight, *rest, **{name: _foreign.seen(value) for name, value in options.items()})
+    x, weight, *operands = map(_foreign.seen, (x, weight, *operands))  # type: ignore[assignment]
+    options = {name: _foreign.seen(value) for name, value in options.items()}
     if op in _SEPARABLE_OPS:
         return _separable_plan(op, x, (weight, *operands), options)
     if op == _INVERTED_OP:

@@ -395,6 +395,22 @@ def test_plans_take_them() -> None:
     np.testing.assert_array_equal(separable(torch.from_numpy(X)), fastconv.separable_conv2d(X, *pair))
 
 
+def test_networks_take_them() -> None:
+    torch = require("torch")
+    from fastconv import nn
+
+    net = nn.Sequential(
+        nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(54, 3)
+    )
+    for mode in (net.train, net.eval):
+        mode()
+        expected, y = net(X), net(torch.from_numpy(X))
+        assert type(y) is torch.Tensor
+        np.testing.assert_array_equal(y, expected)
+    refused(lambda: net(torch.from_numpy(X).requires_grad_()), TypeError, "x (a tensor that requires grad)")
+    refused(lambda: nn.Flatten()(torch.from_numpy(X).requires_grad_()), TypeError, "x (a tensor that requires grad)")
+
+
 def test_nothing_is_imported_for_them() -> None:
     import subprocess
     import sys

@@ -17,6 +17,8 @@ import numpy.typing as npt
 
 from .. import _core, _device, _foreign
 
+any_foreign, on_views = _foreign.any_of, _foreign.on_views
+
 Array = npt.NDArray[Any]
 Activation = str | tuple[str, float] | tuple[str, float, float] | None
 Ints = int | Sequence[int]
