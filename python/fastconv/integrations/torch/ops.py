@@ -57,16 +57,16 @@ __all__ = [
 Ints = int | Sequence[int]
 
 
-def _by_rank(name: str, ranks: Sequence[int] = (1, 2, 3)) -> dict[int, Callable[..., Any]]:
-    """The functions of `functional` whose name has the number of dimensions in the place of {}."""
-    return {rank: getattr(F, name.format(rank)) for rank in ranks}
+class _ByRank(dict[int, Callable[..., Any]]):
+    """The functions of `functional` whose name has the number of spatial dimensions in the place of {}."""
 
+    def __init__(self, name: str, argument: str, ranks: Sequence[int] = (1, 2, 3)) -> None:
+        super().__init__({rank: getattr(F, name.format(rank)) for rank in ranks})
+        self.argument = argument
 
-def _choose(functions: dict[int, Callable[..., Any]], rank: int, name: str, value: object) -> Callable[..., Any]:
-    function = functions.get(rank)
-    if function is None:
-        raise ValueError(f"{name} (={value}) must be of one of {', '.join(map(str, functions))} spatial dimensions")
-    return function
+    def __missing__(self, rank: int) -> Callable[..., Any]:
+        known = ", ".join(map(str, self))
+        raise ValueError(f"{self.argument} (of {rank} spatial dimensions) must be of one of {known} spatial dimensions")
 
 
 # ------------------------------------------------------------------------------------------------------------- results
@@ -127,8 +127,8 @@ def _total(padding: Sequence[int], axis: int, rank: int) -> int:
 
 # -------------------------------------------------------------------------------------------------------- convolutions
 
-_CONV, _CONV_BACKWARD = _by_rank("conv{}d"), _by_rank("conv{}d_backward")
-_TRANSPOSE, _TRANSPOSE_BACKWARD = _by_rank("conv_transpose{}d"), _by_rank("conv_transpose{}d_backward")
+_CONV, _CONV_BACKWARD = (_ByRank(f"conv{{}}d{b}", "weight") for b in ("", "_backward"))
+_TRANSPOSE, _TRANSPOSE_BACKWARD = (_ByRank(f"conv_transpose{{}}d{b}", "weight") for b in ("", "_backward"))
 _NEEDS = ("input", "weight", "bias")
 
 
@@ -143,7 +143,7 @@ def _conv(
     padding_mode: str,
 ) -> Any:
     rank = weight.ndim - 2
-    return _choose(_CONV, rank, "weight", tuple(weight.shape))(
+    return _CONV[rank](
         x,
         weight,
         bias,
@@ -202,7 +202,7 @@ def _transpose(
     dilation: Sequence[int],
 ) -> Any:
     rank = weight.ndim - 2
-    return _choose(_TRANSPOSE, rank, "weight", tuple(weight.shape))(
+    return _TRANSPOSE[rank](
         x,
         weight,
         bias,
@@ -565,7 +565,7 @@ def conv_transpose3d(
 
 # ------------------------------------------------------------------------------------------------ depthwise-separable
 
-_SEPARABLE = _by_rank("separable_conv{}d", (1, 2))
+_SEPARABLE = _ByRank("separable_conv{}d", "depthwise_weight", (1, 2))
 
 
 def _separable(
@@ -580,7 +580,7 @@ def _separable(
     padding_mode: str,
 ) -> Any:
     rank = depthwise_weight.ndim - 2
-    return _choose(_SEPARABLE, rank, "depthwise_weight", tuple(depthwise_weight.shape))(
+    return _SEPARABLE[rank](
         x,
         depthwise_weight,
         pointwise_weight,
@@ -591,6 +591,18 @@ def _separable(
         dilation=tuple(dilation),
         padding_mode=padding_mode,
     )
+
+
+def _separable_host(
+    x: Tensor,
+    depthwise_weight: Tensor,
+    depthwise_bias: Tensor | None,
+    pointwise_weight: Tensor,
+    bias: Tensor | None,
+    *options: Any,
+) -> Any:
+    weights = view(depthwise_weight), None if depthwise_bias is None else view(depthwise_bias), view(pointwise_weight)
+    return from_numpy(_separable(view(x), *weights, None if bias is None else view(bias), *options))
 
 
 def _separable_fake(
@@ -639,6 +651,7 @@ _separable_op = operator(
     "separable_conv(Tensor x, Tensor depthwise_weight, Tensor? depthwise_bias, Tensor pointwise_weight, Tensor? bias, "
     "int[] stride, int[] padding, int[] dilation, str padding_mode) -> Tensor",
     kernel=_separable,
+    host=_separable_host,
     fake=_separable_fake,
     save=_separable_save,
     backward=_separable_backward,
@@ -705,11 +718,15 @@ def separable_conv2d(
 
 # ------------------------------------------------------------------------------------------------------------- pooling
 
-_MAX, _MAX_BACKWARD = _by_rank("max_pool{}d"), _by_rank("max_pool{}d_backward")
-_AVG, _AVG_BACKWARD = _by_rank("avg_pool{}d"), _by_rank("avg_pool{}d_backward")
-_LP, _LP_BACKWARD = _by_rank("lp_pool{}d"), _by_rank("lp_pool{}d_backward")
-_ADAPTIVE_AVG, _ADAPTIVE_AVG_BACKWARD = _by_rank("adaptive_avg_pool{}d"), _by_rank("adaptive_avg_pool{}d_backward")
-_ADAPTIVE_MAX, _ADAPTIVE_MAX_BACKWARD = _by_rank("adaptive_max_pool{}d"), _by_rank("adaptive_max_pool{}d_backward")
+_MAX, _MAX_BACKWARD = (_ByRank(f"max_pool{{}}d{b}", "kernel_size") for b in ("", "_backward"))
+_AVG, _AVG_BACKWARD = (_ByRank(f"avg_pool{{}}d{b}", "kernel_size") for b in ("", "_backward"))
+_LP, _LP_BACKWARD = (_ByRank(f"lp_pool{{}}d{b}", "kernel_size") for b in ("", "_backward"))
+_ADAPTIVE_AVG, _ADAPTIVE_AVG_BACKWARD = (
+    _ByRank(f"adaptive_avg_pool{{}}d{b}", "output_size") for b in ("", "_backward")
+)
+_ADAPTIVE_MAX, _ADAPTIVE_MAX_BACKWARD = (
+    _ByRank(f"adaptive_max_pool{{}}d{b}", "output_size") for b in ("", "_backward")
+)
 
 _WINDOW = "int[] kernel_size, int[] stride, int[] padding, int[] dilation, bool ceil_mode"
 
@@ -745,7 +762,7 @@ def _max_pool(
     ceil_mode: bool,
     return_indices: bool = False,
 ) -> Any:
-    return _choose(_MAX, len(kernel_size), "kernel_size", kernel_size)(
+    return _MAX[len(kernel_size)](
         x,
         tuple(kernel_size),
         stride=tuple(stride),
@@ -881,7 +898,7 @@ def _avg_pool(
     count_include_pad: bool,
     divisor_override: int | None,
 ) -> Any:
-    return _choose(_AVG, len(kernel_size), "kernel_size", kernel_size)(
+    return _AVG[len(kernel_size)](
         x,
         tuple(kernel_size),
         stride=tuple(stride),
@@ -980,7 +997,8 @@ def _adaptive_gradient_backward(ctx: Any, dx: Tensor | None) -> tuple[Any, ...]:
 
 _adaptive_op = operator(
     "adaptive_avg_pool(Tensor x, SymInt[] output_size) -> Tensor",
-    kernel=lambda x, size: _choose(_ADAPTIVE_AVG, len(size), "output_size", size)(x, tuple(size)),
+    kernel=lambda x, size: _ADAPTIVE_AVG[len(size)](x, tuple(size)),
+    host=lambda x, size: from_numpy(_ADAPTIVE_AVG[len(size)](view(x), tuple(size))),
     fake=_adaptive_fake,
     save=_shape_save,
     backward=_adaptive_backward,
@@ -1008,7 +1026,7 @@ def _adaptive_max_backward(ctx: Any, dy: Tensor | None, _: Any) -> tuple[Any, ..
 
 _adaptive_max_op = operator(
     "adaptive_max_pool(Tensor x, SymInt[] output_size) -> (Tensor, Tensor)",
-    kernel=lambda x, size: _choose(_ADAPTIVE_MAX, len(size), "output_size", size)(x, tuple(size), return_indices=True),
+    kernel=lambda x, size: _ADAPTIVE_MAX[len(size)](x, tuple(size), return_indices=True),
     fake=_adaptive_max_fake,
     save=_indices_save,
     backward=_adaptive_max_backward,
@@ -1024,9 +1042,7 @@ _adaptive_max_gradient_op = operator(
 
 
 def _lp_pool(x: Any, norm_type: float, kernel_size: Sequence[int], stride: Sequence[int], ceil_mode: bool) -> Any:
-    return _choose(_LP, len(kernel_size), "kernel_size", kernel_size)(
-        x, norm_type, tuple(kernel_size), stride=tuple(stride), ceil_mode=ceil_mode
-    )
+    return _LP[len(kernel_size)](x, norm_type, tuple(kernel_size), stride=tuple(stride), ceil_mode=ceil_mode)
 
 
 def _lp_pool_gradient(
