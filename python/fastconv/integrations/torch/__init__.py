@@ -1,0 +1,13 @@
+"""fastconv inside PyTorch: functions (`ops`) and modules (`modules`) by the names of PyTorch's own.
+
+Both are registered operators: they take part in autograd, `torch.compile`, `torch.func` and autocast, on tensors in the
+host's memory and on CUDA devices. `fastconv.functional` takes tensors as well, without any of that.
+"""
+
+from . import modules, ops
+from .modules import *  # noqa: F403
+from .ops import *  # noqa: F403
+
+__all__: list[str] = ["modules", "ops"]
+__all__ += modules.__all__
+__all__ += ops.__all__
