@@ -212,8 +212,9 @@ class Trace:
             return torch.device("cpu") if isinstance(found, torch.device) else found
         handler = _HANDLERS.get(function)
         if handler is None:
-            owner = getattr(function, "__self__", None)
-            name = getattr(owner, "__name__", None) or getattr(function, "__name__", str(function))
+            name = getattr(function, "__name__", str(function))
+            if name == "__get__":
+                name = getattr(function.__self__, "__name__", name)
             raise Unsupported(f"the function {name}")
         result = function(*(self._meta(a) for a in args), **{k: self._meta(v) for k, v in kwargs.items()})
         return handler(self, result, *args, **kwargs)
@@ -640,6 +641,14 @@ def _pool_input(t: Trace, x: Any, rank: int) -> Value:
     return t.plain(x)
 
 
+def _whole(x: Any, size: tuple[int, ...], padding: Any, ceil_mode: bool, result: Any) -> bool:
+    """Whether the one window of a pool reaches beyond the image, where a rounded-up size cuts it to the image."""
+    inner = tuple(int(n) for n in x.shape[2:])
+    beyond = ceil_mode and any(k > n for k, n in zip(size, inner, strict=True))
+    none = all(p == 0 for p in _ints(padding, len(size)))
+    return beyond and none and all(k >= n for k, n in zip(size, inner, strict=True)) and result[0, 0].numel() == 1
+
+
 def _max_pool(rank: int) -> Handler:
     def lower(
         t: Trace,
@@ -654,10 +663,13 @@ def _max_pool(rank: int) -> Handler:
     ) -> Traced:
         if return_indices:
             raise Unsupported("max pooling that returns indices")
+        value = _pool_input(t, x, rank)
+        size = _ints(kernel_size, rank)
+        if _ints(dilation, rank) == (1,) * rank and _whole(x, size, padding, ceil_mode, result):
+            return t.tensor(_apply(t, value, f"global_max_pool{rank}d", keepdims=True), result)
         options = {"padding": _ints(padding, rank), "dilation": _ints(dilation, rank), "ceil_mode": ceil_mode}
         options["stride"] = None if stride in (None, [], ()) else _ints(stride, rank)
-        value = _apply(t, _pool_input(t, x, rank), f"max_pool{rank}d", _ints(kernel_size, rank), **options)
-        return t.tensor(value, result)
+        return t.tensor(_apply(t, value, f"max_pool{rank}d", size, **options), result)
 
     return lower
 
@@ -674,12 +686,15 @@ def _avg_pool(rank: int) -> Handler:
         count_include_pad: bool = True,
         divisor_override: Any = None,
     ) -> Traced:
+        value = _pool_input(t, x, rank)
+        size = _ints(kernel_size, rank)
+        if divisor_override is None and _whole(x, size, padding, ceil_mode, result):
+            return t.tensor(_apply(t, value, f"global_avg_pool{rank}d", keepdims=True), result)
         options = {"padding": _ints(padding, rank), "ceil_mode": ceil_mode, "count_include_pad": count_include_pad}
         options["stride"] = None if stride in (None, [], ()) else _ints(stride, rank)
         if rank > 1:
             options["divisor_override"] = divisor_override
-        value = _apply(t, _pool_input(t, x, rank), f"avg_pool{rank}d", _ints(kernel_size, rank), **options)
-        return t.tensor(value, result)
+        return t.tensor(_apply(t, value, f"avg_pool{rank}d", size, **options), result)
 
     return lower
 
@@ -717,7 +732,8 @@ def _reduced(x: Traced, dim: Any) -> int:
 def _mean(t: Trace, result: Any, x: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Traced:
     rank = _reduced(x, dim)
     if dtype not in (None, t.dtype) or not rank:
-        raise Unsupported("a mean of other axes than those of the image")
+        y: Traced = _own_mean(t, result, x, dim, keepdim, dtype=dtype)
+        return y
     value = _apply(t, x._value, f"global_avg_pool{rank}d", keepdims=keepdim)
     # (N, C) reads as it is; with the axes kept, in x's order.
     return t.tensor(value, result, x._order if keepdim else None)
@@ -782,7 +798,8 @@ def _index(t: Trace, result: Any, x: Any, index: Any) -> Traced:
     parts = index if isinstance(index, tuple) else (index,)
     if not all(v is None or v is Ellipsis or _number(v) or isinstance(v, slice) for v in parts):
         raise Unsupported("an index that is a tensor")
-    if any(isinstance(v, slice) and isinstance(w, torch.Tensor) for v in parts for w in (v.start, v.stop, v.step)):
+    bounds = [w for v in parts if isinstance(v, slice) for w in (v.start, v.stop, v.step)]
+    if any(isinstance(w, torch.Tensor) for w in bounds):
         raise Unsupported("an index that is a tensor")
     return t.view(x, t.graph.add("view", t.plain(x), function=lambda a: a[parts], what="slice"), result)
 
@@ -828,20 +845,25 @@ def _pad(t: Trace, result: Any, x: Any, pad: Any, mode: str = "constant", value:
 
 
 def _own(name: str) -> Handler:
-    """A function that PyTorch computes within the network."""
+    """A function that PyTorch computes within the network, and that gives one tensor, no view and nothing random."""
 
     def register(function: Any) -> Handler:
-        def lower(t: Trace, result: Any, x: Any, *args: Any, **kwargs: Any) -> Traced:
-            if any(isinstance(v, torch.Tensor) for v in (*args, *kwargs.values())):
-                raise Unsupported(f"{name} with a tensor")
-            if kwargs.pop("inplace", False):
+        def lower(t: Trace, result: Any, *args: Any, **kwargs: Any) -> Traced:
+            if kwargs.pop("inplace", False) or kwargs.get("out") is not None:
                 raise Unsupported(f"{name} in place")
+            if any(kwargs.get(v) for v in ("dropout_p", "return_indices", "return_inverse")):
+                raise Unsupported(f"{name} with these options")
+            if not isinstance(result, torch.Tensor):
+                raise Unsupported(f"{name} with several results")
+            values: list[Value] = []
+            args, kwargs = _kept(t, (args, kwargs), values)
 
-            def run(a: Array) -> Array:
-                y: Array = function(torch.from_numpy(a), *args, **kwargs).numpy()
+            def run(*arrays: Array) -> Array:
+                tensors = [torch.from_numpy(a) for a in arrays]
+                y: Array = function(*_given(args, tensors), **_given(kwargs, tensors)).numpy()
                 return y
 
-            return t.tensor(t.graph.add("call", t.plain(x), function=run, what=name), result)
+            return t.tensor(t.graph.add("call", *values, function=run, what=name), result)
 
         return lower
 
@@ -849,10 +871,48 @@ def _own(name: str) -> Handler:
     return register(found[0])
 
 
+_own_mean = _own("mean")
+
+
+class _Operand(int):
+    """The place of an operand among the arrays of a call."""
+
+
+def _kept(t: Trace, value: Any, values: list[Value]) -> Any:
+    """Arguments with the traced tensors, appended to `values`, replaced by their places."""
+    if isinstance(value, Traced):
+        values.append(t.plain(value))
+        return _Operand(len(values) - 1)
+    if isinstance(value, torch.Tensor):
+        if type(value) not in (torch.Tensor, torch.nn.Parameter) or value.device.type != "cpu":
+            raise Unsupported(f"a constant of type {type(value).__name__} on {value.device}")
+        t.constants.append(value)
+        return value.detach()
+    if type(value) in (tuple, list):
+        return type(value)(_kept(t, v, values) for v in value)
+    if type(value) is dict:
+        return {k: _kept(t, v, values) for k, v in value.items()}
+    return value
+
+
+def _given(value: Any, tensors: list[Any]) -> Any:
+    """The arguments of `_kept` with these tensors."""
+    if isinstance(value, _Operand):
+        return tensors[value]
+    if type(value) in (tuple, list):
+        return type(value)(_given(v, tensors) for v in value)
+    if type(value) is dict:
+        return {k: _given(v, tensors) for k, v in value.items()}
+    return value
+
+
 for _name in (
     *("interpolate", "elu", "selu", "celu", "mish", "softplus", "softsign", "logsigmoid", "hardshrink", "softshrink"),
     *("exp", "log", "sqrt", "rsqrt", "abs", "square", "pow", "pixel_shuffle", "pixel_unshuffle", "erf", "sin", "cos"),
-    *("local_response_norm", "lp_pool1d", "lp_pool2d", "channel_shuffle", "flip", "roll"),
+    *("local_response_norm", "lp_pool1d", "lp_pool2d", "channel_shuffle", "flip", "roll", "prelu", "normalize"),
+    *("scaled_dot_product_attention", "matmul", "__matmul__", "bmm", "baddbmm", "addmm", "einsum", "glu", "unfold"),
+    *("masked_fill", "where", "maximum", "minimum", "amax", "amin", "sum", "repeat", "repeat_interleave", "stack"),
+    *("grid_sample", "fold", "upsample", "index_select", "cosine_similarity", "norm", "cdist", "var", "std"),
 ):
     _register(_own(_name), [_name])
 

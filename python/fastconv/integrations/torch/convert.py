@@ -18,6 +18,7 @@ from __future__ import annotations
 import copy
 import functools
 import importlib
+import sys
 import threading
 from dataclasses import dataclass
 from itertools import chain
@@ -50,6 +51,15 @@ _inferred = torch.Tensor.is_inference
 _pointer = torch.Tensor.data_ptr
 
 
+# transformers collects what inner modules give by hooks that do nothing where that is not asked for.
+_COLLECTOR = "transformers.utils.output_capturing"
+
+
+def _collecting() -> bool:
+    collector = getattr(sys.modules.get(_COLLECTOR), "_active_collector", None)
+    return collector is not None and bool(collector.get())
+
+
 class _Watch:
     """Whether a module still is what it was."""
 
@@ -68,7 +78,8 @@ class _Watch:
         self._attributes = self._kept()
         # Those of the module itself run around its forward.
         inner = self.modules[1:]
-        self._hooks = [d for m in inner for d in (m._forward_hooks, m._forward_pre_hooks)]
+        self._tables = [d for m in inner for d in (m._forward_hooks, m._forward_pre_hooks)]
+        self._hooks = self._found_hooks()
 
     def _found(self) -> list[Any]:
         return list(chain.from_iterable(map(dict.values, self._dicts)))
@@ -77,9 +88,16 @@ class _Watch:
         """The modules' own attributes: modes, numbers, containers as objects."""
         return list(chain.from_iterable(map(dict.values, self._states)))
 
+    def _found_hooks(self) -> list[Any]:
+        return list(chain.from_iterable(map(dict.values, filter(None, self._tables))))
+
     def hooked(self) -> bool:
-        """Whether a module below has hooks."""
-        return any(self._hooks)
+        """Whether a module below has hooks other than those that can be passed over."""
+        return any(getattr(h, "__module__", None) != _COLLECTOR for h in self._hooks)
+
+    def collected(self) -> bool:
+        """Whether what a module below gives is wanted now beside the result."""
+        return bool(self._hooks) and _collecting()
 
     def same(self) -> bool:
         """Whether nothing has changed since."""
@@ -89,7 +107,7 @@ class _Watch:
             and all(map(is_, entries, self._entries))
             and list(map(_version, self._tensors)) == self._versions
             and list(map(_pointer, self._tensors)) == self._pointers
-            and not any(self._hooks)
+            and self._found_hooks() == self._hooks
             and self._unchanged()
         )
 
@@ -170,6 +188,7 @@ class _Forward:
         self.runs: dict[Any, _Run | str] = {}
         self._watch: _Watch | None = None
         self._met: dict[Any, None] = {}
+        self._passed = 0
 
     @property
     def __signature__(self) -> Any:
@@ -194,16 +213,19 @@ class _Forward:
             return self.original(*args, **kwargs)
         key = shape, tuple([(t.shape, t.stride(), t.dtype, type(t)) for t in found])
         run = self.runs.get(key)
-        if run is None or isinstance(run, str) or not self._usable(found):
+        if isinstance(run, str):
+            # Looked at again for changes, ever more seldom.
+            self._passed += 1
+            if self._passed & (self._passed - 1):
+                return self.original(*args, **kwargs)
+        if not isinstance(run, _Run) or not self._usable(found):
             run = self._find(key, args, kwargs, found)
-        if run is None:
-            return self.original(*args, **kwargs)
-        return run(found)
+        return self.original(*args, **kwargs) if run is None else run(found)
 
     def _usable(self, tensors: list[Any]) -> bool:
         """Whether the networks still hold, and no gradient is asked for."""
         watch = self._watch
-        if watch is None or not watch.same():
+        if watch is None or not watch.same() or watch.collected():
             return False
         return not torch.is_grad_enabled() or not (watch.needs_gradient() or any(t.requires_grad for t in tensors))
 
@@ -218,6 +240,8 @@ class _Forward:
         with _tracing:
             if self._watch is not None and not self._watch.same():
                 self.forget()
+            if self._watch is not None and self._watch.collected():
+                return None
             run = self.runs.get(key)
             if isinstance(run, _Run):
                 return run
