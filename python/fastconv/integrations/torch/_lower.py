@@ -30,6 +30,9 @@ _state = threading.local()
 
 Handler = Callable[..., Any]
 _HANDLERS: dict[Any, Handler] = {}
+# Of those, what costs nothing, and what multiplies by a weight.
+_FREE: set[Any] = set()
+_PRODUCTS = {functional.linear, *(getattr(torch, f"conv{rank}d") for rank in (1, 2, 3))}
 # What may be asked of a traced tensor: it depends on shape and type alone.
 _QUERIES: set[Any] = set()
 
@@ -124,6 +127,7 @@ class Trace:
         self.graph = Graph(0)
         self.dtype = dtype
         self.constants: list[Any] = []  # tensors that the graph holds the numbers of
+        self.nanoseconds = 0.0  # that PyTorch takes, by a rough count
         self._metas: dict[int, tuple[Any, Any]] = {}
 
     # -- tensors and values
@@ -217,7 +221,18 @@ class Trace:
                 name = getattr(function.__self__, "__name__", name)
             raise Unsupported(f"the function {name}")
         result = function(*(self._meta(a) for a in args), **{k: self._meta(v) for k, v in kwargs.items()})
+        self._count(function, result, args)
         return handler(self, result, *args, **kwargs)
+
+    def _count(self, function: Any, result: Any, args: Any) -> None:
+        if not isinstance(result, torch.Tensor) or function in _FREE:
+            return
+        # A call, a pass over the larger of its sides, and 50 multiply-adds a nanosecond.
+        first = args[0] if args and isinstance(args[0], Traced) else result
+        self.nanoseconds += 4000 + 0.3 * max(result.numel(), first.numel())
+        if function in _PRODUCTS:
+            weight = args[1]
+            self.nanoseconds += result.numel() * (weight.numel() // max(weight.shape[0], 1)) / 50
 
 
 _query("shape", "size", "dim", "ndim", "numel", "nelement", "dtype", "device", "requires_grad", "is_contiguous")
@@ -732,7 +747,7 @@ def _reduced(x: Traced, dim: Any) -> int:
 def _mean(t: Trace, result: Any, x: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Traced:
     rank = _reduced(x, dim)
     if dtype not in (None, t.dtype) or not rank:
-        y: Traced = _own_mean(t, result, x, dim, keepdim, dtype=dtype)
+        y: Traced = _own(torch.mean, "mean")(t, result, x, dim, keepdim, dtype=dtype)
         return y
     value = _apply(t, x._value, f"global_avg_pool{rank}d", keepdims=keepdim)
     # (N, C) reads as it is; with the axes kept, in x's order.
@@ -841,37 +856,35 @@ def _pad(t: Trace, result: Any, x: Any, pad: Any, mode: str = "constant", value:
     return t.tensor(v, result)
 
 
+_FREE |= {
+    f for f, handler in _HANDLERS.items() if handler in (_permute, _transpose, _reshape, _same, _to, _index, _split)
+}
+
+
 # ------------------------------------------------------------------------------------------------- PyTorch's own
 
 
-def _own(name: str) -> Handler:
+def _own(function: Any, name: str) -> Handler:
     """A function that PyTorch computes within the network, and that gives one tensor, no view and nothing random."""
 
-    def register(function: Any) -> Handler:
-        def lower(t: Trace, result: Any, *args: Any, **kwargs: Any) -> Traced:
-            if kwargs.pop("inplace", False) or kwargs.get("out") is not None:
-                raise Unsupported(f"{name} in place")
-            if any(kwargs.get(v) for v in ("dropout_p", "return_indices", "return_inverse")):
-                raise Unsupported(f"{name} with these options")
-            if not isinstance(result, torch.Tensor):
-                raise Unsupported(f"{name} with several results")
-            values: list[Value] = []
-            args, kwargs = _kept(t, (args, kwargs), values)
+    def lower(t: Trace, result: Any, *args: Any, **kwargs: Any) -> Traced:
+        if kwargs.pop("inplace", False) or kwargs.get("out") is not None:
+            raise Unsupported(f"{name} in place")
+        if any(kwargs.get(v) for v in ("dropout_p", "return_indices", "return_inverse")):
+            raise Unsupported(f"{name} with these options")
+        if not isinstance(result, torch.Tensor):
+            raise Unsupported(f"{name} with several results")
+        values: list[Value] = []
+        args, kwargs = _kept(t, (args, kwargs), values)
 
-            def run(*arrays: Array) -> Array:
-                tensors = [torch.from_numpy(a) for a in arrays]
-                y: Array = function(*_given(args, tensors), **_given(kwargs, tensors)).numpy()
-                return y
+        def run(*arrays: Array) -> Array:
+            tensors = [torch.from_numpy(a) for a in arrays]
+            y: Array = function(*_given(args, tensors), **_given(kwargs, tensors)).numpy()
+            return y
 
-            return t.tensor(t.graph.add("call", *values, function=run, what=name), result)
+        return t.tensor(t.graph.add("call", *values, function=run, what=name), result)
 
-        return lower
-
-    found = [getattr(place, name) for place in (torch, functional, torch.Tensor) if hasattr(place, name)]
-    return register(found[0])
-
-
-_own_mean = _own("mean")
+    return lower
 
 
 class _Operand(int):
@@ -914,7 +927,9 @@ for _name in (
     *("masked_fill", "where", "maximum", "minimum", "amax", "amin", "sum", "repeat", "repeat_interleave", "stack"),
     *("grid_sample", "fold", "upsample", "index_select", "cosine_similarity", "norm", "cdist", "var", "std"),
 ):
-    _register(_own(_name), [_name])
+    for _place in (torch, torch.Tensor, functional, torch._C._nn):
+        if hasattr(_place, _name):
+            _HANDLERS[getattr(_place, _name)] = _own(getattr(_place, _name), _name)
 
 
 # --------------------------------------------------------------------------------------------------------- traces
@@ -927,11 +942,13 @@ class Lowered:
         graph: not fused.
         contiguous: whether the results are in C order, or None: as the inputs.
         constants: the tensors whose numbers are in the graph.
+        nanoseconds: that PyTorch takes for it, by a rough count.
     """
 
     def __init__(self, trace: Trace, leaves: list[Any], spec: Any, single: bool) -> None:
         self.graph = trace.graph
         self.constants = trace.constants
+        self.nanoseconds = trace.nanoseconds
         self._spec, self._single = spec, single
         results = [v for v in leaves if isinstance(v, Traced)]
         index: dict[tuple[Value, Any], int] = {}

@@ -45,6 +45,7 @@ _LAYERS = tuple(
 )
 _WRAPPERS = ("torch.nn.parallel.", "torch.distributed.")
 _SHAPES = 4  # that a module keeps networks for
+_CHANGES = 8  # that a module may make before each is waited for
 _tracing = threading.RLock()  # a trace looks at, and restores, what belongs to all threads
 _version = attrgetter("_version")
 _inferred = torch.Tensor.is_inference
@@ -127,13 +128,15 @@ class _Run:
     """A call's network."""
 
     def __init__(self, lowered: _lower.Lowered, tensors: list[Any]) -> None:
-        self._lowered = lowered
-        self.network = Network(lowered.graph)
-        self.network.prepare(*_arrays(tensors))
+        arrays = _arrays(tensors)
+        # One layer does not pay for another memory order, there and back.
+        layers = sum(node.op == "conv" for node in lowered.graph.nodes)
+        self.network = Network(lowered.graph, channels_last=layers > 1 or not all(a.flags.c_contiguous for a in arrays))
+        self._prepared = self.network.prepare(*arrays)
+        self._contiguous, self._results = lowered.contiguous, lowered.results
 
     def __call__(self, tensors: list[Any]) -> Any:
-        ys = self.network.run(*_arrays(tensors), contiguous=self._lowered.contiguous)
-        return self._lowered.results([torch.from_numpy(y) for y in ys])
+        return self._results([torch.from_numpy(y) for y in self._prepared(_arrays(tensors), self._contiguous)])
 
 
 def _arrays(tensors: list[Any]) -> list[Any]:
@@ -174,10 +177,12 @@ class _Forward:
     Attributes:
         original: the module's own.
         runs: by what a call is given: its network, or why there is none.
+        passed: why the last call that could have no network had none.
     """
 
     def __init__(self, module: Any) -> None:
         self.module = module
+        self._changes = 0
         self.original = functools.partial(type(module).forward, module)
         self.forget()
         functools.update_wrapper(self, self.original.func)
@@ -187,12 +192,17 @@ class _Forward:
         """Drop all networks, and what was found out."""
         self.runs: dict[Any, _Run | str] = {}
         self._watch: _Watch | None = None
+        self.passed = ""
         self._met: dict[Any, None] = {}
-        self._passed = 0
+        self._looks = self._uses = 0
 
     @property
     def __signature__(self) -> Any:
         return importlib.import_module("inspect").signature(functools.partial(self.original.func, self.module))
+
+    @property
+    def __code__(self) -> Any:
+        return self.original.func.__code__
 
     def __getstate__(self) -> dict[str, Any]:
         return {"module": self.module}
@@ -204,23 +214,30 @@ class _Forward:
         if self.module.training or not _ordinary():
             return self.original(*args, **kwargs)
         found: list[Any] = []
-        try:
-            shape = _lower._flat((args, kwargs), found)
-        except Unsupported as reason:
-            self.runs.setdefault("arguments", str(reason))
-            return self.original(*args, **kwargs)
+        if len(args) == 1 and not kwargs and isinstance(args[0], torch.Tensor):
+            shape = None
+            found.append(args[0])
+        else:
+            try:
+                shape = _lower._flat((args, kwargs), found)
+            except Unsupported as reason:
+                self.passed = str(reason)
+                return self.original(*args, **kwargs)
         if not found or type(found[0]) is _lower.Traced:
             return self.original(*args, **kwargs)
         key = shape, tuple([(t.shape, t.stride(), t.dtype, type(t)) for t in found])
         run = self.runs.get(key)
         if isinstance(run, str):
             # Looked at again for changes, ever more seldom.
-            self._passed += 1
-            if self._passed & (self._passed - 1):
+            self._looks += 1
+            if self._looks & (self._looks - 1):
                 return self.original(*args, **kwargs)
         if not isinstance(run, _Run) or not self._usable(found):
             run = self._find(key, args, kwargs, found)
-        return self.original(*args, **kwargs) if run is None else run(found)
+        if run is None:
+            return self.original(*args, **kwargs)
+        self._uses += 1
+        return run(found)
 
     def _usable(self, tensors: list[Any]) -> bool:
         """Whether the networks still hold, and no gradient is asked for."""
@@ -231,15 +248,23 @@ class _Forward:
 
     def _find(self, key: Any, args: Any, kwargs: Any, tensors: list[Any]) -> _Run | None:
         """The network of a call, made where there is none yet."""
-        if any(t.device.type != "cpu" for t in tensors):
-            return None
-        if torch.is_grad_enabled():
+        reason = _unfit(tensors)
+        if reason is None and torch.is_grad_enabled():
             wanted = chain(tensors, self.module.parameters(), self.module.buffers())
             if any(t.requires_grad for t in wanted):
-                return None
+                reason = "gradients are asked for"
+        if reason is not None:
+            self.passed = reason
+            return None
         with _tracing:
             if self._watch is not None and not self._watch.same():
+                settled = self._changes < _CHANGES or self._uses >= _CHANGES
+                self._changes += 1
                 self.forget()
+                if not settled:
+                    # Of a module that keeps changing, only a state that is met twice is worth networks.
+                    self._watch = _Watch(self.module, [])
+                    return None
             if self._watch is not None and self._watch.collected():
                 return None
             run = self.runs.get(key)
@@ -256,8 +281,8 @@ class _Forward:
                 return None
             try:
                 made: _Run | str = self._make(args, kwargs, tensors)
-            except Exception as reason:
-                made = str(reason).partition("\n")[0] or type(reason).__name__
+            except Exception as problem:
+                made = str(problem).partition("\n")[0] or type(problem).__name__
             if isinstance(made, _Run) and len(networks) >= _SHAPES:
                 del self.runs[networks[0]]
             elif len(self.runs) >= 16 * _SHAPES:
@@ -266,9 +291,6 @@ class _Forward:
             return made if isinstance(made, _Run) else None
 
     def _make(self, args: Any, kwargs: Any, tensors: list[Any]) -> _Run:
-        reason = _unfit(tensors)
-        if reason is not None:
-            raise Unsupported(reason)
         # Watched before it is looked at: a change meanwhile is seen at the next call.
         watch = _Watch(self.module, [])
         self._watch = self._watch or watch
@@ -300,12 +322,15 @@ class _Forward:
             raise Unsupported("a forward that draws random numbers")
         if not any(node.op in _WORTH for node in lowered.graph.nodes):
             raise Unsupported("nothing in it is faster here")
+        if lowered.nanoseconds < _LEAST:
+            raise Unsupported("it is too small for what a call of a network costs")
         self._watch = _Watch(self.module, lowered.constants)
         return _Run(lowered, tensors)
 
 
-# Nodes that make a network worth its call.
+# Nodes that make a network worth its call, if PyTorch takes about so long for it.
 _WORTH = ("conv", "pool", "affine")
+_LEAST = 40_000
 
 
 def _alike(d: dict[Any, Any], kept: dict[Any, Any]) -> bool:
@@ -462,5 +487,5 @@ def report(model: Any) -> Report:
         elif reasons:
             entries.append(Entry(name, kind, "left", reasons[-1]))
         else:
-            entries.append(Entry(name, kind, "waiting", ""))
+            entries.append(Entry(name, kind, "waiting", forward.passed))
     return Report(tuple(entries))
