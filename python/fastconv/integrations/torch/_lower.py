@@ -25,6 +25,7 @@ from ..._graph import Graph, Unsupported, Value
 torch: Any = importlib.import_module("torch")
 functional: Any = importlib.import_module("torch.nn.functional")
 
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 _DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
 _state = threading.local()
 
@@ -177,6 +178,10 @@ class Trace:
         order = x._order
         return self.graph.add("view", x._value, function=lambda a: a.transpose(order), what="permute")
 
+    def number(self, n: float) -> Value:
+        """A number as a value."""
+        return self.graph.add("constant", roles=(), value=np.asarray(n, _DTYPES[self.dtype]))
+
     def array(self, tensor: Any) -> Array:
         """The numbers of a tensor that is not traced, in memory of their own."""
         if isinstance(tensor, Traced):
@@ -248,6 +253,11 @@ def _ints(value: Any, rank: int) -> tuple[int, ...]:
     return given * rank if len(given) == 1 else given
 
 
+def _last(t: Any) -> bool:
+    """Whether a tensor lies channels-last."""
+    return t.dim() in _CHANNELS_LAST and t.stride(1) == 1 and t.stride(-1) == t.shape[1] > 1  # type: ignore[no-any-return]
+
+
 def _convolution(rank: int, transposed: bool) -> Handler:
     def lower(
         t: Trace,
@@ -274,6 +284,9 @@ def _convolution(rank: int, transposed: bool) -> Handler:
         value = t.graph.add(
             "conv", t.plain(x), rank=rank, transposed=transposed, weight=w, bias=t.vector(bias), options=options
         )
+        if rank > 1 and (_last(x.as_subclass(torch.Tensor)) or _last(weight)):
+            # As on the CPU, unlike without numbers.
+            result = result.contiguous(memory_format=_CHANNELS_LAST[rank + 2])
         return t.tensor(value, result)
 
     def lower_transposed(
@@ -534,9 +547,8 @@ def _negated(t: Trace, v: Any) -> Any:
     """V times -1."""
     if isinstance(v, Traced):
         minus = _channels(t, v, -1)
-        if minus is None:
-            raise Unsupported("a difference of vectors")
-        return t.tensor(_affine(t, v, minus, None), v.as_subclass(torch.Tensor), v._order)
+        value = t.graph.add("multiply", v._value, t.number(-1)) if minus is None else _affine(t, v, minus, None)
+        return t.tensor(value, v.as_subclass(torch.Tensor), v._order)
     return -v
 
 
@@ -544,6 +556,8 @@ def _both(t: Trace, x: Any, y: Any) -> tuple[Value, Value, tuple[int, ...] | Non
     """Two operands as values with the same axes, and the order of those."""
     if isinstance(x, Traced) and isinstance(y, Traced) and x._order == y._order and x.dim() == y.dim():
         return x._value, y._value, x._order
+    if _number(y):
+        return x._value, t.number(y), x._order
     return t.plain(x), t.plain(y), None
 
 
@@ -558,8 +572,6 @@ def _sum(t: Trace, result: Any, x: Any, y: Any, alpha: float = 1, inplace: bool 
         shift = _channels(t, x, y)
         if shift is not None and result.shape == x.shape:
             return t.finish(x, _affine(t, x, None, shift), result, inplace)
-        if _number(y):
-            raise Unsupported("a sum of a vector and a number")
     a, b, order = _both(t, x, y)
     value = t.graph.add("add", a, b)
     if inplace:
@@ -589,8 +601,6 @@ def _product(t: Trace, result: Any, x: Any, y: Any, inplace: bool = False) -> Tr
         scale = _channels(t, x, y)
         if scale is not None and result.shape == x.shape:
             return t.finish(x, _affine(t, x, scale, None), result, inplace)
-        if _number(y):
-            raise Unsupported("a product of a vector and a number")
     a, b, order = _both(t, x, y)
     if inplace and order != x._order:
         raise Unsupported("a product in place of permuted tensors")
@@ -981,7 +991,6 @@ class Lowered:
 
 
 _pytree: Any = importlib.import_module("torch.utils._pytree")
-_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def trace(forward: Callable[..., Any], args: Any, kwargs: Any) -> Lowered:

@@ -177,7 +177,7 @@ class _Forward:
     Attributes:
         original: the module's own.
         runs: by what a call is given: its network, or why there is none.
-        passed: why the last call that could have no network had none.
+        passed: why the last call without a network had none.
     """
 
     def __init__(self, module: Any) -> None:
@@ -195,6 +195,12 @@ class _Forward:
         self.passed = ""
         self._met: dict[Any, None] = {}
         self._looks = self._uses = 0
+
+    def networks(self) -> list[_Run]:
+        """Those that still hold."""
+        watch = self._watch
+        holds = watch is not None and watch.same()
+        return [run for run in list(self.runs.values()) if isinstance(run, _Run)] if holds else []
 
     @property
     def __signature__(self) -> Any:
@@ -288,7 +294,10 @@ class _Forward:
             elif len(self.runs) >= 16 * _SHAPES:
                 self.runs.clear()
             self.runs[key] = made
-            return made if isinstance(made, _Run) else None
+            if isinstance(made, _Run):
+                return made
+            self.passed = made
+            return None
 
     def _make(self, args: Any, kwargs: Any, tensors: list[Any]) -> _Run:
         # Watched before it is looked at: a change meanwhile is seen at the next call.
@@ -349,8 +358,8 @@ class Entry:
         name: as `named_modules` says; "" is the model itself.
         kind: the name of its class.
         state: "network" (it runs as one network of fastconv), "part" (of the network of a module that it is in),
-            "left" (it runs as it was, though modules in it may not) or "waiting" (for a call in eval mode).
-        reason: why it is left, or what the network is.
+            "left" (it ran as it was, though modules in it may not) or "waiting" (for a call in eval mode).
+        reason: why it was left, or what the network is.
     """
 
     name: str
@@ -478,14 +487,13 @@ def report(model: Any) -> Report:
             if why and any(isinstance(m, _LAYERS) for m in module.modules()):
                 entries.append(Entry(name, kind, "left", why))
             continue
-        runs = [run for run in list(forward.runs.values()) if isinstance(run, _Run)]
-        reasons = [run for run in list(forward.runs.values()) if isinstance(run, str)]
-        if runs:
-            steps = len(runs[-1].network.graph.nodes)
+        networks = forward.networks()
+        if networks:
+            steps = len(networks[-1].network.graph.nodes)
             entries.append(Entry(name, kind, "network", f"{steps} step{'s' * (steps != 1)}"))
             inside.update(map(id, module.modules()))
-        elif reasons:
-            entries.append(Entry(name, kind, "left", reasons[-1]))
+        elif forward.passed:
+            entries.append(Entry(name, kind, "left", forward.passed))
         else:
-            entries.append(Entry(name, kind, "waiting", forward.passed))
+            entries.append(Entry(name, kind, "waiting", ""))
     return Report(tuple(entries))
