@@ -1,13 +1,15 @@
-"""fastconv inside PyTorch: functions (`ops`) and modules (`modules`) by the names of PyTorch's own.
+"""fastconv inside PyTorch: `convert` for whole models; functions (`ops`) and modules by the names of PyTorch's own.
 
-Both are registered operators: they take part in autograd, `torch.compile`, `torch.func` and autocast, on tensors in the
-host's memory and on CUDA devices. `fastconv.functional` takes tensors as well, without any of that.
+The functions and modules are registered operators: they take part in autograd, `torch.compile`, `torch.func` and
+autocast, on tensors in the host's memory and on CUDA devices. `fastconv.functional` takes tensors as well, without any
+of that.
 """
 
 from . import modules, ops
+from .convert import Entry, Report, convert, refresh, report
 from .modules import *  # noqa: F403
 from .ops import *  # noqa: F403
 
-__all__: list[str] = ["modules", "ops"]
+__all__: list[str] = ["Entry", "Report", "convert", "modules", "ops", "refresh", "report"]
 __all__ += modules.__all__
 __all__ += ops.__all__
