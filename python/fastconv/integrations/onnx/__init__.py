@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from .backend import Backend, is_compatible, run_model, run_node, supports_device
 from .load import Port
-from .model import PreparedModel, UnsupportedModel, prepare
+from .lower import UnsupportedModel
+from .model import PreparedModel, prepare
 
 __all__ = [
     "Backend",

@@ -201,7 +201,10 @@ def _port(info: Any) -> Port | str:
     if tensor.HasField("shape"):
         dims = tensor.shape.dim
         shape = tuple(d.dim_value if d.HasField("dim_value") else (d.dim_param or None) for d in dims)
-    return Port(info.name, _dtype(tensor.elem_type, f"the input {info.name!r}"), shape)
+    dtype = _dtype(tensor.elem_type, f"the input {info.name!r}")
+    if dtype.kind not in "biuf" or dtype.isbuiltin != 1:
+        return f"the input {info.name!r} of type {onnx.TensorProto.DataType.Name(tensor.elem_type)}"
+    return Port(info.name, dtype, shape)
 
 
 def _source(proto: Any, weights: dict[str, Array]) -> Source:

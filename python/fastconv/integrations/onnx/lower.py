@@ -24,6 +24,14 @@ _FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 _MOST_KNOWN = 1024
 
 
+class UnsupportedModel(ValueError):
+    """A model holds what is not supported; `nodes` says what, each node by its operator and name."""
+
+    def __init__(self, nodes: Sequence[str]) -> None:
+        self.nodes = list(nodes)
+        super().__init__(f"model holds what is not supported: {'; '.join(nodes)}")
+
+
 class NeedsValues(Exception):
     """Shapes depend on the values of these inputs."""
 
@@ -186,13 +194,13 @@ class Lowering:
         single = len(step.outputs) == 1
         if kind == "same" and single:
             return [first]
-        if kind == "broadcast" and single:
+        if kind in ("broadcast", "cast") and single:
             small = [
                 None if not name else np.ones((1,) * self.form(name).ndim, self.form(name).dtype)
                 for name in step.inputs
             ]
             try:
-                shape = shapes[0] if step.version < 7 else np.broadcast_shapes(*shapes)
+                shape = shapes[0] if step.version < 7 or kind == "cast" else np.broadcast_shapes(*shapes)
             except ValueError as error:
                 raise ValueError(f"{step}: {error}") from None
             return [Form(shape, self._compute(step, small)[0].dtype)]
@@ -241,8 +249,8 @@ def _rule(*names: str) -> Callable[[Rule], Rule]:
 
 @_rule("Identity", "Dropout")
 def _same(low: Lowering, step: Step) -> Value | None:
-    if step.op == "Dropout":
-        operators._dropout(step, np.zeros(()), low.constant(step, 1), low.constant(step, 2))
+    if step.op == "Dropout" and operators.drops(low.constant(step, 1), low.constant(step, 2)):
+        raise UnsupportedModel([f"{step} with training_mode"])
     return low.value(step.inputs[0])
 
 

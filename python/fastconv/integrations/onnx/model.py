@@ -12,18 +12,10 @@ from onnx.backend.base import BackendRep
 from ..._args import Array
 from ..._graph import Network
 from .load import Port, Source, read
-from .lower import Form, Lowering, NeedsValues, unsupported
+from .lower import Form, Lowering, NeedsValues, UnsupportedModel, unsupported
 
 # As many shapes are kept as _graph keeps of its own.
 _MOST_NETWORKS = 4
-
-
-class UnsupportedModel(ValueError):
-    """A model holds what is not supported; `nodes` says what, each node by its operator and name."""
-
-    def __init__(self, nodes: Sequence[str]) -> None:
-        self.nodes = list(nodes)
-        super().__init__(f"model holds what is not supported: {'; '.join(nodes)}")
 
 
 # Its run is typed to give a tuple.
@@ -42,7 +34,7 @@ class PreparedModel(_BackendRep):  # type: ignore[misc]
     """
 
     def __init__(self, source: Source) -> None:
-        if (nodes := unsupported(source)) and nodes:
+        if nodes := unsupported(source):
             raise UnsupportedModel(nodes)
         self.inputs: list[Port] = source.inputs
         self.outputs: list[str] = source.outputs

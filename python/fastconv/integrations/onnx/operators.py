@@ -33,7 +33,7 @@ class Operator:
     Attributes:
         compute: compute(step, *inputs), an absent input being None; one array, or one an output.
         kind: how the shape of the result is found without computing it: "broadcast" (elementwise), "images" (axis 0 is
-            a batch, which may be empty), "same" (as the first input) or "any" (from zeros).
+            a batch, which may be empty), "same" (as the first input), "cast" (its shape) or "any" (from zeros).
         constants: the inputs that must be known when a graph is prepared, since shapes depend on them.
         refuse: refuse(step), what of a node's attributes is not supported, or None.
         note: what of the operator is left out, for the documentation.
@@ -409,7 +409,7 @@ _REDUCE: dict[str, Callable[..., Any]] = {
 
 
 def _log_sum_exp(x: Array, axes: tuple[int, ...], keepdims: bool) -> Array:
-    most = x.max(axes, keepdims=True)
+    most = x.max(axes, keepdims=True, initial=-np.inf)
     most = np.where(np.isfinite(most), most, 0)
     y = np.log(np.exp(x - most).sum(axes, keepdims=True)) + most
     return np.asarray(y if keepdims else y.squeeze(axes))
@@ -423,12 +423,24 @@ def reduced_axes(step: Step, rank: int, axes: Any) -> tuple[int, ...]:
     return _axes(axes, rank)
 
 
+def _extreme(dtype: np.dtype[Any], least: bool) -> Any:
+    """What the maximum or minimum of nothing is."""
+    if dtype.kind == "b":
+        return not least
+    if dtype.kind == "f":
+        return -np.inf if least else np.inf
+    return np.iinfo(dtype).min if least else np.iinfo(dtype).max
+
+
 @_operator(*_REDUCE, constants=(1,))
 def _reduce(step: Step, x: Array, axes: Array | None = None) -> Array:
     found = reduced_axes(step, x.ndim, axes)
     if not found and x.ndim and step.op in ("ReduceMax", "ReduceMin", "ReduceMean", "ReduceSum", "ReduceProd"):
         return x
-    return np.asarray(_REDUCE[step.op](x, found, keepdims=bool(step.get("keepdims", 1))), x.dtype)
+    options = {}
+    if step.op in ("ReduceMax", "ReduceMin"):
+        options = {"initial": _extreme(x.dtype, least=step.op == "ReduceMax")}
+    return np.asarray(_REDUCE[step.op](x, found, keepdims=bool(step.get("keepdims", 1)), **options), x.dtype)
 
 
 @_operator("ArgMax", "ArgMin")
@@ -471,6 +483,8 @@ def _cumulative_sum(step: Step, x: Array, axis: Array) -> Array:
 def _aligned(step: Step, x: Array, y: Array) -> Array:
     """Y as it broadcasts against x: before operators 7 from an axis on."""
     axis = step.get("axis")
+    if step.op == "PRelu" and step.version < 7 and y.ndim == 1 < x.ndim:
+        return y.reshape(-1, *[1] * (x.ndim - 2))
     if step.version >= 7 or axis is None or not step.get("broadcast", 0):
         return y
     return y.reshape(*y.shape, *[1] * (x.ndim - axis_of(axis, x.ndim) - y.ndim))
@@ -686,14 +700,15 @@ def _refuse_cast(step: Step) -> str | None:
     return None if code in known else f"to (={code})"
 
 
-@_operator("Cast", kind="broadcast", refuse=_refuse_cast, note="between the numbers of NumPy")
+@_operator("Cast", kind="cast", refuse=_refuse_cast, note="between the numbers of NumPy")
 def _cast_to(step: Step, x: Array) -> Array:
     return _cast(x, step.get("to"))
 
 
-@_operator("CastLike", kind="broadcast")
+@_operator("CastLike", kind="cast")
 def _cast_like(step: Step, x: Array, y: Array) -> Array:
-    return x.astype(y.dtype)
+    with np.errstate(all="ignore"):
+        return x.astype(y.dtype)
 
 
 @_operator("Identity", kind="same")
@@ -705,9 +720,14 @@ def _refuse_dropout(step: Step) -> str | None:
     return "training" if step.version < 7 and step.get("is_test", 0) == 0 else None
 
 
-@_operator("Dropout", constants=(2,), refuse=_refuse_dropout, note="as in inference")
+def drops(ratio: Array | None, training: Array | None) -> bool:
+    """Whether a Dropout drops anything."""
+    return training is not None and bool(training.item()) and (ratio is None or ratio.item() > 0)
+
+
+@_operator("Dropout", constants=(1, 2), refuse=_refuse_dropout, note="as in inference")
 def _dropout(step: Step, x: Array, ratio: Array | None = None, training: Array | None = None) -> Results:
-    if training is not None and bool(training) and (ratio is None or float(ratio) > 0):
+    if drops(ratio, training):
         raise ValueError("training_mode (=True) must be False")
     if len(step.outputs) < 2:
         return x
@@ -927,6 +947,8 @@ def _pad(
 def _depth_to_space(step: Step, x: Array) -> Array:
     n, c, h, w = x.shape
     b = step.attributes["blocksize"]
+    if step.op == "SpaceToDepth" and step.get("mode", "DCR") == "CRD":
+        return x.reshape(n, c, h // b, b, w // b, b).transpose(0, 1, 3, 5, 2, 4).reshape(n, c * b * b, h // b, w // b)
     if step.op == "SpaceToDepth":
         return x.reshape(n, c, h // b, b, w // b, b).transpose(0, 3, 5, 1, 2, 4).reshape(n, c * b * b, h // b, w // b)
     if step.get("mode", "DCR") == "DCR":
