@@ -139,7 +139,7 @@ class Graph:
     - view: function (of an array, to one that shares its memory where it can), what (for people)
     - pad: pads (before and after, of each axis), mode (of numpy.pad), value
     - constant: value, an array; it has no input
-    - call: function (of arrays), what (for people)
+    - call: function (of arrays; with `writes` it takes out, too), what (for people)
     - after fusion: separable and inverted, whose attributes are the arguments of their functions
     """
 
@@ -603,6 +603,8 @@ def _prepare_pad(node: Node, x: Array) -> Runner:
 
 def _prepare_call(node: Node, *inputs: Array) -> Runner:
     function, what = node.get("function"), node.get("what")
+    if node.get("writes"):
+        return lambda out, *inputs: function(*inputs, out=out)
 
     def call(out: Array | None, *inputs: Array) -> Array:
         y = function(*inputs)
