@@ -4,6 +4,11 @@ Both are registered operators: they take part in autograd, `torch.compile`, `tor
 host's memory and on CUDA devices. `fastconv.functional` takes tensors as well, without any of that.
 """
 
+import importlib.util
+
+if importlib.util.find_spec("torch") is None:
+    raise ImportError("fastconv.integrations.torch needs PyTorch, which is not installed: pip install torch")
+
 from . import modules, ops
 from .modules import *  # noqa: F403
 from .ops import *  # noqa: F403
