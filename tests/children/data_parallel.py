@@ -20,19 +20,15 @@ def network():
     return nn.Sequential(*body, nn.Conv2d(16, 32, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 5))
 
 
-def main():
-    rank, world = int(sys.argv[1]), int(sys.argv[2])
-    torch.set_num_threads(1)
+def train(rank=0, world=1):
+    """Losses of each step on this process's share of the batch; the whole batch's results after the last."""
     model = convert(network())
-    trained = model
-    if world > 1:
-        distributed.init_process_group("gloo", init_method=f"file://{sys.argv[3]}", rank=rank, world_size=world)
-        trained = nn.parallel.DistributedDataParallel(model)
+    trained = nn.parallel.DistributedDataParallel(model) if world > 1 else model
     optimizer = torch.optim.SGD(trained.parameters(), lr=0.1, momentum=0.9)
     draws = torch.Generator().manual_seed(1)
-    losses, kinds = [], set()
+    losses, states = [], set()
     for _ in range(STEPS):
-        x, labels = torch.randn(8, 3, 32, 32, generator=draws), torch.randint(5, (8,), generator=draws)
+        x, labels = torch.randn(8, 3, 48, 48, generator=draws), torch.randint(5, (8,), generator=draws)
         mine = slice(rank * 8 // world, (rank + 1) * 8 // world)
         trained.train()
         loss = nn.functional.cross_entropy(trained(x[mine]), labels[mine])
@@ -43,10 +39,17 @@ def main():
         trained.eval()
         with torch.no_grad():
             seen = trained(x)
-        kinds.add(report(model).entries[0].state)
-    print(json.dumps({"losses": losses, "seen": seen.tolist(), "states": sorted(kinds)}))
-    if world > 1:
-        distributed.destroy_process_group()
+        states.add(report(model).entries[0].state)
+    return {"losses": losses, "seen": seen.tolist(), "states": sorted(states)}
 
 
-main()
+def main():
+    torch.set_num_threads(1)
+    rank, world = int(sys.argv[1]), int(sys.argv[2])
+    distributed.init_process_group("gloo", init_method=f"file://{sys.argv[3]}", rank=rank, world_size=world)
+    print(json.dumps(train(rank, world)))
+    distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,8 +1,8 @@
-"""fastconv inside PyTorch: `convert` for whole models; functions (`ops`) and modules by the names of PyTorch's own.
+"""fastconv inside PyTorch: functions (`ops`) and modules (`modules`) by the names of PyTorch's own, and `convert`.
 
-The functions and modules are registered operators: they take part in autograd, `torch.compile`, `torch.func` and
-autocast, on tensors in the host's memory and on CUDA devices. `fastconv.functional` takes tensors as well, without any
-of that.
+The first two are registered operators: they take part in autograd, `torch.compile`, `torch.func` and autocast, on
+tensors in the host's memory and on CUDA devices. `convert` makes whole models, of whoever's modules, run as fused
+networks in inference. `fastconv.functional` takes tensors as well, without any of that.
 """
 
 import importlib.util

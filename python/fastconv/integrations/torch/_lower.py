@@ -74,7 +74,7 @@ class _Storage:
         self.shared = False
 
 
-class Traced(torch.Tensor):  # type: ignore[misc]
+class Traced(torch.Tensor):
     """A tensor without numbers (of the device meta) that stands for a value of a graph."""
 
     _value: Value
@@ -255,7 +255,7 @@ def _ints(value: Any, rank: int) -> tuple[int, ...]:
 
 def _last(t: Any) -> bool:
     """Whether a tensor lies channels-last."""
-    return t.dim() in _CHANNELS_LAST and t.stride(1) == 1 and t.stride(-1) == t.shape[1] > 1  # type: ignore[no-any-return]
+    return t.dim() in _CHANNELS_LAST and t.stride(1) == 1 and t.stride(-1) == t.shape[1] > 1
 
 
 def _convolution(rank: int, transposed: bool) -> Handler:
