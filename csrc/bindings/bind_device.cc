@@ -1,8 +1,9 @@
-// Arrays in the memory of devices: their description, DLPack in and out, and the calls on them.
+// Arrays in the memory of devices, and of other libraries: their description, DLPack in and out, the calls on them.
 //
 // A binding is written once, for TensorViews. One whose operands are no NumPy arrays is asked about by the package
-// _device; where those are device arrays it runs again on their DeviceViews, inside a DeviceCall that says in which row
-// of the table of devices it runs, on which stream, and where outputs come from.
+// _device. Where those are device arrays it runs again on their DeviceViews, inside a DeviceCall that says in which row
+// of the table of devices it runs, on which stream, and where outputs come from; where they are another library's in
+// the host's memory it runs again on NumPy views of them, and the result becomes an array of that library.
 #include <cstring>
 #include <memory>
 #include <string>
@@ -189,16 +190,21 @@ bool run_on_device(Binding binding, PyObject* const* args, Py_ssize_t count, py:
   for (Py_ssize_t i = 0; i < count; ++i) operands[static_cast<size_t>(i)] = py::handle(args[i]);
   const py::object answer = py::handle(device_hook)(operands);
   if (answer.is_none()) return false;
-  // (operands with views for arrays, ordinal, stream, allocate)
+  // (operands with views for arrays, then ordinal, stream, allocate, or for arrays of the host: what makes the result)
   const auto parts = answer.cast<py::tuple>();
   const auto views = parts[0].cast<py::tuple>();
-  if (!cuda_backend || views.size() != static_cast<size_t>(count)) throw Refusal{"bad_device"};
-  const py::object allocate = parts[3];
-  DeviceCall call{cuda_backend, {}, allocate.ptr()};
-  call.queue.stream = reinterpret_cast<void*>(parts[2].cast<uintptr_t>());
+  if (views.size() != static_cast<size_t>(count)) throw Refusal{"bad_device"};
   PyObject* pointers[32];
   if (count > 32) throw Refusal{"unsupported"};
   for (Py_ssize_t i = 0; i < count; ++i) pointers[i] = PyTuple_GET_ITEM(views.ptr(), i);
+  if (parts.size() == 2) {
+    *result = parts[1](binding(pointers));
+    return true;
+  }
+  if (!cuda_backend) throw Refusal{"bad_device"};
+  const py::object allocate = parts[3];
+  DeviceCall call{cuda_backend, {}, allocate.ptr()};
+  call.queue.stream = reinterpret_cast<void*>(parts[2].cast<uintptr_t>());
   try {
     const DeviceScope scope(&call, parts[1].cast<int>());
     *result = binding(pointers);

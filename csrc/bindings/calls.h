@@ -49,9 +49,9 @@ DeviceCall& current_device_call();
 
 using Binding = py::object (*)(PyObject* const*);
 
-// Where a binding refuses an operand's type: runs it again on the DeviceViews of its operands if the hook of the
-// package _device finds device arrays among them; false if it does not. So arrays in host memory pay nothing for
-// devices.
+// Where a binding refuses an operand's type: runs it again on the DeviceViews of its operands, or on NumPy views of
+// them, if the hook of the package _device finds arrays of a device or of another library among them; false if it does
+// not. So NumPy arrays pay nothing for either.
 bool run_on_device(Binding binding, PyObject* const* args, Py_ssize_t count, py::object* result);
 
 // Runs an operation in the row of its operands' device, with the GIL released.

@@ -1,8 +1,9 @@
 """Device arrays of any library: what `_core` asks when an operand is no NumPy array.
 
-`_core` calls `serve` with the operands of a call that it would otherwise refuse. Where they are arrays in a device's
-memory they become `_core.DeviceView`s, with a stream and an allocator, and `_core` runs the same binding again on the
-device's row of its table. So a call on NumPy arrays never comes here, and no function of `functional` knows of devices.
+`_core` calls `serve` with the operands of a call that it would otherwise refuse. Arrays in the host's memory are left
+to `_foreign`. Where they are arrays in a device's memory they become `_core.DeviceView`s, with a stream and an
+allocator, and `_core` runs the same binding again on the device's row of its table. So a call on NumPy arrays never
+comes here, and no function of `functional` knows of devices.
 
 To find the words of an error, `_args` takes a device array as its shadow: a NumPy array of the same addresses, shape,
 strides and dtype, of which no check looks at an element.
@@ -17,12 +18,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import _core, cuda
+from . import _core, _foreign, cuda
 
 Allocate = Callable[[int, tuple[int, ...], tuple[int, ...], int], tuple[Any, int]]
-
-# NumPy has no bfloat16: a dtype of that name, of two bytes, which nothing computes with.
-_BFLOAT16 = np.dtype([("bfloat16", np.uint16)])
 
 
 class Found(NamedTuple):
@@ -76,7 +74,7 @@ def _find_torch(torch: Any, value: Any) -> Found | None:
     if value.layout is not torch.strided:
         raise _core.Refused("bad_dtype")
     if value.requires_grad and torch.is_grad_enabled():
-        raise TypeError("a tensor that requires grad must be detached: no gradient would flow; pass x.detach()")
+        raise _foreign.Unreadable(_foreign.REQUIRES_GRAD)
     device = value.device
     ordinal = device.index or 0
     _check_pointer(value.data_ptr(), value.shape)
@@ -170,7 +168,7 @@ def shape_of(value: Any) -> tuple[int, ...] | None:
     if isinstance(value, np.ndarray):
         return tuple(value.shape)
     if not is_device_array(value):
-        return None
+        return _foreign.shape_of(value)
     if hasattr(value, "shape"):
         return tuple(value.shape)
     found = find(value)
@@ -218,17 +216,21 @@ def _find(value: Any) -> Found | None:
 # ---------------------------------------------------------------------------------------------------------- the calls
 
 
-def serve(operands: tuple[Any, ...]) -> tuple[tuple[Any, ...], int, int, Allocate] | None:
+def serve(operands: tuple[Any, ...]) -> tuple[Any, ...] | None:
     """(operands with views, ordinal, stream, allocate), for `_core`; None where no operand is a device array.
+
+    Of arrays of other libraries in the host's memory, (operands with views, what makes the result).
 
     Raises `Refused("bad_device")` where operands are on several devices, or some in the host's memory.
     """
+    if (hosted := _foreign.serve(operands)) is not None:
+        return hosted
     if not any(map(is_device_array, operands)):
         return None
     cuda._module()
     try:
         found = [find(value) for value in operands]
-    except Unusable:
+    except (Unusable, _foreign.Unreadable):
         raise _core.Refused("bad_device") from None  # _args says which one
     arrays = [f for f in found if f is not None]
     ordinal = arrays[0].view.ordinal
@@ -276,7 +278,7 @@ def shadow(value: object) -> Shadow | None:
     raw = cuda._addresses(
         view.pointer, size, view.shape, tuple(s * size for s in view.strides), readonly=not view.writable
     )
-    result = raw.view(_BFLOAT16 if name == "bfloat16" else np.dtype(name)).view(Shadow)
+    result = raw.view(_foreign.BFLOAT16 if name == "bfloat16" else np.dtype(name)).view(Shadow)
     result.ordinal = view.ordinal
     return result
 
@@ -288,4 +290,4 @@ def device_name(a: object) -> str:
 
 def dtype_name(a: np.ndarray[Any, Any]) -> str:
     """The dtype of an array or a shadow."""
-    return "bfloat16" if a.dtype == _BFLOAT16 else str(a.dtype)
+    return "bfloat16" if a.dtype == _foreign.BFLOAT16 else str(a.dtype)

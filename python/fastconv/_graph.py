@@ -555,19 +555,19 @@ def _prepare_activation(node: Node, x: Array) -> Runner:
 def _prepare_add(node: Node, x: Array, y: Array) -> Runner:
     act = node.get("activation")
     _check_alike(node, x, y)
-    if x.shape == y.shape:
+    if x.shape == y.shape and x.ndim:
         return lambda out, x, y: functional.add(x, y, activation=act, out=out)
     activate = _activation(act)
 
     def call(out: Array | None, x: Array, y: Array) -> Array:
-        z = np.add(x, y, out=out)
+        z = np.asarray(np.add(x, y, out=out))
         return activate(z, z)
 
     return call
 
 
 def _prepare_multiply(node: Node, x: Array, y: Array) -> Runner:
-    return lambda out, x, y: np.multiply(x, y, out=out)
+    return lambda out, x, y: np.asarray(np.multiply(x, y, out=out))
 
 
 def _prepare_pool(node: Node, x: Array) -> Runner:

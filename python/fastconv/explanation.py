@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import _args, _core, _decide, functional
+from . import _args, _core, _decide, _foreign, functional
 from ._args import Array, Shape
 from ._args import admission as _admission
 from ._args import inverted as _inverted
@@ -394,6 +394,8 @@ def explain(op: str, *operands: Any, measure: str | None = None, **options: Any)
     """
     if measure not in (None, "plan", "plain"):
         raise ValueError(f"measure (={measure!r}) must be None, 'plan' or 'plain'")
+    operands = tuple(map(_foreign.seen, operands))
+    options = {name: _foreign.seen(value) for name, value in options.items()}
     if op in _LAYER_OPS:
         return _explain_layer(op, operands, options, measure)
     if op not in _CONVOLUTIONS:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from . import _args, _core, _verbose, functional
+from . import _args, _core, _foreign, _verbose, functional
 from ._args import Array, Shape
 from ._args import admission as _admission
 from ._args import inverted as _inverted
@@ -138,6 +138,8 @@ class Plan:
         try:
             return self._run(x, residual, input_gate, out)
         except _core.Refused as refusal:
+            if _foreign.any_of((x, residual, input_gate, out)):
+                return _foreign.on_views(self.__call__, x, residual, input_gate, out)
             arrays = {"x": x, **self._vectors, "residual": residual, "input_gate": input_gate, "out": out}
             raise _args.plan_error(refusal, self._spec, arrays, self.input_shape) from None
 
@@ -183,6 +185,8 @@ class _LinearPlan(Plan):
                 return self._run(x, residual, None, out)
             return self._run_reshaped(x, residual, out)
         except _core.Refused as refusal:
+            if _foreign.any_of((x, residual, out)):
+                return _foreign.on_views(self.__call__, x, residual, None, out)
             raise _args.linear_error(refusal, self._arrays(x, residual, out)) from None
 
     def _arrays(self, x: Array, residual: Array | None, out: Array | None) -> dict[str, Any]:
@@ -230,6 +234,8 @@ class _LayersPlan(Plan):
         try:
             return self._compute(x, residual, out)
         except _core.Refused as refusal:
+            if _foreign.any_of((x, residual, out)):
+                return _foreign.on_views(self.__call__, x, residual, None, out)
             raise self._error(refusal, {"x": x, **self._vectors, "residual": residual, "out": out}) from None
 
     def __repr__(self) -> str:
@@ -456,6 +462,8 @@ def plan(op: str, x: Array | Sequence[int], weight: Array | None, *operands: Arr
     for name in _CALL_ARGUMENTS:
         if name in options:
             raise TypeError(f"{name} is given to the plan when it is called, not to plan()")
+    x, weight, *operands = map(_foreign.seen, (x, weight, *operands))  # type: ignore[assignment]
+    options = {name: _foreign.seen(value) for name, value in options.items()}
     if op in _SEPARABLE_OPS:
         return _separable_plan(op, x, (weight, *operands), options)
     if op == _INVERTED_OP:

@@ -15,7 +15,9 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from .. import _core, _device
+from .. import _core, _device, _foreign
+
+any_foreign, on_views = _foreign.any_of, _foreign.on_views
 
 Array = npt.NDArray[Any]
 Activation = str | tuple[str, float] | tuple[str, float, float] | None
@@ -288,13 +290,19 @@ def _activation(name: str, activation: Activation) -> tuple[int, float, float]:
 
 
 def _check_array(name: str, value: object) -> Array:
+    if type(value) is np.ndarray:
+        return value
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(f"{name} is a masked array, whose mask would be ignored: pass {name}.filled(value)")
     if isinstance(value, np.ndarray):
         return value
     try:
+        if (view := _foreign.view(value)) is not None:
+            return view
         if (shadow := _device.shadow(value)) is not None:
             return shadow
+    except _foreign.Unreadable as error:
+        raise TypeError(f"{name} {error}") from None
     except _device.Unusable as error:
         raise ValueError(f"{name} {error}") from None
     except _core.Refused:
@@ -305,20 +313,27 @@ def _check_array(name: str, value: object) -> Array:
     what = _type_name(value)
     if isinstance(value, (list, tuple, int, float)):
         remedy = f"numpy.asarray({name}, dtype=numpy.float32)"
-    elif what.startswith("torch."):
-        device = getattr(getattr(value, "device", None), "type", "cpu")
-        remedy = f"{name}.detach().numpy()" if device == "cpu" else f"{name}.detach().cpu().numpy()"
     elif hasattr(value, "__dlpack__"):
-        remedy = f"numpy.from_dlpack({name}), after a copy to the host where it lives on a device"
+        remedy = "a copy in the host's memory or on a CUDA device"
     else:
         remedy = "an array of float32 or float64"
-    raise TypeError(f"{name} is of type {what} and must be a numpy.ndarray: pass {remedy}")
+    raise TypeError(f"{name} is of type {what} and must be a numpy.ndarray or have __dlpack__: pass {remedy}")
 
 
-def check_types(arrays: Mapping[str, object]) -> None:
-    """TypeError unless all are arrays."""
+def check_types(arrays: Mapping[str, object]) -> bool:
+    """TypeError unless all are arrays; whether some are another library's, in the host's memory."""
+    foreign = False
     for name, value in arrays.items():
-        _check_array(name, value)
+        if type(value) is not np.ndarray:
+            _check_array(name, value)
+            foreign = foreign or _foreign.any_of((value,))
+    return foreign
+
+
+def check_libraries(arrays: Mapping[str, object]) -> None:
+    """TypeError where arrays of several libraries are mixed."""
+    if (words := _foreign.mixture(arrays)) is not None:
+        raise TypeError(words)
 
 
 def _check_device_dtype(name: str, a: Array) -> None:
@@ -336,6 +351,7 @@ def _check_arrays(arrays: Mapping[str, object]) -> dict[str, Array]:
     present = {
         name: _check_array(name, value) for name, value in arrays.items() if value is not None or name in _REQUIRED
     }
+    check_libraries(arrays)
     first, *others = present
     place = _device.device_name(present[first])
     for name in others:
@@ -572,7 +588,8 @@ def _first_error(
     if status in ("unserved", "bad_device") and _device.is_device_array(dtype_of):
         return RuntimeError(f"{what} does not serve arrays on a CUDA device")
     if status == "out_of_memory":
-        dtype = dtype_of.dtype if isinstance(dtype_of, np.ndarray) else np.dtype(np.float32)
+        a = dtype_of if isinstance(dtype_of, np.ndarray) else _foreign.view(dtype_of)
+        dtype = np.dtype(np.float32) if a is None else a.dtype
         size = math.prod(shape) * dtype.itemsize
         return MemoryError(
             f"no memory for the result of {what}: shape {shape} of {dtype} takes {size} bytes, besides scratch memory"

@@ -29,6 +29,8 @@ from . import (
     conv_spec,
 )
 
+shape_of = _device.shape_of
+
 VECTORS = (
     "expand_bias",
     "expand_scale",

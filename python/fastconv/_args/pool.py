@@ -36,6 +36,7 @@ from . import (
     _pairs,
     _split,
     _type_name,
+    check_libraries,
     integer,
 )
 from . import _padding as _sides
@@ -307,6 +308,7 @@ def forward_error(
 
     def checks() -> Shape:
         _check_flag("return_indices", return_indices)
+        check_libraries({"x": x, "out": out})
         a = _check_operand("x", x, (*_FLOATS, *_INTEGERS) if s.kind == MAX else _FLOATS)
         shape = _output_shape(s, "x", a.shape)
         if out is not None:
@@ -324,6 +326,7 @@ def backward_error(
     """Why `_core` refused a gradient; `name` is what the user calls x, which may be a shape."""
 
     def checks() -> Shape:
+        check_libraries({"dy": dy, name: x, "indices": indices, "out": out})
         reads: dict[str, Array] = {"dy": _check_operand("dy", dy, _FLOATS)}
         _check_image_rank("dy", reads["dy"].shape, s)
         needs_x = s.kind == LP or (s.kind == MAX and indices is None)
@@ -429,6 +432,7 @@ def unpool_error(
     """Why `_core` refused an unpooling."""
 
     def checks() -> Shape:
+        check_libraries({"x": x, "indices": indices, "out": out})
         a = _check_operand("x", x, _FLOATS)
         _check_image_rank("x", a.shape, s)
         if _split(a.shape, s)[1] < 1:
@@ -448,6 +452,7 @@ def unpool_backward_error(
     """Why `_core` refused the gradient of an unpooling."""
 
     def checks() -> Shape:
+        check_libraries({"dy": dy, "indices": indices, "out": out})
         a = _check_operand("dy", dy, _FLOATS)
         _check_image_rank("dy", a.shape, s)
         i = _check_indices(indices, None, 0, math.prod(_split(a.shape, s)[2]))

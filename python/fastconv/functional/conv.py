@@ -59,7 +59,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from .. import _args, _core, _verbose
+from .. import _args, _core, _foreign, _verbose
 from .._args import Activation, Array, Ints, Padding
 from .._args import admission as _admission
 
@@ -207,7 +207,8 @@ def _backward(
     max_error: float | None,
 ) -> ConvGradients:
     reads = {"dy": dy, "x": x, "weight": weight}
-    _args.check_types(reads)
+    if _args.check_types(reads):
+        return _foreign.on_views(_backward, spec, dy, x, weight, needs, accumulate, max_error)
     channels = (lambda w: w[1] * spec.groups) if spec.transposed else (lambda w: w[0])
     into = _args.gradient_targets(needs, accumulate, reads, channels)
     shared = None
@@ -1255,7 +1256,10 @@ def linear(
         )
     except _core.Refused as refusal:
         arrays = _linear_arrays(x, weight, bias, scale, shift, residual, out)
-        raise _args.linear_error(refusal, arrays) from None
+        if not _foreign.any_of(arrays.values()):
+            raise _args.linear_error(refusal, arrays) from None
+        vectors = {"scale": scale, "shift": shift, "residual": residual, "out": out}
+        return _foreign.on_views(linear, x, weight, bias, activation=activation, **vectors)
     if out is None:
         return y if y.ndim == len(lead) + 1 == 2 else y.reshape(*lead, weight.shape[0])
     if target is None:
@@ -1297,7 +1301,9 @@ def linear_backward_input(dy: Array, weight: Array, *, accumulate: bool = False,
             spec, _args.rows_of(dy, rows), weight[:, :, None], shape, accumulate if direct else False, target
         )
     except _core.Refused as refusal:
-        raise _args.linear_backward_error(refusal, arrays, accumulate, "input") from None
+        if not _foreign.any_of(arrays.values()):
+            raise _args.linear_backward_error(refusal, arrays, accumulate, "input") from None
+        return _foreign.on_views(linear_backward_input, dy, weight, accumulate=accumulate, out=out)
     if out is None:
         return dx.reshape(*lead, features)
     if not direct:
@@ -1335,7 +1341,9 @@ def linear_backward_weight(dy: Array, x: Array, *, accumulate: bool = False, out
         target = None if out is None else out[:, :, None]
         dw = _core_backward_weight(spec, _args.rows_of(dy, rows), _args.rows_of(x, rows), shape, accumulate, target)
     except _core.Refused as refusal:
-        raise _args.linear_backward_error(refusal, arrays, accumulate, "weight") from None
+        if not _foreign.any_of(arrays.values()):
+            raise _args.linear_backward_error(refusal, arrays, accumulate, "weight") from None
+        return _foreign.on_views(linear_backward_weight, dy, x, accumulate=accumulate, out=out)
     return dw[:, :, 0] if out is None else out
 
 
@@ -1348,7 +1356,9 @@ def linear_backward_bias(dy: Array, *, accumulate: bool = False, out: Array | No
             raise _core.Refused("bad_shape")
         return _core_backward_bias(spec, _args.rows_of(dy, math.prod(dy.shape[:-1])), accumulate, out)
     except _core.Refused as refusal:
-        raise _args.linear_backward_error(refusal, arrays, accumulate, "bias") from None
+        if not _foreign.any_of(arrays.values()):
+            raise _args.linear_backward_error(refusal, arrays, accumulate, "bias") from None
+        return _foreign.on_views(linear_backward_bias, dy, accumulate=accumulate, out=out)
 
 
 def linear_backward(
@@ -1377,7 +1387,8 @@ def linear_backward(
         TypeError: an operand is no numpy.ndarray, or not of the one dtype.
         MemoryError: there is no memory for the result.
     """
-    into = _args.gradient_targets(needs, accumulate, {"dy": dy, "x": x, "weight": weight}, lambda w: w[0])
+    reads = {"dy": dy, "x": x, "weight": weight}
+    into = _args.gradient_targets(needs, accumulate, reads, lambda w: w[0])
     return ConvGradients(
         linear_backward_input(dy, weight, accumulate=into[0] is not None, out=into[0]) if "input" in needs else None,
         linear_backward_weight(dy, x, accumulate=into[1] is not None, out=into[1]) if "weight" in needs else None,

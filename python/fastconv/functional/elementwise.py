@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .. import _core, _verbose
+from .. import _core, _foreign, _verbose
 from .._args import Activation, Array
 from .._args import elementwise as _args
 
@@ -75,6 +75,8 @@ def _forward(op: str, activation: tuple[int, float, float], x: Array, out: Array
     except _core.Refused as refusal:
         if (error := _args.error(refusal, op, {"x": x}, out)) is not None:
             raise error from None
+    if _foreign.any_of((x, out)):
+        return _foreign.on_views(_forward, op, activation, x, out)
     return _copied(_calls.activation(activation, _args.dense(x), None), out)
 
 
@@ -86,6 +88,8 @@ def _backward(
     except _core.Refused as refusal:
         if (error := _args.error(refusal, op, {"dy": dy, name: x}, out)) is not None:
             raise error from None
+    if _foreign.any_of((dy, x, out)):
+        return _foreign.on_views(_backward, op, activation, dy, x, out, name)
     return _copied(_calls.activation_backward(activation, _args.dense(dy), _args.dense(x), None), out)
 
 
@@ -199,6 +203,8 @@ def add(x: Array, y: Array, *, activation: Activation = None, out: Array | None 
     except _core.Refused as refusal:
         if (error := _args.error(refusal, "add", {"x": x, "y": y}, out)) is not None:
             raise error from None
+    if _foreign.any_of((x, y, out)):
+        return _foreign.on_views(add, x, y, activation=activation, out=out)
     return _copied(_calls.add(act, _args.dense(x), _args.dense(y), None), out)
 
 
@@ -214,6 +220,8 @@ def _softmax(op: str, x: Array, axis: int, logarithm: bool, out: Array | None) -
     except _core.Refused as refusal:
         if (error := _args.error(refusal, op, {"x": x}, out)) is not None:
             raise error from None
+    if _foreign.any_of((x, out)):
+        return _foreign.on_views(_softmax, op, x, axis, logarithm, out)
     return _copied(_calls.softmax(_args.dense(x), axis, logarithm, None), out)
 
 
@@ -226,6 +234,8 @@ def _softmax_backward(op: str, dy: Array, y: Array, axis: int, logarithm: bool, 
     except _core.Refused as refusal:
         if (error := _args.error(refusal, op, {"dy": dy, "y": y}, out)) is not None:
             raise error from None
+    if _foreign.any_of((dy, y, out)):
+        return _foreign.on_views(_softmax_backward, op, dy, y, axis, logarithm, out)
     return _copied(_calls.softmax_backward(_args.dense(dy), _args.dense(y), axis, logarithm, None), out)
 
 

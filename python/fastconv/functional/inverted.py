@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .. import _core, _verbose
+from .. import _core, _foreign, _verbose
 from .._args import Activation, Array, Ints, Padding
 from .._args import inverted as _args
 from . import conv, pool, separable
@@ -64,7 +64,7 @@ def _forward(
         return y
     if any(arrays[f"expand_{name}"] is not None for name in ("bias", "scale", "shift")):
         raise _core.Refused("bad_shape")
-    if getattr(arrays["depthwise_weight"], "shape", (0,))[:1] != (spec.groups,):
+    if (_args.shape_of(arrays["depthwise_weight"]) or (0,))[:1] != (spec.groups,):
         raise _core.Refused("bad_shape")
     x, _, depthwise, project, _, _, _, *rest = operands
     both = _args.separable_spec(spec, options, depthwise_activation, activation)
@@ -196,6 +196,16 @@ def inverted_residual(
             return _forward(spec, project_spec, arrays, depthwise_activation, activation, options)
         except _core.Refused as refusal:
             raise _args.error(refusal, spec, arrays) from None
+    if _foreign.any_of((*arrays.values(), *squeeze)):
+        activations: dict[str, Any] = {
+            "expand_activation": expand_activation,
+            "depthwise_activation": depthwise_activation,
+            "se_activation": se_activation,
+            "se_gate": se_gate,
+            "activation": activation,
+        }
+        weights: dict[str, Any] = {**arrays, **dict(zip(_args.SQUEEZE, squeeze, strict=True))}
+        return _foreign.on_views(inverted_residual, **weights, **options, **activations)
     _args.check_activation("se_activation", se_activation)
     _args.check_activation("se_gate", se_gate)
     # Several calls: all is checked before the first.
@@ -274,6 +284,20 @@ def inverted_residual_backward(
     """
     if isinstance(needs, str) or not set(needs) <= set(InvertedResidualGradients._fields):
         raise ValueError(f"needs (={needs!r}) must name some of {', '.join(InvertedResidualGradients._fields)}")
+    if _foreign.any_of((dy, x, expand_weight, depthwise_weight, project_weight)):
+        geometry: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation}
+        return _foreign.on_views(
+            inverted_residual_backward,
+            dy,
+            x,
+            expand_weight,
+            depthwise_weight,
+            project_weight,
+            needs=needs,
+            **geometry,
+            padding_mode=padding_mode,
+            layout=layout,
+        )
     spec, _ = _args.specs(x, expand_weight, stride, padding, dilation, padding_mode, layout, None, None, None)
     weights = {
         "expand_weight": expand_weight,

@@ -34,7 +34,9 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .. import _core, _verbose
+import numpy as np
+
+from .. import _core, _foreign, _verbose
 from .._args import Activation, Array
 from .._args import norm as _args
 
@@ -104,6 +106,9 @@ def _forward(
         }
         if (error := _args.forward_error(refusal, op, arrays, options)) is not None:
             raise error from None
+    if _foreign.any_of(arrays.values()):
+        vectors = (weight, bias, residual, running_mean, running_var)
+        return _foreign.on_views(_forward, op, spec, x, *vectors, out, options)
     w, b, r = map(_args.dense_or_none, (weight, bias, residual))
     result = _calls.norm(spec, _args.dense(x), w, b, r, running_mean, running_var, None)
     if out is None:
@@ -134,6 +139,8 @@ def _backward(
         arrays = {"dy": dy, "x": x, "weight": weight, "mean": mean, "inv_std": inv_std, "y": y, "out": out}
         if (error := _args.backward_error(refusal, op, arrays, options, wanted)) is not None:
             raise error from None
+    if _foreign.any_of(arrays.values()):
+        return _foreign.on_views(_backward, op, spec, dy, x, weight, mean, inv_std, y, bounds, needs, out, options)
     g, u, w, r = _args.dense(dy), _args.dense(x), _args.dense_or_none(weight), _args.dense_or_none(y)
     result = _calls.norm_backward(spec, g, u, w, mean, inv_std, r, *bounds, *wanted, None)
     if out is not None:
@@ -467,6 +474,8 @@ def local_response_norm_backward(
 
     dy * d^-beta - 2 * alpha * beta / size * x * sum of dy * x * d^(-beta - 1) over the windows that hold c.
     """
+    if (type(dy) is not np.ndarray or type(x) is not np.ndarray) and _foreign.any_of((dy, x)):
+        return _foreign.on_views(local_response_norm_backward, dy, x, size, alpha, beta, k, layout=layout, out=out)
     last = _args.response_layout(x, size, alpha, beta, k, layout)
     _args.check_types({"dy": dy})
     return _response("local_response_norm_backward", last, size, alpha, beta, k, x, dy, layout, out)
@@ -490,6 +499,8 @@ def _response(
         arrays = {"x": x, "dy": dy, "out": out}
         if (error := _args.response_error(refusal, op, arrays, layout)) is not None:
             raise error from None
+    if _foreign.any_of(arrays.values()):
+        return _foreign.on_views(_response, op, last, size, alpha, beta, k, x, dy, layout, out)
     y = _calls.local_response_norm(last, size, alpha, beta, k, _args.dense(x), _args.dense_or_none(dy), None)
     if out is None:
         return y

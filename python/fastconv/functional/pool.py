@@ -54,7 +54,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .. import _core, _verbose
+import numpy as np
+
+from .. import _core, _foreign, _verbose
 from .._args import Array, Ints, Padding
 from .._args import pool as _args
 from .._args.pool import CeilMode, OutputSize
@@ -153,6 +155,8 @@ def _unpool_backward(spec: _core.PoolSpec, dy: Array, indices: Array, out: Array
 
 
 def _global(rank: int, kind: int, x: Array, keepdims: bool, layout: str, out: Array | None, what: str) -> Array:
+    if not keepdims and (type(x) is not np.ndarray or out is not None) and _foreign.any_of((x, out)):
+        return _foreign.on_views(_global, rank, kind, x, keepdims, layout, out, what)
     target = _args.with_ones(out, rank, keepdims, layout, "out")
     y: Array = _forward(_args.adaptive_spec(rank, kind, 1, layout), x, False, target, what)
     if out is not None:
@@ -163,6 +167,8 @@ def _global(rank: int, kind: int, x: Array, keepdims: bool, layout: str, out: Ar
 def _global_backward(
     rank: int, kind: int, dy: Array, x: Any, name: str, keepdims: bool, layout: str, out: Array | None, what: str
 ) -> Array:
+    if not keepdims and type(dy) is not np.ndarray and _foreign.any_of((dy,)):
+        return _foreign.on_views(_global_backward, rank, kind, dy, x, name, keepdims, layout, out, what)
     dy = _args.with_ones(dy, rank, keepdims, layout, "dy")
     return _backward(_args.adaptive_spec(rank, kind, 1, layout), dy, x, name, None, out, what)
 

@@ -9,11 +9,15 @@ of all modules below it; one that does not leaves them, so that an evaluation be
 
 What is saved are the arrays themselves, not copies: do not change an input in place before its backward pass.
 
+A network may be called with arrays of other libraries (docs/interop.md): what is saved are NumPy views of them, and
+`backward` takes NumPy arrays.
+
 The decision belongs to a thread. Several threads may call a network in eval mode at once; in training one at a time.
 """
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +27,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from .._args import Array
+from .._args import Array, any_foreign, on_views
 
 __all__ = ["Module", "Parameter", "is_recording", "recording"]
 
@@ -352,6 +356,9 @@ class Module:
             return _state.tracer(self, *args, **kwargs)
         if _state.active is not None:
             return self.forward(*args, **kwargs)
+        for value in args:
+            if type(value) is not np.ndarray and any_foreign((value,)):
+                return self._call_on_views(*args, **kwargs)
         record = self.training if _state.asked is None else _state.asked
         if record:
             for module in self.modules():
@@ -368,6 +375,15 @@ class Module:
         finally:
             _state.active = None
             _state.journal = []
+
+    def _call_on_views(self, *args: Any, **kwargs: Any) -> Any:
+        """The outermost call of arrays of other libraries: all inside of it is NumPy's, the result of their kind."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return self(*args, **kwargs)
+
+        call.__signature__ = inspect.signature(self.forward)  # type: ignore[attr-defined] # the names of errors
+        return on_views(call, *args, **kwargs)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the module computes. It is run by calling the module."""
