@@ -1,5 +1,7 @@
 """Models of ONNX: the results of other runtimes and of float64, what is fused, what is refused and how."""
 
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 
 from fastconv import nn
+from fastconv.__main__ import main
 
 from ..frameworks import require
 from ..test_bench_networks import TINY, described
@@ -343,3 +346,89 @@ def test_the_backend_runs_on_the_cpu() -> None:
         integration.run_model(onnx_models.unet(), [image(1, 8, 16, 16)], device="CUDA")
     (y,) = integration.run_model(onnx_models.unet(), [image(1, 8, 16, 16)])
     assert y.shape == (1, 3, 32, 32)
+
+
+# ---------------------------------------------------------------------------------------------------- the command line
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Path:
+    """A folder with a model of two inputs and three outputs, and its inputs."""
+    (tmp_path / "model.onnx").write_bytes(onnx_models.several().SerializeToString())
+    np.save(tmp_path / "x.npy", image(1, 8, 16, 16))
+    np.save(tmp_path / "s.npy", image(1, 8, 1, 1))
+    return tmp_path
+
+
+def test_run(written: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, x, s = (str(written / name) for name in ("model.onnx", "x.npy", "s.npy"))
+    expected = integration.prepare(model).run([np.load(x), np.load(s)])
+    for given in ((x, s), (f"s={s}", f"x={x}"), (f"s={s}", x)):
+        arguments = [v for name in given for v in ("--input", name)]
+        output = written / "y.npz"
+        assert main(["run", model, *arguments, "--output", str(output), "--steps"]) == 0
+        with np.load(output) as found:
+            names = integration.prepare(model).outputs
+            for name, y in zip(names, expected, strict=True):
+                assert np.array_equal(found[name], y)
+        text = capsys.readouterr().out
+        assert "peak memory between the layers: " in text
+        assert "float32 (1, 8, 16, 16)" in text
+        assert "conv(" in text
+
+
+def test_run_of_one_output(tmp_path: Path) -> None:
+    model = onnx_models.unet()
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    np.save(tmp_path / "x.npy", image(1, 8, 16, 16))
+    arguments = ["--input", str(tmp_path / "x.npy"), "--output", str(tmp_path / "y.npy")]
+    assert main(["run", str(tmp_path / "model.onnx"), *arguments]) == 0
+    y = np.load(tmp_path / "y.npy")
+    assert np.array_equal(y, integration.prepare(model).run(image(1, 8, 16, 16))[0])
+
+
+def test_run_says_what_is_wrong(written: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, x, s = (str(written / name) for name in ("model.onnx", "x.npy", "s.npy"))
+
+    def refused(*arguments: str) -> str:
+        assert main(["run", *arguments]) == 2
+        return capsys.readouterr().err
+
+    assert "must be given for s, too" in refused(model, "--input", x)
+    assert "must be one of x, s, each once" in refused(model, "--input", x, "--input", s, "--input", s)
+    assert "must be an .npy file" in refused(model, "--input", x, "--input", model)
+    assert "must end in .npz for the 3 outputs" in refused(model, "--input", x, "--input", s, "--output", "y.npy")
+    assert "must end in .npy or .npz" in refused(model, "--output", "y.txt")
+    assert "must have the shape" in refused(model, "--input", s, "--input", x)
+    assert "must be an ONNX file" in refused(x)
+    assert "No such file" in refused("nowhere.onnx")
+    b = Builder()
+    (written / "other.onnx").write_bytes(b.model(b("NonZero", b("Det", "x", name="area"))).SerializeToString())
+    assert "Det 'area'" in refused(str(written / "other.onnx"), "--input", x)
+
+
+def test_bench_of_a_model(written: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    quick = ["--rounds", "1", "--seconds", "0.001"]
+    assert main(["bench", "--onnx", str(written / "model.onnx"), *quick]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "MB between the layers" in lines[0]
+    rows = {line[:24].strip(): line[24:].split() for line in lines[1:] if line}
+    assert float(rows["fastconv"][1]) == 1
+    for name, row in rows.items():
+        if name.startswith(("ONNX Runtime 1", "OpenVINO 2")):
+            assert float(row[2]) < 1e-5, name
+    assert main(["bench", "--onnx", str(written / "x.npy"), *quick]) == 2
+    assert "must be an ONNX file" in capsys.readouterr().err
+
+
+def test_without_onnx_the_command_says_what_is_missing() -> None:
+    code = """
+import sys
+sys.modules["onnx"] = None
+from fastconv.__main__ import main
+assert main(["run", "model.onnx"]) == 2
+assert main(["bench", "--onnx", "model.onnx"]) == 2
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count('pip install "fastconv[onnx]"') == 2
