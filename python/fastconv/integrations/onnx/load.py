@@ -100,6 +100,10 @@ def read(model: object) -> Source:
 
 
 def _check(proto: Any) -> None:
+    for info in proto.graph.output:
+        # A shape may be left out by whoever writes the model; the checker wants one.
+        if info.type.HasField("tensor_type"):
+            info.type.tensor_type.shape.SetInParent()
     try:
         if proto.ByteSize() < _MOST_BYTES:
             onnx.checker.check_model(proto)
@@ -170,9 +174,10 @@ def _external(tensor: Any, folder: Path | None) -> Array:
 
 def _dtype(code: int, what: str) -> np.dtype[Any]:
     try:
-        return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(code))
+        dtype: np.dtype[Any] = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(code))
     except (KeyError, ValueError, TypeError):
         raise ValueError(f"{what} has a type that does not exist (={code})") from None
+    return dtype
 
 
 # -------------------------------------------------------------------------------------------------------------- nodes
