@@ -355,7 +355,7 @@ class AdaptiveMaxPool3d(nn.AdaptiveMaxPool3d):
 # ---------------------------------------------------------------------------------------------------------- batch norm
 
 
-def _normalised(module: Any, input: Tensor) -> Tensor:
+def _normalised(module: Any, input: Any) -> Tensor:
     """What `torch.nn.BatchNorm*.forward` does about its buffers, around the operator."""
     if not isinstance(input, fx.Proxy):  # of a symbolic trace, which has no dimensions yet
         module._check_input_dim(input)
