@@ -6,6 +6,7 @@ results out in one block of memory, in which a buffer serves again as soon as no
 
 What is fused, in this order:
 
+- padding into the convolution or the pool after it;
 - a batch norm, and then an activation, into the epilogue of the convolution or dense layer before it;
 - a sum, and an activation after it, into the epilogue of the later of its two sides;
 - a norm with its activation, and a gate, into the prologue of the convolution after it;
@@ -123,7 +124,7 @@ class Node:
 
 
 class Graph:
-    """Nodes in an order in which they can run, from one input to one output.
+    """Nodes in an order in which they can run, from `inputs` to `outputs`; one of each unless a front end has more.
 
     The nodes, by op, with their attributes; x is (N, C, ...):
 
@@ -134,16 +135,33 @@ class Graph:
     - activation: activation
     - add, multiply (of what NumPy broadcasts); add: activation
     - pool: function (a name in functional), arguments, options
-    - concat: axis; flatten: begin
-    - call: function (of arrays), what (for people)
+    - concat: axis; flatten: begin; reshape: shape
+    - view: function (of an array, to one that shares its memory where it can), what (for people)
+    - pad: pads (before and after, of each axis), mode (of numpy.pad), value
+    - constant: value, an array; it has no input
+    - call: function (of arrays; with `writes` it takes out, too), what (for people)
     - after fusion: separable and inverted, whose attributes are the arguments of their functions
     """
 
-    def __init__(self) -> None:
+    def __init__(self, inputs: int = 1) -> None:
         self.nodes: list[Node] = []
-        self.input = Value(self, "x")
-        self.output = self.input
+        self.inputs = [Value(self, f"x{i}" if i else "x") for i in range(inputs)]
+        self.outputs = self.inputs[:1]
         self._count = 0
+
+    @property
+    def input(self) -> Value:
+        """The first input."""
+        return self.inputs[0]
+
+    @property
+    def output(self) -> Value:
+        """The first output; set, the only one."""
+        return self.outputs[0]
+
+    @output.setter
+    def output(self, value: Value) -> None:
+        self.outputs = [value]
 
     def value(self, v: object, what: str) -> Value:
         """V, if it is a value of this graph."""
@@ -162,7 +180,9 @@ class Graph:
     # -- fusion
 
     def _uses(self) -> dict[Value, int]:
-        uses: dict[Value, int] = {self.output: 1}
+        uses: dict[Value, int] = {}
+        for v in self.outputs:
+            uses[v] = uses.get(v, 0) + 1
         for node in self.nodes:
             for v in node.inputs:
                 uses[v] = uses.get(v, 0) + 1
@@ -176,12 +196,11 @@ class Graph:
         self.nodes.remove(node)
         for other in self.nodes:
             other.inputs = [by if v is node.output else v for v in other.inputs]
-        if self.output is node.output:
-            self.output = by
+        self.outputs = [by if v is node.output else v for v in self.outputs]
 
     def prune(self) -> None:
-        """Drop the nodes whose results do not reach the output."""
-        wanted = {self.output}
+        """Drop the nodes whose results do not reach an output."""
+        wanted = set(self.outputs)
         for node in reversed(self.nodes):
             if node.output in wanted:
                 wanted.update(node.inputs)
@@ -190,7 +209,7 @@ class Graph:
     def fuse(self) -> None:
         """Fuse what can be: see the module's text."""
         self.prune()
-        rules = (_fuse_epilogue, _fuse_sum, _fuse_prologue, _fuse_layers)
+        rules = (_fuse_padding, _fuse_epilogue, _fuse_sum, _fuse_prologue, _fuse_layers)
         for rule in rules:
             changed = True
             while changed:
@@ -206,6 +225,59 @@ def _single(v: Value | None, uses: dict[Value, int], makers: dict[Value, Node], 
     return node if node is not None and node.op in ops else None
 
 
+def _fuse_padding(graph: Graph, node: Node, uses: dict[Value, int], makers: dict[Value, Node]) -> bool:
+    """Padding into the convolution or the pool that reads it."""
+    if node.op == "pool":
+        return _fuse_pool_padding(graph, node, uses, makers)
+    pad = _single(node.inputs[0], uses, makers, "pad") if node.op == "conv" and not node.get("transposed") else None
+    if pad is None:
+        return False
+    rank, options = node.get("rank"), node.get("options")
+    pads = [tuple(int(n) for n in pair) for pair in pad.get("pads")]
+    mode = {"constant": "zeros", "reflect": "reflect", "edge": "replicate", "wrap": "circular"}.get(pad.get("mode"))
+    if mode is None or any(pair != (0, 0) for pair in pads[:-rank]) or min(min(pair) for pair in pads) < 0:
+        return False
+    if mode == "zeros" and (pad.get("value") or 0) != 0:
+        return False
+    own = options.get("padding", 0)
+    own = 0 if own == "valid" else own
+    if isinstance(own, str) or (mode != "zeros" and own not in (0, (0,) * rank)):
+        return False
+    if options.get("padding_mode", "zeros") != "zeros":
+        return False
+    sides = (own,) * rank if isinstance(own, int) else own
+    pairs = [(p, p) if isinstance(p, int) else p for p in sides]
+    whole = tuple((a + c, b + d) for (a, b), (c, d) in zip(pairs, pads[-rank:], strict=True))
+    node.attributes["options"] = {**options, "padding": whole, "padding_mode": mode}
+    graph._drop(pad, pad.inputs[0])
+    return True
+
+
+def _fuse_pool_padding(graph: Graph, node: Node, uses: dict[Value, int], makers: dict[Value, Node]) -> bool:
+    """Padding into a pool: with what is below everything, or with zeros that a mean counts."""
+    pad, kind = _single(node.inputs[0], uses, makers, "pad"), node.get("function")[:4]
+    if pad is None or kind not in ("max_", "avg_") or pad.get("mode") != "constant" or not node.get("arguments"):
+        return False
+    options, kernel = node.get("options"), node.get("arguments")[0]
+    value = pad.get("value") or 0
+    pairs = [tuple(int(n) for n in pair) for pair in pad.get("pads")]
+    if not isinstance(kernel, tuple) or options.get("ceil_mode") or any(pair != (0, 0) for pair in pairs[:2]):
+        return False
+    own = options.get("padding", 0)
+    rank = len(kernel)
+    if own not in (0, (0,) * rank, ((0, 0),) * rank) or value != (-math.inf if kind == "max_" else 0):
+        return False
+    # No window lies in the padding alone, nor is more of one there than a pool takes.
+    if len(pairs) != rank + 2 or any(
+        not 0 <= n <= r // 2 for pair, r in zip(pairs[2:], kernel, strict=True) for n in pair
+    ):
+        return False
+    counted = {"count_include_pad": True} if kind == "avg_" else {}
+    node.attributes["options"] = {**options, "padding": tuple(pairs[2:]), **counted}
+    graph._drop(pad, pad.inputs[0])
+    return True
+
+
 def _fuse_epilogue(graph: Graph, node: Node, uses: dict[Value, int], makers: dict[Value, Node]) -> bool:
     """A norm or an activation into what makes its input."""
     if node.op not in ("affine", "activation"):
@@ -219,8 +291,13 @@ def _fuse_epilogue(graph: Graph, node: Node, uses: dict[Value, int], makers: dic
         before.attributes["activation"] = node.get("activation")
     else:
         scale, shift = node.get("scale"), node.get("shift")
-        if before.op not in ("conv", "linear") or before.get("scale") is not None:
+        if before.op == "add" or (before.op == "linear" and before.get("scale") is not None):
             return False
+        if before.get("scale") is not None:
+            # In float64, so that either is one rounding.
+            inner, dtype = scale.astype(np.float64), scale.dtype
+            shift = (inner * before.get("shift") + shift).astype(dtype)
+            scale = (inner * before.get("scale")).astype(dtype)
         before.attributes |= {"scale": scale, "shift": shift}
     graph._drop(node, before.output)
     return True
@@ -478,19 +555,19 @@ def _prepare_activation(node: Node, x: Array) -> Runner:
 def _prepare_add(node: Node, x: Array, y: Array) -> Runner:
     act = node.get("activation")
     _check_alike(node, x, y)
-    if x.shape == y.shape:
+    if x.shape == y.shape and x.ndim:
         return lambda out, x, y: functional.add(x, y, activation=act, out=out)
     activate = _activation(act)
 
     def call(out: Array | None, x: Array, y: Array) -> Array:
-        z = np.add(x, y, out=out)
+        z = np.asarray(np.add(x, y, out=out))
         return activate(z, z)
 
     return call
 
 
 def _prepare_multiply(node: Node, x: Array, y: Array) -> Runner:
-    return lambda out, x, y: np.multiply(x, y, out=out)
+    return lambda out, x, y: np.asarray(np.multiply(x, y, out=out))
 
 
 def _prepare_pool(node: Node, x: Array) -> Runner:
@@ -507,9 +584,12 @@ def _prepare_concat(node: Node, *inputs: Array) -> Runner:
     return call
 
 
-def _prepare_flatten(node: Node, x: Array) -> Runner:
-    begin = node.get("begin")
-    shape = (*x.shape[:begin], math.prod(x.shape[begin:]))
+def _prepare_reshape(node: Node, x: Array) -> Runner:
+    if node.op == "flatten":
+        begin = node.get("begin")
+        shape = (*x.shape[:begin], math.prod(x.shape[begin:]))
+    else:
+        shape = x.reshape(node.get("shape")).shape
 
     def call(out: Array | None, x: Array) -> Array:
         if out is None:
@@ -521,8 +601,37 @@ def _prepare_flatten(node: Node, x: Array) -> Runner:
     return call
 
 
+def _prepare_view(node: Node, x: Array) -> Runner:
+    function = node.get("function")
+
+    def call(out: Array | None, x: Array) -> Array:
+        y: Array = function(x)
+        if out is None:
+            return y
+        out[...] = y
+        return out
+
+    return call
+
+
+def _prepare_pad(node: Node, x: Array) -> Runner:
+    pads, mode = node.get("pads"), node.get("mode")
+    options = {"constant_values": node.get("value") or 0} if mode == "constant" else {}
+
+    def call(out: Array | None, x: Array) -> Array:
+        y = np.pad(x, pads, mode, **options)
+        if out is None:
+            return y
+        out[...] = y
+        return out
+
+    return call
+
+
 def _prepare_call(node: Node, *inputs: Array) -> Runner:
     function, what = node.get("function"), node.get("what")
+    if node.get("writes"):
+        return lambda out, *inputs: function(*inputs, out=out)
 
     def call(out: Array | None, *inputs: Array) -> Array:
         y = function(*inputs)
@@ -549,18 +658,26 @@ _PREPARE: dict[str, Callable[..., Runner]] = {
     "gate": _prepare_multiply,
     "pool": _prepare_pool,
     "concat": _prepare_concat,
-    "flatten": _prepare_flatten,
+    "flatten": _prepare_reshape,
+    "reshape": _prepare_reshape,
+    "view": _prepare_view,
+    "pad": _prepare_pad,
     "call": _prepare_call,
 }
+
+
+def _channels_last(x: Array) -> Array:
+    """A copy of an image (N, C, ...) with its channels innermost."""
+    return np.moveaxis(np.ascontiguousarray(np.moveaxis(x, 1, -1)), -1, 1)
 
 
 def _same_place(x: Array, y: Array) -> bool:
     return bool(x.__array_interface__["data"][0] == y.__array_interface__["data"][0])
 
 
-def _channels_last(x: Array) -> Array:
-    """A copy of an image (N, C, ...) with its channels innermost."""
-    return np.moveaxis(np.ascontiguousarray(np.moveaxis(x, 1, -1)), -1, 1)
+def _steps(x: Array) -> tuple[int, ...]:
+    """The strides of the axes along which there is something to step over."""
+    return tuple(s for s, n in zip(x.strides, x.shape, strict=True) if n > 1)
 
 
 @dataclass(slots=True)
@@ -576,41 +693,75 @@ class _Slot:
 
 # Nodes that write their result wherever it is to be, in place where it is joined with others.
 _ANYWHERE = ("conv", "pool", "add", "activation", "affine", "concat")
+# Nodes whose result may be another look at their input.
+_VIEWS = ("flatten", "reshape", "view")
+
+_Cells = list[Any]  # the arrays of one run that lie outside the block
+_Call = Callable[[_Cells], None]
 
 
 class _Prepared:
-    """A graph for one shape of input: what runs its nodes, and where their results lie."""
+    """A graph for one shape of each input: what runs its nodes, and where their results lie.
 
-    def __init__(self, graph: Graph, x: Array, last: bool) -> None:
-        self.graph, self.last = graph, last and x.ndim >= 4
-        arrays: dict[Value, Array] = {graph.input: _channels_last(x) if self.last else np.ascontiguousarray(x)}
+    A value lies in the block, or in a cell of the run: the inputs, the outputs, and what is a view of one of them.
+    """
+
+    def __init__(self, graph: Graph, xs: Sequence[Array], last: bool) -> None:
+        self.graph = graph
+        self.last = last and any(x.ndim >= 4 for x in xs)
+        readers = {v: {node.op for node in graph.nodes if v in node.inputs} for v in graph.inputs}
+        arrays: dict[Value, Array] = {}
+        for v, x in zip(graph.inputs, xs, strict=True):
+            image = x.ndim >= 4 and not readers[v] <= {"view", "reshape"}
+            arrays[v] = _channels_last(x) if last and image else np.ascontiguousarray(x)
+        self._constants: dict[Value, Array] = {}
         self.runners: list[tuple[Node, Runner]] = []
         for node in graph.nodes:
+            if node.op == "constant":
+                self._constants[node.output] = arrays[node.output] = node.get("value")
+                continue
             inputs = [arrays[v] for v in node.inputs]
             runner = _PREPARE[node.op](node, *inputs)
             arrays[node.output] = runner(None, *inputs)
             self.runners.append((node, runner))
         # Plans of convolutions bring an input into their order themselves.
-        self.feeds = any(graph.input in node.inputs and node.op != "conv" for node in graph.nodes)
-        if not self.feeds:
-            del arrays[graph.input]
-        self.slots = {v: _Slot(a.shape, a.strides, a.dtype, a.size * a.itemsize) for v, a in arrays.items()}
-        # Values within others: those that are joined, in what they are joined to, and those that are reshaped.
+        self._fed = {v: arrays[v] for v in graph.inputs if readers[v] - {"conv"}}
+        self._views = {
+            node.output: node.inputs[0]
+            for node, _ in self.runners
+            if node.op in _VIEWS and np.may_share_memory(arrays[node.inputs[0]], arrays[node.output])
+        }
+        self._cells = self._find_cells()
+        self._shapes = {v: a.shape for v, a in arrays.items()}
+        held = {v: a for v, a in arrays.items() if v not in self._cells and v not in self._constants}
+        held |= self._fed
+        self.slots = {v: _Slot(a.shape, a.strides, a.dtype, a.size * a.itemsize) for v, a in held.items()}
+        # Values within others: those that are joined, in what they are joined to.
         self._inside: dict[Value, tuple[Value, int]] = {}
         self._find_joined(arrays)
-        self._find_views(arrays)
         self.bytes = self._place()
-        # The result is no part of the block.
-        self._copies = graph.output in self._inside or graph.output is graph.input
-        self._free: list[list[Callable[[Array], Array]]] = []
+        self._free: list[list[_Call]] = []
         self._lock = threading.Lock()
 
     # -- where values lie
 
+    def _find_cells(self) -> dict[Value, int]:
+        """The places of what is not in the block: inputs first."""
+        cells: dict[Value, None] = dict.fromkeys(self.graph.inputs)
+        for v in self.graph.outputs:
+            while v in self._views:
+                v = self._views[v]
+            if v not in self._constants:
+                cells[v] = None
+        for node, _ in self.runners:
+            if node.output in self._views and self._views[node.output] in cells:
+                cells[node.output] = None
+        return {v: i for i, v in enumerate(cells)}
+
     def _find_joined(self, arrays: dict[Value, Array]) -> None:
         makers = self.graph._makers()
         for node in reversed(self.graph.nodes):
-            if node.op != "concat" or node.output is self.graph.output:
+            if node.op != "concat" or node.output in self._cells:
                 continue
             axis, begin = node.get("axis"), 0
             strides = self.slots[node.output].strides
@@ -619,31 +770,45 @@ class _Prepared:
                 maker = makers.get(v)
                 if maker is None or maker.op not in _ANYWHERE or v in self._inside or node.inputs.count(v) > 1:
                     continue
+                if v in self._cells:
+                    continue
                 whole, outer = self._inside.get(node.output, (node.output, 0))
                 self._inside[v] = whole, outer + shift
                 self.slots[v].strides = strides
-
-    def _find_views(self, arrays: dict[Value, Array]) -> None:
+        # Between joined pixels there are gaps, over which not every view reaches.
         for node in self.graph.nodes:
-            v, y = node.inputs[0], node.output
-            if node.op == "flatten" and v in self.slots and v not in self._inside and _same_place(arrays[v], arrays[y]):
-                self._inside[y] = v, 0
+            if node.output in self._views and node.output not in self._cells:
+                v = self._views[node.output]
+                while v in self._views:
+                    v = self._views[v]
+                if v in self._inside:
+                    del self._views[node.output]
+
+    def _whole(self, v: Value) -> Value:
+        """The value in whose memory v lies."""
+        while v in self._views or v in self._inside:
+            v = self._views[v] if v in self._views else self._inside[v][0]
+        return v
 
     def _place(self) -> int:
         """Give each value its place, first fit in the order of time; the size of the block."""
-        graph = self.graph
-        begins = {node.output: i for i, node in enumerate(graph.nodes)}
-        if self.feeds:
-            begins[graph.input] = -1
+        nodes = self.graph.nodes
+        begins = {node.output: i for i, node in enumerate(nodes) if node.output in self.slots}
+        begins |= dict.fromkeys(self._fed, -1)
         ends = dict(begins)
-        for i, node in enumerate(graph.nodes):
-            ends |= {v: i for v in node.inputs if v in ends}
-        for v in reversed(list(self._inside)):
-            whole = self._inside[v][0]
-            begins[whole], ends[whole] = min(begins[whole], begins[v]), max(ends[whole], ends[v])
+        for i, node in enumerate(nodes):
+            for v in node.inputs:
+                # A view of a fed input lies in a cell, and reads the input as long as it is read.
+                if v in ends or self._whole(v) in ends:
+                    ends[v] = i
+        for v in list(ends):
+            whole = self._whole(v)
+            if whole is not v and whole in begins:
+                begins[whole] = min(begins[whole], begins.get(v, begins[whole]))
+                ends[whole] = max(ends[whole], ends[v])
         placed: list[tuple[int, int, int, int]] = []  # begin, end in time; begin, end in memory
         for v in sorted(begins, key=lambda v: begins[v]):
-            if v in self._inside:
+            if self._whole(v) is not v:
                 continue
             slot, begin, end = self.slots[v], begins[v], ends[v]
             size = -(-slot.bytes // 64) * 64
@@ -653,84 +818,107 @@ class _Prepared:
                     break
                 slot.offset = max(slot.offset, high)
             placed.append((begin, end, slot.offset, slot.offset + size))
-        for v in self._inside:
-            place, shift = v, 0
-            while place in self._inside:  # a view of a joined value
-                place, more = self._inside[place]
-                shift += more
-            self.slots[v].offset = self.slots[place].offset + shift
+        for v, (whole, shift) in self._inside.items():
+            self.slots[v].offset = self.slots[whole].offset + shift
         return max((p[3] for p in placed), default=0)
 
     # -- runs
 
-    def _bind(self) -> list[Callable[[Array], Array]]:
-        """The calls of one run, on a block of their own; each takes the network's input."""
+    def _bind(self) -> list[_Call]:
+        """The calls of one run, on a block of their own."""
         block = np.empty(self.bytes + 64, np.uint8)
         block = block[-block.ctypes.data % 64 :]
-        views = {v: np.ndarray(s.shape, s.dtype, block, s.offset, s.strides) for v, s in self.slots.items()}
-        calls: list[Callable[[Array], Array]] = []
+        views = dict(self._constants)
+        for v, s in self.slots.items():
+            if v not in self._views:
+                views[v] = np.ndarray(s.shape, s.dtype, block, s.offset, s.strides)
+        calls: list[_Call] = []
 
-        def fed(entry: Array) -> Callable[[Array], Array]:
-            def call(x: Array) -> Array:
-                entry[...] = x
-                return entry
+        def fed(i: int, entry: Array) -> _Call:
+            steps = _steps(entry)
+
+            def call(cells: _Cells) -> None:
+                # What lies as it is to lie is read where it is.
+                if _steps(cells[i]) != steps:
+                    entry[...] = cells[i]
+                    cells[i] = entry
 
             return call
 
-        def bound(runner: Runner, out: Array | None, inputs: list[Array | None]) -> Callable[[Array], Array]:
-            if any(v is None for v in inputs):
-                return lambda x: runner(out, *(x if v is None else v for v in inputs))
-            return lambda x: runner(out, *inputs)
+        def bound(runner: Runner, out: Array | None, to: int | None, inputs: list[Array | int]) -> _Call:
+            if to is not None:
+                place = to
 
-        def joined(parts: list[tuple[Array, Array]]) -> Callable[[Array], Array]:
-            def call(x: Array) -> Array:
+                def make(cells: _Cells) -> None:
+                    cells[place] = runner(None, *(cells[v] if isinstance(v, int) else v for v in inputs))
+
+                return make
+            if not any(isinstance(v, int) for v in inputs):
+
+                def call(cells: _Cells) -> None:
+                    runner(out, *inputs)
+
+                return call
+
+            def read(cells: _Cells) -> None:
+                runner(out, *(cells[v] if isinstance(v, int) else v for v in inputs))
+
+            return read
+
+        def joined(parts: list[tuple[Array, Array | int]]) -> _Call:
+            def call(cells: _Cells) -> None:
                 for to, part in parts:
-                    to[...] = part
-                return x
+                    to[...] = cells[part] if isinstance(part, int) else part
 
             return call
 
-        if self.feeds:
-            calls.append(fed(views[self.graph.input]))
+        calls += [fed(self._cells[v], views[v]) for v in self._fed]
         for node, runner in self.runners:
-            v, out = node.output, views[node.output]
-            inputs = [views.get(u) for u in node.inputs]
-            if v is self.graph.output and not self._copies:
-                calls.append(bound(runner, None, inputs))
+            v = node.output
+            inputs = [self._cells[u] if u in self._cells else views[u] for u in node.inputs]
+            if v in self._cells:
+                calls.append(bound(runner, None, self._cells[v], inputs))
+            elif v in self._views:
+                views[v] = runner(None, *inputs)
             elif node.op == "concat":
-                ends = np.cumsum([self.slots[u].shape[node.get("axis")] for u in node.inputs])
-                parts = zip(node.inputs, np.split(out, ends[:-1], node.get("axis")), strict=True)
-                left = [(part, views[u]) for u, part in parts if not _same_place(part, views[u])]
+                axis, begin, left = node.get("axis"), 0, []
+                for u, part in zip(node.inputs, inputs, strict=True):
+                    end = begin + self._shapes[u][axis]
+                    to = np.moveaxis(np.moveaxis(views[v], axis, 0)[begin:end], 0, axis)
+                    if isinstance(part, int) or not _same_place(to, part):
+                        left.append((to, part))
+                    begin = end
                 if left:
                     calls.append(joined(left))
-            elif not (node.op == "flatten" and v in self._inside):
-                calls.append(bound(runner, out, inputs))
-        # Nothing in the block, nor x, is handed out.
-        result = views.get(self.graph.output)
-        if self._copies:
-            calls.append(lambda x: x if result is None else result)
+            else:
+                calls.append(bound(runner, views[v], None, inputs))
+        results = [self._cells[v] if v in self._cells else views[v] for v in self.graph.outputs]
 
-        def owned(run: Callable[[Array], Array]) -> Callable[[Array], Array]:
-            def call(x: Array) -> Array:
-                y = run(x)
-                shared = np.may_share_memory(y, block) or np.may_share_memory(y, x)
-                return y.copy(order="K") if shared else y
+        def handed(cells: _Cells) -> None:
+            """The results come last; nothing in the block, nor an input, is among them."""
+            inputs = cells[: len(self.graph.inputs)]
+            for i in results:
+                y = cells[i] if isinstance(i, int) else i
+                if not isinstance(i, int) or any(np.may_share_memory(y, x) for x in (block, *inputs)):
+                    y = y.copy(order="K")
+                cells.append(y)
 
-            return call
+        return [*calls, handed]
 
-        calls[-1] = owned(calls[-1])
-        return calls
-
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, xs: Sequence[Array], contiguous: bool | None = None) -> list[Array]:
         with self._lock:
             calls = self._free.pop() if self._free else None
         if calls is None:
             calls = self._bind()
+        cells: _Cells = [*xs, *[None] * (len(self._cells) - len(xs))]
         for call in calls:
-            y = call(x)
+            call(cells)
         with self._lock:
             self._free.append(calls)
-        return np.ascontiguousarray(y) if self.last and x.flags.c_contiguous else y
+        ys = cells[len(self._cells) :]
+        if contiguous is None:
+            contiguous = self.last and all(x.flags.c_contiguous for x in xs)
+        return [np.ascontiguousarray(y) if y.ndim else y for y in ys] if contiguous else ys
 
 
 class Network:
@@ -743,20 +931,25 @@ class Network:
         self._prepared: dict[Any, _Prepared] = {}
         self._lock = threading.Lock()
 
-    def prepare(self, x: Array) -> _Prepared:
-        """What runs an input of this shape and dtype."""
-        key = (x.shape, x.dtype)
+    def prepare(self, *inputs: Array) -> _Prepared:
+        """What runs inputs of these shapes and dtypes."""
+        key = tuple([(x.shape, x.dtype) for x in inputs])
         with self._lock:
             found = self._prepared.pop(key, None)
             if found is None:
-                found = _Prepared(self.graph, x, self._last)
+                found = _Prepared(self.graph, inputs, self._last)
                 while len(self._prepared) >= 4:
                     del self._prepared[next(iter(self._prepared))]
             self._prepared[key] = found
         return found
 
-    def __call__(self, x: Array) -> Array:
-        return self.prepare(x)(x)
+    def __call__(self, *inputs: Array) -> Array:
+        """The first output."""
+        return self.run(*inputs)[0]
+
+    def run(self, *inputs: Array, contiguous: bool | None = None) -> list[Array]:
+        """All outputs; in C order if `contiguous`, in memory as the inputs are if that is None."""
+        return self.prepare(*inputs)(inputs, contiguous)
 
     def describe(self) -> str:
         """A line for each step: its result, what it is, and what it reads."""

@@ -1,0 +1,499 @@
+"""`convert`: PyTorch modules that compute with fastconv in inference.
+
+A converted module stays what it is: its class, its parameters and buffers, its children, hooks and state dict are
+untouched; only `forward` is replaced, on the object. In eval mode and without gradients it runs a fused network of the
+package; in all other cases its own forward.
+
+The network is made at the first call with tensors of a shape: the forward is followed with tensors that have no numbers
+(`_lower`), batch norms, activations and sums become part of the layers before them, weights are packed. What cannot be
+followed runs as it is, and its children are tried in turn: so the largest parts that can be become one network each.
+
+A network is made anew when a parameter or buffer has changed (`load_state_dict`, an optimiser's step, `.to`), or a
+module was replaced, got a hook, or changed its mode. What PyTorch itself does not see is not seen: a change through
+`.data` or through NumPy, and other attributes of the modules. `refresh` forgets all networks.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import importlib
+import sys
+import threading
+from dataclasses import dataclass
+from itertools import chain
+from operator import attrgetter, is_
+from typing import Any
+
+from ..._graph import Network, Unsupported
+from . import _lower
+
+torch: Any = importlib.import_module("torch")
+_nn: Any = torch.nn
+_hooks: Any = importlib.import_module("torch.nn.modules.module")
+
+__all__ = ["Entry", "Report", "convert", "refresh", "report"]
+
+_LAYERS = tuple(
+    getattr(_nn, f"{name}{rank}d")
+    for name in (
+        *("Conv", "ConvTranspose", "BatchNorm", "MaxPool", "AvgPool", "AdaptiveAvgPool", "AdaptiveMaxPool"),
+        *("InstanceNorm", "LPPool"),
+    )
+    for rank in (1, 2, 3)
+    if hasattr(_nn, f"{name}{rank}d")
+)
+_WRAPPERS = ("torch.nn.parallel.", "torch.distributed.")
+_SHAPES = 4  # that a module keeps networks for
+_CHANGES = 8  # that a module may make before each is waited for
+_tracing = threading.RLock()  # a trace looks at, and restores, what belongs to all threads
+_version = attrgetter("_version")
+_inferred = torch.Tensor.is_inference
+_pointer = torch.Tensor.data_ptr
+
+
+# transformers collects what inner modules give by hooks that do nothing where that is not asked for.
+_COLLECTOR = "transformers.utils.output_capturing"
+
+
+def _collecting() -> bool:
+    collector = getattr(sys.modules.get(_COLLECTOR), "_active_collector", None)
+    return collector is not None and bool(collector.get())
+
+
+class _Watch:
+    """Whether a module still is what it was."""
+
+    def __init__(self, module: Any, constants: list[Any]) -> None:
+        self.modules = list(module.modules())
+        named = [d for m in self.modules for d in (m._parameters, m._buffers, m._modules)]
+        self._dicts = [d for d in named if d]
+        self._entries = self._found()
+        held = chain(module.parameters(), module.buffers(), constants)
+        self._tensors = list({id(t): t for t in held}.values())
+        if any(map(_inferred, self._tensors)):
+            raise Unsupported("weights made in inference mode, whose changes cannot be seen")
+        self._versions = list(map(_version, self._tensors))
+        self._pointers = list(map(_pointer, self._tensors))
+        self._states = [m.__dict__ for m in self.modules]
+        self._attributes = self._kept()
+        # Those of the module itself run around its forward.
+        inner = self.modules[1:]
+        self._tables = [d for m in inner for d in (m._forward_hooks, m._forward_pre_hooks)]
+        self._hooks = self._found_hooks()
+
+    def _found(self) -> list[Any]:
+        return list(chain.from_iterable(map(dict.values, self._dicts)))
+
+    def _kept(self) -> list[Any]:
+        """The modules' own attributes: modes, numbers, containers as objects."""
+        return list(chain.from_iterable(map(dict.values, self._states)))
+
+    def _found_hooks(self) -> list[Any]:
+        return list(chain.from_iterable(map(dict.values, filter(None, self._tables))))
+
+    def hooked(self) -> bool:
+        """Whether a module below has hooks other than those that can be passed over."""
+        return any(getattr(h, "__module__", None) != _COLLECTOR for h in self._hooks)
+
+    def collected(self) -> bool:
+        """Whether what a module below gives is wanted now beside the result."""
+        return bool(self._hooks) and _collecting()
+
+    def same(self) -> bool:
+        """Whether nothing has changed since."""
+        entries = self._found()
+        return (
+            len(entries) == len(self._entries)
+            and all(map(is_, entries, self._entries))
+            and list(map(_version, self._tensors)) == self._versions
+            and list(map(_pointer, self._tensors)) == self._pointers
+            and self._found_hooks() == self._hooks
+            and self._unchanged()
+        )
+
+    def _unchanged(self) -> bool:
+        try:
+            # What is the same object is not compared further.
+            return self._kept() == self._attributes
+        except Exception:  # of an attribute that cannot be compared
+            return False
+
+    def needs_gradient(self) -> bool:
+        """Whether a parameter is to get a gradient."""
+        return any(t.requires_grad for t in self._tensors)
+
+
+class _Run:
+    """A call's network."""
+
+    def __init__(self, lowered: _lower.Lowered, tensors: list[Any]) -> None:
+        arrays = _arrays(tensors)
+        # One layer does not pay for another memory order, there and back.
+        layers = sum(node.op == "conv" for node in lowered.graph.nodes)
+        self.network = Network(lowered.graph, channels_last=layers > 1 or not all(a.flags.c_contiguous for a in arrays))
+        self._prepared = self.network.prepare(*arrays)
+        self._contiguous, self._results = lowered.contiguous, lowered.results
+
+    def __call__(self, tensors: list[Any]) -> Any:
+        return self._results([torch.from_numpy(y) for y in self._prepared(_arrays(tensors), self._contiguous)])
+
+
+def _arrays(tensors: list[Any]) -> list[Any]:
+    return [t.detach().numpy() if t.requires_grad else t.numpy() for t in tensors]
+
+
+def _ordinary() -> bool:
+    """Whether PyTorch computes now, and does not compile, trace, transform or record."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch.is_autocast_enabled("cpu")
+        or torch._C._get_tracing_state() is not None
+        or torch._C._len_torch_function_stack()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or _hooks._global_forward_hooks
+        or _hooks._global_forward_pre_hooks
+    )
+
+
+def _unfit(tensors: list[Any]) -> str | None:
+    """Why tensors cannot be handed over."""
+    for t in tensors:
+        if type(t) not in (torch.Tensor, _nn.Parameter):
+            return f"an input of type {type(t).__name__}"
+        if t.device.type != "cpu" or t.layout is not torch.strided:
+            return f"an input on {t.device}" if t.device.type != "cpu" else f"an input of {t.layout}"
+        if t.dtype not in _lower._DTYPES:
+            return f"an input of {t.dtype}"
+        if t.is_neg() or t.numel() == 0:
+            return "an input that is empty or negated"
+    return None
+
+
+class _Forward:
+    """The forward of a converted module.
+
+    Attributes:
+        original: the module's own.
+        runs: by what a call is given: its network, or why there is none.
+        passed: why the last call without a network had none.
+    """
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+        self._changes = 0
+        self.original = functools.partial(type(module).forward, module)
+        self.forget()
+        functools.update_wrapper(self, self.original.func)
+        del self.__dict__["__wrapped__"]
+
+    def forget(self) -> None:
+        """Drop all networks, and what was found out."""
+        self.runs: dict[Any, _Run | str] = {}
+        self._watch: _Watch | None = None
+        self.passed = ""
+        self._met: dict[Any, None] = {}
+        self._looks = self._uses = 0
+
+    def networks(self) -> list[_Run]:
+        """Those that still hold."""
+        watch = self._watch
+        holds = watch is not None and watch.same()
+        return [run for run in list(self.runs.values()) if isinstance(run, _Run)] if holds else []
+
+    @property
+    def __signature__(self) -> Any:
+        return importlib.import_module("inspect").signature(functools.partial(self.original.func, self.module))
+
+    @property
+    def __code__(self) -> Any:
+        return self.original.func.__code__
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"module": self.module}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["module"])  # type: ignore[misc]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.module.training or not _ordinary():
+            return self.original(*args, **kwargs)
+        found: list[Any] = []
+        if len(args) == 1 and not kwargs and isinstance(args[0], torch.Tensor):
+            shape = None
+            found.append(args[0])
+        else:
+            try:
+                shape = _lower._flat((args, kwargs), found)
+            except Unsupported as reason:
+                self.passed = str(reason)
+                return self.original(*args, **kwargs)
+        if not found or type(found[0]) is _lower.Traced:
+            return self.original(*args, **kwargs)
+        key = shape, tuple([(t.shape, t.stride(), t.dtype, type(t)) for t in found])
+        run = self.runs.get(key)
+        if isinstance(run, str):
+            # Looked at again for changes, ever more seldom.
+            self._looks += 1
+            if self._looks & (self._looks - 1):
+                return self.original(*args, **kwargs)
+        if not isinstance(run, _Run) or not self._usable(found):
+            run = self._find(key, args, kwargs, found)
+        if run is None:
+            return self.original(*args, **kwargs)
+        self._uses += 1
+        return run(found)
+
+    def _usable(self, tensors: list[Any]) -> bool:
+        """Whether the networks still hold, and no gradient is asked for."""
+        watch = self._watch
+        if watch is None or not watch.same() or watch.collected():
+            return False
+        return not torch.is_grad_enabled() or not (watch.needs_gradient() or any(t.requires_grad for t in tensors))
+
+    def _find(self, key: Any, args: Any, kwargs: Any, tensors: list[Any]) -> _Run | None:
+        """The network of a call, made where there is none yet."""
+        reason = _unfit(tensors)
+        if reason is None and torch.is_grad_enabled():
+            wanted = chain(tensors, self.module.parameters(), self.module.buffers())
+            if any(t.requires_grad for t in wanted):
+                reason = "gradients are asked for"
+        if reason is not None:
+            self.passed = reason
+            return None
+        with _tracing:
+            if self._watch is not None and not self._watch.same():
+                settled = self._changes < _CHANGES or self._uses >= _CHANGES
+                self._changes += 1
+                self.forget()
+                if not settled:
+                    # Of a module that keeps changing, only a state that is met twice is worth networks.
+                    self._watch = _Watch(self.module, [])
+                    return None
+            if self._watch is not None and self._watch.collected():
+                return None
+            run = self.runs.get(key)
+            if isinstance(run, _Run):
+                return run
+            if isinstance(run, str):
+                return None
+            networks = [k for k, v in self.runs.items() if isinstance(v, _Run)]
+            if len(networks) >= _SHAPES and key not in self._met:
+                # Of shapes that keep changing, only what comes again is worth a network.
+                self._met[key] = None
+                while len(self._met) > 4 * _SHAPES:
+                    del self._met[next(iter(self._met))]
+                return None
+            try:
+                made: _Run | str = self._make(args, kwargs, tensors)
+            except Exception as problem:
+                made = str(problem).partition("\n")[0] or type(problem).__name__
+            if isinstance(made, _Run) and len(networks) >= _SHAPES:
+                del self.runs[networks[0]]
+            elif len(self.runs) >= 16 * _SHAPES:
+                self.runs.clear()
+            self.runs[key] = made
+            if isinstance(made, _Run):
+                return made
+            self.passed = made
+            return None
+
+    def _make(self, args: Any, kwargs: Any, tensors: list[Any]) -> _Run:
+        # Watched before it is looked at: a change meanwhile is seen at the next call.
+        watch = _Watch(self.module, [])
+        self._watch = self._watch or watch
+        if watch.hooked():
+            raise Unsupported("a module in it has hooks")
+        for m in watch.modules:
+            own = m.__dict__.get("forward")
+            if own is not None and not isinstance(own, _Forward):
+                raise Unsupported(f"the forward of a {type(m).__name__} in it is replaced")
+            if _parametrized(m):
+                raise Unsupported("a module in it has a parametrisation")
+        tables = [m.__dict__ for m in watch.modules]
+        tables += [d for t in tables for d in t.values() if isinstance(d, dict)]
+        kept = [dict(d) for d in tables]
+        seed = torch.get_rng_state()
+        try:
+            lowered = _lower.trace(self.original, args, kwargs)
+        finally:
+            changed = [(d, k) for d, k in zip(tables, kept, strict=True) if not _alike(d, k)]
+            for d, before in changed:
+                d.clear()
+                d.update(before)
+            drawn = not torch.equal(seed, torch.get_rng_state())
+            if drawn:
+                torch.set_rng_state(seed)
+        if changed:
+            raise Unsupported("a forward that changes its module")
+        if drawn:
+            raise Unsupported("a forward that draws random numbers")
+        if not any(node.op in _WORTH for node in lowered.graph.nodes):
+            raise Unsupported("nothing in it is faster here")
+        if lowered.nanoseconds < _LEAST:
+            raise Unsupported("it is too small for what a call of a network costs")
+        self._watch = _Watch(self.module, lowered.constants)
+        return _Run(lowered, tensors)
+
+
+# Nodes that make a network worth its call, if PyTorch takes about so long for it.
+_WORTH = ("conv", "pool", "affine")
+_LEAST = 40_000
+
+
+def _alike(d: dict[Any, Any], kept: dict[Any, Any]) -> bool:
+    return len(d) == len(kept) and all(map(is_, d.values(), kept.values()))
+
+
+def _parametrized(module: Any) -> bool:
+    return "parametrizations" in module._modules
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What became of a module.
+
+    Attributes:
+        name: as `named_modules` says; "" is the model itself.
+        kind: the name of its class.
+        state: "network" (it runs as one network of fastconv), "part" (of the network of a module that it is in),
+            "left" (it ran as it was, though modules in it may not) or "waiting" (for a call in eval mode).
+        reason: why it was left, or what the network is.
+    """
+
+    name: str
+    kind: str
+    state: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of the modules of a converted model, for the calls so far: see `report`."""
+
+    entries: tuple[Entry, ...]
+
+    @property
+    def networks(self) -> tuple[Entry, ...]:
+        """The modules that run as one network each."""
+        return tuple(e for e in self.entries if e.state == "network")
+
+    @property
+    def left(self) -> tuple[Entry, ...]:
+        """The modules that run as they were, though they hold layers that fastconv has."""
+        return tuple(e for e in self.entries if e.state == "left")
+
+    def __str__(self) -> str:
+        shown = [e for e in self.entries if e.state != "part"]
+        parts = len(self.entries) - len(shown)
+        lines = [f"{e.state:<8}{e.name or '(the model)'} ({e.kind})" + f": {e.reason}" * bool(e.reason) for e in shown]
+        return "\n".join([*lines, f"{parts} modules are parts of these networks"] if parts else lines)
+
+
+def _plain_forward(module: Any) -> str | None:
+    """Why the forward of a module is not to be replaced; an empty reason if it has none of its own."""
+    if type(module).forward is _nn.Module.forward:
+        return ""
+    if isinstance(module, torch.jit.ScriptModule):
+        return "it is compiled by TorchScript"
+    if type(module).__module__.startswith(_WRAPPERS):
+        return "it stands for the module in it"
+    own = module.__dict__.get("forward")
+    if own is not None and not isinstance(own, _Forward):
+        return "its forward is replaced"
+    return None
+
+
+def convert(model: Any, inplace: bool = False) -> Any:
+    """A model whose convolutions, poolings and norms, and what lies between them, run in fastconv in inference.
+
+    In eval mode, where no gradient is asked for (`torch.no_grad`, `torch.inference_mode`, or no parameter requires
+    one), the largest parts of the model that can be followed run as one fused network each, prepared when a shape is
+    first met; `report` says which, and why others are left. In training, with gradients, under autocast,
+    `torch.compile` or `torch.export`, on other devices, and for other dtypes than float32 and float64 the modules run
+    as they are.
+
+    The modules stay what they are: their classes, parameters, buffers, names and state dicts do not change, and
+    `train`, `to`, `load_state_dict`, optimisers and copies work. A change of weights that PyTorch counts is noticed at
+    the next call; one through `.data` in place or through NumPy is not: call `refresh` then.
+
+    Results agree with PyTorch's up to rounding; they lie in memory as PyTorch's (channels-last for channels-last).
+
+    Args:
+        model: a `torch.nn.Module`.
+        inplace: whether to convert the model itself and not a copy of it.
+
+    Returns:
+        The model, or a copy of it.
+
+    Raises:
+        TypeError: model is no `torch.nn.Module`.
+    """
+    if not isinstance(model, _nn.Module):
+        raise TypeError(f"model (of type {type(model).__name__}) must be a torch.nn.Module")
+    if not inplace:
+        model = copy.deepcopy(model)
+    for module in model.modules():
+        if _plain_forward(module) is None and any(isinstance(m, _LAYERS) for m in module.modules()):
+            module.__dict__["forward"] = _Forward(module)
+    return model
+
+
+def refresh(model: Any) -> None:
+    """Forget the networks of a converted model; they are made anew when it is called.
+
+    Needed only after a change that PyTorch does not count: of `parameter.data` in place, through an array that shares
+    the parameter's memory, or of what a list or dict of a module holds.
+
+    Args:
+        model: what `convert` gave.
+
+    Raises:
+        TypeError: model is no `torch.nn.Module`.
+    """
+    if not isinstance(model, _nn.Module):
+        raise TypeError(f"model (of type {type(model).__name__}) must be a torch.nn.Module")
+    for module in model.modules():
+        forward = module.__dict__.get("forward")
+        if isinstance(forward, _Forward):
+            forward.forget()
+
+
+def report(model: Any) -> Report:
+    """What became of the modules of a converted model in the calls so far.
+
+    Args:
+        model: what `convert` gave.
+
+    Returns:
+        A `Report`; printed, it has a line for each module that is a network of its own, or is left though it holds
+        layers that fastconv has.
+
+    Raises:
+        TypeError: model is no `torch.nn.Module`.
+    """
+    if not isinstance(model, _nn.Module):
+        raise TypeError(f"model (of type {type(model).__name__}) must be a torch.nn.Module")
+    entries: list[Entry] = []
+    inside: set[int] = set()
+    for name, module in model.named_modules():
+        kind, forward = type(module).__name__, module.__dict__.get("forward")
+        if id(module) in inside:
+            entries.append(Entry(name, kind, "part", ""))
+            continue
+        if not isinstance(forward, _Forward):
+            why = _plain_forward(module)
+            if why and any(isinstance(m, _LAYERS) for m in module.modules()):
+                entries.append(Entry(name, kind, "left", why))
+            continue
+        networks = forward.networks()
+        if networks:
+            steps = len(networks[-1].network.graph.nodes)
+            entries.append(Entry(name, kind, "network", f"{steps} step{'s' * (steps != 1)}"))
+            inside.update(map(id, module.modules()))
+        elif forward.passed:
+            entries.append(Entry(name, kind, "left", forward.passed))
+        else:
+            entries.append(Entry(name, kind, "waiting", ""))
+    return Report(tuple(entries))
