@@ -23,7 +23,7 @@ class _Version(argparse.Action):
 
 
 def _parser() -> argparse.ArgumentParser:
-    from fastconv import _explain, _predict, _train
+    from fastconv import _explain, _predict, _run, _train
     from fastconv.bench import cli, tune
 
     parser = argparse.ArgumentParser(prog="fastconv", description="Convolution kernels for NumPy arrays.")
@@ -54,6 +54,10 @@ def _parser() -> argparse.ArgumentParser:
     predict = commands.add_parser("predict", help="classify a photograph by a network and a file of its weights")
     _predict.add_arguments(predict)
     predict.set_defaults(run=_predict.main)
+
+    runner = commands.add_parser("run", help="compute a model of ONNX for inputs from files")
+    _run.add_arguments(runner)
+    runner.set_defaults(run=_run.main)
 
     tuner = commands.add_parser("tune", help="measure which algorithm is the fastest, and write it to a file")
     tune.add_arguments(tuner)

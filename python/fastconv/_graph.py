@@ -6,7 +6,7 @@ results out in one block of memory, in which a buffer serves again as soon as no
 
 What is fused, in this order:
 
-- padding into the convolution after it;
+- padding into the convolution or the pool after it;
 - a batch norm, and then an activation, into the epilogue of the convolution or dense layer before it;
 - a sum, and an activation after it, into the epilogue of the later of its two sides;
 - a norm with its activation, and a gate, into the prologue of the convolution after it;
@@ -139,7 +139,7 @@ class Graph:
     - view: function (of an array, to one that shares its memory where it can), what (for people)
     - pad: pads (before and after, of each axis), mode (of numpy.pad), value
     - constant: value, an array; it has no input
-    - call: function (of arrays), what (for people)
+    - call: function (of arrays; with `writes` it takes out, too), what (for people)
     - after fusion: separable and inverted, whose attributes are the arguments of their functions
     """
 
@@ -226,7 +226,9 @@ def _single(v: Value | None, uses: dict[Value, int], makers: dict[Value, Node], 
 
 
 def _fuse_padding(graph: Graph, node: Node, uses: dict[Value, int], makers: dict[Value, Node]) -> bool:
-    """Padding into the convolution that reads it."""
+    """Padding into the convolution or the pool that reads it."""
+    if node.op == "pool":
+        return _fuse_pool_padding(graph, node, uses, makers)
     pad = _single(node.inputs[0], uses, makers, "pad") if node.op == "conv" and not node.get("transposed") else None
     if pad is None:
         return False
@@ -247,6 +249,31 @@ def _fuse_padding(graph: Graph, node: Node, uses: dict[Value, int], makers: dict
     pairs = [(p, p) if isinstance(p, int) else p for p in sides]
     whole = tuple((a + c, b + d) for (a, b), (c, d) in zip(pairs, pads[-rank:], strict=True))
     node.attributes["options"] = {**options, "padding": whole, "padding_mode": mode}
+    graph._drop(pad, pad.inputs[0])
+    return True
+
+
+def _fuse_pool_padding(graph: Graph, node: Node, uses: dict[Value, int], makers: dict[Value, Node]) -> bool:
+    """Padding into a pool: with what is below everything, or with zeros that a mean counts."""
+    pad, kind = _single(node.inputs[0], uses, makers, "pad"), node.get("function")[:4]
+    if pad is None or kind not in ("max_", "avg_") or pad.get("mode") != "constant" or not node.get("arguments"):
+        return False
+    options, kernel = node.get("options"), node.get("arguments")[0]
+    value = pad.get("value") or 0
+    pairs = [tuple(int(n) for n in pair) for pair in pad.get("pads")]
+    if not isinstance(kernel, tuple) or options.get("ceil_mode") or any(pair != (0, 0) for pair in pairs[:2]):
+        return False
+    own = options.get("padding", 0)
+    rank = len(kernel)
+    if own not in (0, (0,) * rank, ((0, 0),) * rank) or value != (-math.inf if kind == "max_" else 0):
+        return False
+    # No window lies in the padding alone, nor is more of one there than a pool takes.
+    if len(pairs) != rank + 2 or any(
+        not 0 <= n <= r // 2 for pair, r in zip(pairs[2:], kernel, strict=True) for n in pair
+    ):
+        return False
+    counted = {"count_include_pad": True} if kind == "avg_" else {}
+    node.attributes["options"] = {**options, "padding": tuple(pairs[2:]), **counted}
     graph._drop(pad, pad.inputs[0])
     return True
 
@@ -603,6 +630,8 @@ def _prepare_pad(node: Node, x: Array) -> Runner:
 
 def _prepare_call(node: Node, *inputs: Array) -> Runner:
     function, what = node.get("function"), node.get("what")
+    if node.get("writes"):
+        return lambda out, *inputs: function(*inputs, out=out)
 
     def call(out: Array | None, *inputs: Array) -> Array:
         y = function(*inputs)

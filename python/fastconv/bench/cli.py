@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="conv1d, conv2d, conv3d, conv_transpose, depthwise, linear, backward, separable, pool, batch_norm, norm, "
         "elementwise, network, training, all",
     )
+    choice.add_argument("--onnx", metavar="FILE", type=Path, help="this model alone, beside ONNX Runtime and OpenVINO")
     choice.add_argument("--filter", metavar="REGEX", help="only layers whose name matches")
     choice.add_argument("--family", metavar="NAME", help="only this family, such as 1x1 (memory-bound is found later)")
     choice.add_argument("--layout", choices=("NCHW", "NHWC", "both"), default="both")
@@ -89,6 +90,12 @@ def _threads(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(counts))
 
 
+def _effort(arguments: argparse.Namespace) -> Effort:
+    if arguments.rounds < 1 or not arguments.seconds > 0:
+        raise ValueError("--rounds and --seconds must be positive")
+    return replace(Effort(), rounds=arguments.rounds, seconds=arguments.seconds)
+
+
 def _pythons(given: list[str]) -> dict[str, str]:
     from fastconv.bench.worker import WORKERS
 
@@ -140,6 +147,9 @@ def main(arguments: argparse.Namespace) -> int:
         if error.name and error.name.split(".")[0] in ("rich", "sklearn", "PIL", "matplotlib"):
             print(NEEDS_EXTRA.format(name=error.name.split(".")[0]), file=sys.stderr)
             return 2
+        if error.name == "onnx":
+            print('models of ONNX need onnx: pip install "fastconv[onnx]"', file=sys.stderr)
+            return 2
         raise
     except ValueError as error:
         print(f"fastconv bench: {error}", file=sys.stderr)
@@ -154,6 +164,10 @@ def _main(arguments: argparse.Namespace) -> int:
 
     if arguments.report is not None:
         return _report(arguments)
+    if arguments.onnx is not None:
+        from fastconv.bench import onnx_file
+
+        return onnx_file.main(arguments.onnx, _threads(arguments.threads), _effort(arguments))
     import rich.console
 
     wide = rich.console.Console(width=None if sys.stdout.isatty() else 190)
@@ -172,11 +186,9 @@ def _main(arguments: argparse.Namespace) -> int:
     threads = _threads(arguments.threads)
     for count in threads:
         timing.choose_cores(count)
-    if arguments.rounds < 1 or not arguments.seconds > 0:
-        raise ValueError("--rounds and --seconds must be positive")
+    effort = _effort(arguments)
     given = {"all": list(peers.WORKERS), "none": []}.get(arguments.peers)
     rivals = peers.known(arguments.peers.split(",")) if given is None else given
-    effort = replace(Effort(), rounds=arguments.rounds, seconds=arguments.seconds)
     options = run.Options(
         threads=threads,
         layouts=("NCHW", "NHWC") if arguments.layout == "both" else (arguments.layout,),

@@ -1,0 +1,436 @@
+"""Models of ONNX: the results of other runtimes and of float64, what is fused, what is refused and how."""
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fastconv import nn
+from fastconv.__main__ import main
+
+from ..frameworks import require
+from ..test_bench_networks import TINY, described
+
+onnx = require("onnx")
+
+from onnx import helper  # noqa: E402 - after the skip
+
+from fastconv.bench import networks, twin  # noqa: E402
+from fastconv.integrations import onnx as integration  # noqa: E402
+
+from . import onnx_models  # noqa: E402
+from .onnx_models import BUILT, LIGHT, Builder, light  # noqa: E402
+
+
+def image(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng((seed, *shape)).standard_normal(shape).astype(np.float32)
+
+
+def runtime(model: Any, inputs: dict[str, Any]) -> list[np.ndarray]:
+    """ONNX Runtime's outputs."""
+    ort = require("onnxruntime")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return list(session.run(None, inputs))
+
+
+def error(y: np.ndarray, expected: np.ndarray) -> float:
+    """The largest difference, in terms of the largest value."""
+    assert y.shape == expected.shape
+    return float(np.abs(y.astype(np.float64) - expected).max() / np.abs(expected).max())
+
+
+# ------------------------------------------------------------------------------------------------------------- networks
+
+
+@pytest.mark.parametrize("name", [v if v in LIGHT[:2] else pytest.param(v, marks=pytest.mark.slow) for v in LIGHT])
+def test_light_networks(name: str) -> None:
+    # Their sums have up to 25088 terms, a hundred layers: what is seen is below 1e-6 of the largest logit.
+    model, x = light(name), image(1, 3, 224, 224)
+    (y,) = integration.prepare(model).run([x])
+    (y64,) = integration.prepare(light(name, np.float64)).run([x.astype(np.float64)])
+    assert y.dtype == np.float32
+    assert y64.dtype == np.float64
+    assert y64.std() > 0.01
+    assert error(y, y64) < 2e-6
+    names = {tensor.name for tensor in model.graph.initializer}
+    (entry,) = [info.name for info in model.graph.input if info.name not in names]
+    (theirs,) = runtime(model, {entry: x})
+    assert error(y, theirs) < 2e-6
+
+
+@pytest.mark.parametrize("network", [v for v in TINY if v.net != "xception"], ids=lambda v: v.net)
+def test_models_through_their_twins(network: networks.Network) -> None:
+    """A network of fastconv.models, written as ONNX, gives what it gives by nn.fuse, in no more steps."""
+    case, arrays, expected = described(network)
+    model, inputs = twin.onnx_model(onnx, case, arrays)
+    prepared = integration.prepare(model)
+    (y,) = prepared.run(inputs)
+    expected.check([y], True)
+    fused = nn.fuse(networks._created(network))
+    assert len(prepared.describe(inputs).splitlines()) <= len(fused)
+    assert prepared.memory(inputs) <= 1.1 * fused.memory(inputs["x"])
+
+
+# ---------------------------------------------------------------------------------------------------- graphs as written
+
+
+@pytest.mark.parametrize("build", BUILT, ids=lambda build: build.__name__)
+@pytest.mark.parametrize("n", [1, 3])
+def test_built_graphs(build: Any, n: int) -> None:
+    model = build()
+    for info in model.graph.input:
+        info.type.tensor_type.shape.dim[0].dim_value = n
+    prepared = integration.prepare(model)
+    inputs = {port.name: image(*port.shape, seed=i) for i, port in enumerate(prepared.inputs)}
+    expected = runtime(model, inputs)
+    for _ in range(2):
+        results = prepared.run(inputs)
+        assert len(results) == len(expected)
+        for y, theirs in zip(results, expected, strict=True):
+            assert y.flags.c_contiguous
+            assert error(y, theirs) < 3e-6
+
+
+def steps(model: Any, *inputs: np.ndarray) -> list[str]:
+    """The operations that a model comes to."""
+    lines = integration.prepare(model).describe(list(inputs)).splitlines()
+    return [line.split("= ")[1].split("(")[0] for line in lines]
+
+
+def test_what_is_fused() -> None:
+    x = image(1, 8, 16, 16)
+    assert steps(onnx_models.mobile_block(), x) == ["inverted"]
+    assert steps(onnx_models.squeeze_block(), x) == ["inverted"]
+    assert steps(onnx_models.hardswish_block(), x) == ["conv", "conv"]
+    assert steps(onnx_models.flattened(), x) == ["conv", "flatten", "linear", "call"]
+    gelu = [line for line in integration.prepare(onnx_models.attention()).describe(x).splitlines() if "gelu" in line]
+    assert len(gelu) == 1
+    assert "linear" in gelu[0]
+
+
+def test_scales_fold_into_the_layer_before_them() -> None:
+    b = Builder()
+    y = b("Mul", b.norm(b.conv("x", 16, 8, bias=False), 16), 1 + 0.1 * b.draw(16, 1, 1))
+    y = b("Relu", b("Sub", b("Add", y, b.draw(1, 16, 1, 1)), np.float32(0.25)))
+    model, x = b.model(y), image(1, 8, 16, 16)
+    assert steps(model, x) == ["conv"]
+    assert error(integration.prepare(model).run(x)[0], runtime(model, {"x": x})[0]) < 2e-6
+
+
+def test_a_constant_of_the_last_axis_is_no_constant_of_the_channels() -> None:
+    b = Builder()
+    model = b.model(b("Add", b("MatMul", "x", b.draw(6, 6)), b.draw(6, 1)), shape=(2, 6, 6))
+    x = image(2, 6, 6)
+    assert error(integration.prepare(model).run(x)[0], runtime(model, {"x": x})[0]) < 1e-6
+
+
+def test_a_padding_is_part_of_the_pool_after_it() -> None:
+    pads = np.array([0, 0, 1, 1, 0, 0, 1, 1])
+    for op, fill in (("AveragePool", 0.0), ("MaxPool", -np.inf)):
+        b = Builder()
+        y = b("Pad", "x", pads, np.float32(fill))
+        model, x = b.model(b(op, y, kernel_shape=[3, 3], strides=[2, 2])), image(1, 8, 16, 16)
+        assert steps(model, x) == ["pool"]
+        assert error(integration.prepare(model).run(x)[0], runtime(model, {"x": x})[0]) < 1e-6
+
+
+def test_any_batch_of_one_model() -> None:
+    model = onnx_models.flattened()
+    prepared = integration.prepare(model)
+    assert prepared.inputs[0].shape == ("batch", 8, 16, 16)
+    for n in (1, 4, 2, 1, 7, 3):
+        x = image(n, 8, 16, 16)
+        assert error(prepared.run([x])[0], runtime(model, {"x": x})[0]) < 2e-6
+    assert prepared.memory(image(4, 8, 16, 16)) > prepared.memory(image(1, 8, 16, 16)) > 0
+
+
+def test_shapes_that_are_inputs() -> None:
+    b = Builder()
+    graph = b.model(b("Reshape", "x", "shape"), shape=(2, 6)).graph
+    graph.input.append(helper.make_tensor_value_info("shape", onnx.TensorProto.INT64, ["n"]))
+    prepared = integration.prepare(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    x = image(2, 6)
+    for shape in ((3, 4), (12,), (3, 4), (2, 2, 3)):
+        assert np.array_equal(prepared.run([x, np.array(shape)])[0], x.reshape(shape))
+
+
+def test_outputs_are_the_callers() -> None:
+    """Neither weights, nor inputs, nor results of other calls are handed out."""
+    b = Builder()
+    weight = b.weight(np.arange(4, dtype=np.float32))
+    y = b("Relu", "x")
+    model = b.model("x", weight, y, b("Reshape", y, np.array([-1])), shape=(1, 4))
+    x = image(1, 4)
+    prepared, before = integration.prepare(model), x.copy()
+    first = prepared.run(x)
+    copies = [v.copy() for v in first]
+    for v in first:
+        v += 1
+    assert np.array_equal(x, before)
+    for v, copy in zip(prepared.run(x), copies, strict=True):
+        assert np.array_equal(v, copy)
+
+
+def test_several_threads_at_once() -> None:
+    prepared = integration.prepare(onnx_models.unet())
+    xs = [image(1, 8, 16, 16, seed=i) for i in range(4)]
+    expected = [prepared.run(x)[0] for x in xs]
+    wrong: list[int] = []
+
+    def call(i: int) -> None:
+        wrong.extend(i for _ in range(20) if not np.array_equal(prepared.run(xs[i])[0], expected[i]))
+
+    threads = [threading.Thread(target=call, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+# ------------------------------------------------------------------------------------------------------ what is refused
+
+
+def test_all_that_is_not_supported_is_named_before_anything_runs() -> None:
+    b = Builder()
+    y = b("LSTM", "x", b.draw(1, 32, 4), b.draw(1, 32, 8), name="memory", hidden_size=8)
+    y = b("Resize", b("NonMaxSuppression", y, y, name="boxes"), name="small", antialias=1)
+    y = b("Relu", y, name="fine")
+    with pytest.raises(integration.UnsupportedModel) as refusal:
+        integration.prepare(b.model(y, shape=(1, 2, 4), opset=18))
+    assert refusal.value.nodes == ["LSTM 'memory'", "NonMaxSuppression 'boxes'", "Resize 'small' with antialias"]
+    assert all(node in str(refusal.value) for node in refusal.value.nodes)
+    assert not integration.is_compatible(b.model(y, shape=(1, 2, 4), opset=18))
+
+
+def test_a_node_of_another_domain_is_named() -> None:
+    node = helper.make_node("Gelu", ["x"], ["y"], domain="com.microsoft", name="act")
+    ports = [helper.make_tensor_value_info(v, onnx.TensorProto.FLOAT, [1]) for v in ("x", "y")]
+    graph = helper.make_graph([node], "g", ports[:1], ports[1:])
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    with pytest.raises(ValueError, match=r"com\.microsoft\.Gelu 'act'"):
+        integration.prepare(helper.make_model(graph, opset_imports=opsets, ir_version=8))
+
+
+def test_a_node_that_does_not_fit_is_named() -> None:
+    b = Builder()
+    model = b.model(b("Conv", "x", b.draw(4, 7, 3, 3), name="first"))
+    with pytest.raises(ValueError, match=r"Conv 'first'.*in_channels"):
+        integration.prepare(model)
+
+
+def test_wrong_inputs() -> None:
+    prepared = integration.prepare(onnx_models.flattened())
+    x = image(2, 8, 16, 16)
+    with pytest.raises(TypeError, match=r"x \(dtype float64\) must have dtype float32"):
+        prepared.run([x.astype(np.float64)])
+    with pytest.raises(ValueError, match=r"x \(shape \(2, 8, 16\)\) must have the shape \(batch, 8, 16, 16\)"):
+        prepared.run([x[..., 0]])
+    with pytest.raises(ValueError, match="one for each of"):
+        prepared.run([x, x])
+    with pytest.raises(ValueError, match="must have those of the model"):
+        prepared.run({"y": x})
+    with pytest.raises(TypeError, match="must be a list of arrays"):
+        prepared.run(3)
+    with pytest.raises(TypeError, match=r"must be a numpy\.ndarray"):
+        prepared.run([[1.0]])
+    with pytest.raises(TypeError, match="takes no option"):
+        prepared.run([x], fast=True)
+
+
+@pytest.mark.parametrize("model", [b"", b"\x00" * 40, b"not a model at all", b"\x08\x07"])
+def test_bytes_that_are_no_model(model: bytes) -> None:
+    with pytest.raises(ValueError, match="model"):
+        integration.prepare(model)
+
+
+def test_models_that_are_cut_short_or_changed() -> None:
+    """Each is refused by a ValueError, or is a model all the same: nothing else is raised, nothing crashes."""
+    data = onnx_models.squeeze_block().SerializeToString()
+    rng = np.random.default_rng(0)
+    damaged = [data[:n] for n in range(1, len(data), 97)]
+    for _ in range(150):
+        copy = bytearray(data)
+        for place in rng.integers(len(copy), size=3):
+            copy[place] = rng.integers(256)
+        damaged.append(bytes(copy))
+    refused = 0
+    for model in damaged:
+        try:
+            integration.prepare(model)
+        except ValueError:
+            refused += 1
+    assert refused > len(damaged) // 3
+
+
+def test_no_model() -> None:
+    with pytest.raises(TypeError, match=r"must be a path, bytes or an onnx\.ModelProto"):
+        integration.prepare(3)
+    with pytest.raises(FileNotFoundError):
+        integration.prepare("/nowhere/model.onnx")
+
+
+def outside(folder: Path, location: str, **more: str) -> Path:
+    """A model whose weight lies in another file."""
+    b = Builder()
+    model = b.model(b("Mul", "x", b.weight(np.arange(8, dtype=np.float32), "weight")), shape=(1, 8))
+    (tensor,) = model.graph.initializer
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in {"location": location, **more}.items():
+        tensor.external_data.add(key=key, value=value)
+    path = folder / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def test_weights_in_a_file_beside_the_model(tmp_path: Path) -> None:
+    (tmp_path / "weights.bin").write_bytes(bytes(16) + np.arange(8, dtype=np.float32).tobytes())
+    path = outside(tmp_path, "weights.bin", offset="16", length="32")
+    x = image(1, 8)
+    assert np.array_equal(integration.prepare(path).run(x)[0], x * np.arange(8, dtype=np.float32))
+    with pytest.raises(ValueError, match="give the model as a path"):
+        integration.prepare(path.read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("location", "more"),
+    [
+        ("../secret.bin", {}),
+        ("", {}),
+        ("missing.bin", {}),
+        ("link.bin", {}),
+        ("weights.bin", {"offset": "8"}),
+        ("weights.bin", {"offset": "-8"}),
+        ("weights.bin", {"length": "4"}),
+        ("weights.bin", {"offset": "many"}),
+    ],
+)
+def test_weights_that_lie_elsewhere(tmp_path: Path, location: str, more: dict[str, str]) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for path in (tmp_path / "secret.bin", folder / "weights.bin"):
+        path.write_bytes(bytes(32))
+    (folder / "link.bin").symlink_to(tmp_path / "secret.bin")
+    with pytest.raises(ValueError, match="the weight 'weight'"):
+        integration.prepare(outside(folder, location, **more))
+    with pytest.raises(ValueError, match="must be a file in the model's folder"):
+        integration.prepare(outside(folder, str(tmp_path / "secret.bin")))
+
+
+# -------------------------------------------------------------------------------------------------------- the interface
+
+
+def test_the_backend_runs_a_node() -> None:
+    node = helper.make_node("Conv", ["x", "w", ""], ["y"], pads=[1, 1, 1, 1])
+    x, w = image(1, 4, 5, 5), image(3, 4, 3, 3)
+    (y,) = integration.run_node(node, [x, w])
+    (z,) = integration.run_node(node, {"x": x, "w": w})
+    assert y.shape == (1, 3, 5, 5)
+    assert np.array_equal(y, z)
+    with pytest.raises(ValueError, match="one for each"):
+        integration.run_node(node, [x])
+
+
+def test_the_backend_runs_on_the_cpu() -> None:
+    assert integration.supports_device("CPU")
+    assert not integration.supports_device("CUDA:0")
+    with pytest.raises(ValueError, match="device"):
+        integration.run_model(onnx_models.unet(), [image(1, 8, 16, 16)], device="CUDA")
+    (y,) = integration.run_model(onnx_models.unet(), [image(1, 8, 16, 16)])
+    assert y.shape == (1, 3, 32, 32)
+
+
+# ---------------------------------------------------------------------------------------------------- the command line
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Path:
+    """A folder with a model of two inputs and three outputs, and its inputs."""
+    (tmp_path / "model.onnx").write_bytes(onnx_models.several().SerializeToString())
+    np.save(tmp_path / "x.npy", image(1, 8, 16, 16))
+    np.save(tmp_path / "s.npy", image(1, 8, 1, 1))
+    return tmp_path
+
+
+def test_run(written: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, x, s = (str(written / name) for name in ("model.onnx", "x.npy", "s.npy"))
+    expected = integration.prepare(model).run([np.load(x), np.load(s)])
+    for given in ((x, s), (f"s={s}", f"x={x}"), (f"s={s}", x)):
+        arguments = [v for name in given for v in ("--input", name)]
+        output = written / "y.npz"
+        assert main(["run", model, *arguments, "--output", str(output), "--steps"]) == 0
+        with np.load(output) as found:
+            names = integration.prepare(model).outputs
+            for name, y in zip(names, expected, strict=True):
+                assert np.array_equal(found[name], y)
+        text = capsys.readouterr().out
+        assert "peak memory between the layers: " in text
+        assert "float32 (1, 8, 16, 16)" in text
+        assert "conv(" in text
+
+
+def test_run_of_one_output(tmp_path: Path) -> None:
+    model = onnx_models.unet()
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    np.save(tmp_path / "x.npy", image(1, 8, 16, 16))
+    arguments = ["--input", str(tmp_path / "x.npy"), "--output", str(tmp_path / "y.npy")]
+    assert main(["run", str(tmp_path / "model.onnx"), *arguments]) == 0
+    y = np.load(tmp_path / "y.npy")
+    assert np.array_equal(y, integration.prepare(model).run(image(1, 8, 16, 16))[0])
+
+
+def test_run_says_what_is_wrong(written: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, x, s = (str(written / name) for name in ("model.onnx", "x.npy", "s.npy"))
+
+    def refused(*arguments: str) -> str:
+        assert main(["run", *arguments]) == 2
+        return capsys.readouterr().err
+
+    assert "must be given for s, too" in refused(model, "--input", x)
+    assert "must be one of x, s, each once" in refused(model, "--input", x, "--input", s, "--input", s)
+    assert "must be an .npy file" in refused(model, "--input", x, "--input", model)
+    assert "must end in .npz for the 3 outputs" in refused(model, "--input", x, "--input", s, "--output", "y.npy")
+    assert "must end in .npy or .npz" in refused(model, "--output", "y.txt")
+    assert "must have the shape" in refused(model, "--input", s, "--input", x)
+    assert "must be an ONNX file" in refused(x)
+    assert "No such file" in refused("nowhere.onnx")
+    b = Builder()
+    (written / "other.onnx").write_bytes(b.model(b("NonZero", b("Det", "x", name="area"))).SerializeToString())
+    assert "Det 'area'" in refused(str(written / "other.onnx"), "--input", x)
+
+
+# JAX warns of every fork once it has been imported, by other tests.
+@pytest.mark.filterwarnings("ignore:Exception ignored in.*_at_fork:pytest.PytestUnraisableExceptionWarning")
+def test_bench_of_a_model(written: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    quick = ["--rounds", "1", "--seconds", "0.001"]
+    assert main(["bench", "--onnx", str(written / "model.onnx"), *quick]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "MB between the layers" in lines[0]
+    rows = {line[:24].strip(): line[24:].split() for line in lines[1:] if line}
+    assert float(rows["fastconv"][1]) == 1
+    for name, row in rows.items():
+        if name.startswith(("ONNX Runtime 1", "OpenVINO 2")):
+            assert float(row[2]) < 1e-5, name
+    assert main(["bench", "--onnx", str(written / "x.npy"), *quick]) == 2
+    assert "must be an ONNX file" in capsys.readouterr().err
+
+
+def test_without_onnx_the_command_says_what_is_missing() -> None:
+    code = """
+import sys
+sys.modules["onnx"] = None
+from fastconv.__main__ import main
+assert main(["run", "model.onnx"]) == 2
+assert main(["bench", "--onnx", "model.onnx"]) == 2
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count('pip install "fastconv[onnx]"') == 2
