@@ -348,6 +348,18 @@ def test_the_backend_runs_on_the_cpu() -> None:
     assert y.shape == (1, 3, 32, 32)
 
 
+def test_the_page_lists_the_operators() -> None:
+    from fastconv.integrations.onnx.__main__ import tables
+
+    page = Path(__file__).parents[2] / "docs" / "onnx.md"
+    assert tables() in page.read_text(encoding="utf-8"), "python -m fastconv.integrations.onnx prints what it must hold"
+
+
+def test_import_of_the_package_imports_no_onnx() -> None:
+    code = "import sys, fastconv.integrations; sys.exit(any(name.split('.')[0] == 'onnx' for name in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
+
+
 # ---------------------------------------------------------------------------------------------------- the command line
 
 

@@ -247,6 +247,11 @@ def _rule(*names: str) -> Callable[[Rule], Rule]:
     return add
 
 
+def lowered() -> frozenset[str]:
+    """The operators for which nodes of the graph may stand, which are fused."""
+    return frozenset(_RULES) | {"Split", "Shape", "Size", "Constant", "ConstantOfShape"}
+
+
 @_rule("Identity", "Dropout")
 def _same(low: Lowering, step: Step) -> Value | None:
     if step.op == "Dropout" and operators.drops(low.constant(step, 1), low.constant(step, 2)):
