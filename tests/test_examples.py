@@ -45,7 +45,7 @@ def test_transfer_learning(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
 def test_as_it_stands(path: Path, tmp_path: Path) -> None:
     """A minute on one core, of which the machine may be short."""
-    for name in ("sklearn", "PIL", "matplotlib"):
+    for name in ("torch",) if path.stem == "convert_pytorch" else ("sklearn", "PIL", "matplotlib"):
         pytest.importorskip(name)
     done = subprocess.run(
         [sys.executable, str(path)],

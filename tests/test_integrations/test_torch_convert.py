@@ -335,6 +335,22 @@ def test_memory_order():
         assert len(converted.forward.runs) == 3
 
 
+def test_inference_mode():
+    """As without gradients; weights made in it have no versions, and are left."""
+    model, x = settle(Block(standardized)), torch.randn(2, 16, 20, 18)
+    converted = convert(model)
+    with torch.inference_mode():
+        torch.testing.assert_close(converted(x), model(x), rtol=1e-5, atol=1e-5)
+        assert report(converted).entries[0].state == "network"
+        unseen = convert(settle(Block(standardized)))
+        unseen(x)
+    assert report(unseen).entries[0].reason == "weights made in inference mode, whose changes cannot be seen"
+    with torch.no_grad():
+        for m in (model, converted):
+            m.conv.weight += torch.randn(16, 16, 3, 3, generator=torch.Generator().manual_seed(1))
+        torch.testing.assert_close(converted(x), model(x), rtol=1e-5, atol=1e-5)
+
+
 def test_results_are_the_callers():
     """A result is nobody else's memory: not the input's, not a parameter's, not the next call's."""
     model = settle(nn.Sequential(nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.Flatten()))

@@ -74,7 +74,7 @@ class _Storage:
         self.shared = False
 
 
-class Traced(torch.Tensor):  # type: ignore[misc]
+class Traced(torch.Tensor):
     """A tensor without numbers (of the device meta) that stands for a value of a graph."""
 
     _value: Value

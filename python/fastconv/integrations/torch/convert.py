@@ -69,10 +69,12 @@ class _Watch:
         named = [d for m in self.modules for d in (m._parameters, m._buffers, m._modules)]
         self._dicts = [d for d in named if d]
         self._entries = self._found()
-        held = chain(module.parameters(), module.buffers(), constants)
-        self._tensors = list({id(t): t for t in held}.values())
-        if any(map(_inferred, self._tensors)):
+        own = [*module.parameters(), *module.buffers()]
+        if any(map(_inferred, own)):
             raise Unsupported("weights made in inference mode, whose changes cannot be seen")
+        # What a forward computes of weights in inference mode has no versions, and goes with the weights.
+        held = chain(own, (t for t in constants if not t.is_inference()))
+        self._tensors = list({id(t): t for t in held}.values())
         self._versions = list(map(_version, self._tensors))
         self._pointers = list(map(_pointer, self._tensors))
         self._states = [m.__dict__ for m in self.modules]
