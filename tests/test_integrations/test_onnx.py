@@ -141,6 +141,26 @@ def test_a_padding_is_part_of_the_pool_after_it() -> None:
         assert error(integration.prepare(model).run(x)[0], runtime(model, {"x": x})[0]) < 1e-6
 
 
+@pytest.mark.parametrize("op", ["Slice", "Split", "Gather", "Transpose", "Squeeze"])
+def test_views_of_what_is_joined(op: str) -> None:
+    """A value that is written where it is joined lies there with gaps, and is looked at besides."""
+    b = Builder()
+    left, right = b.conv("x", 8, 8), b.conv("x", 8, 8)
+    looks = {
+        "Slice": lambda: b("Slice", left, np.array([1, 2]), np.array([6, 9]), np.array([1, 2])),
+        "Split": lambda: b("Split", left, outputs=2, axis=1)[1],
+        "Gather": lambda: b("Gather", left, np.array(3), axis=1),
+        "Transpose": lambda: b("Transpose", left, perm=[0, 1, 3, 2]),
+        "Squeeze": lambda: b("Squeeze", left, np.array([0])),
+    }
+    look = looks[op]()
+    joined = b("Relu", b("Concat", left, right, axis=1))
+    model = b.model(b("Neg", look), b.conv(joined, 4, 16))
+    x = image(1, 8, 16, 16)
+    for y, theirs in zip(integration.prepare(model).run(x), runtime(model, {"x": x}), strict=True):
+        assert error(y, theirs) < 2e-6
+
+
 def test_any_batch_of_one_model() -> None:
     model = onnx_models.flattened()
     prepared = integration.prepare(model)
