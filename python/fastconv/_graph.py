@@ -783,6 +783,8 @@ class _Prepared:
                     v = self._views[v]
                 if v in self._inside:
                     del self._views[node.output]
+                    # A copy then, which has no gaps of its own.
+                    self.slots[node.output].strides = np.empty_like(arrays[node.output]).strides
 
     def _whole(self, v: Value) -> Value:
         """The value in whose memory v lies."""

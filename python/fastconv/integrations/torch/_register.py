@@ -16,6 +16,7 @@ from torch import Tensor
 _Library: Any = torch.library.Library
 library = _Library("fastconv", "DEF")
 from_numpy = torch.from_numpy
+cuda_kernels: dict[str, Callable[..., Any]] = {}  # by the operator's name, for the tests: which have no CUDA device
 
 _ops: Any = torch.ops.fastconv
 _transforming = torch._C._are_functorch_transforms_active
@@ -137,7 +138,7 @@ def operator(
 
         @staticmethod
         def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-            return rule(info, in_dims, *args)
+            return mapped(info, in_dims, *args)
 
     transformed: Any = Transformed.apply
 
@@ -146,12 +147,13 @@ def operator(
             return transformed(*args)
         return op(*args)
 
-    rule = _vmap(call, folds)
+    mapped = _vmap(call, folds)
     library.impl(name, host or on_host(kernel), "CPU")
     library.impl(name, kernel, "CUDA")
+    cuda_kernels[name] = kernel
     torch.library.register_fake(qualified, fake, lib=library)
     torch.library.register_autograd(qualified, backward, setup_context=save, lib=library)
-    torch.library.register_vmap(qualified, rule, lib=library)
+    torch.library.register_vmap(qualified, _vmap(op, folds), lib=library)
     torch.library.register_autocast(qualified, "cpu", torch.float32, lib=library)
     library.impl(name, _autocast_cuda(name, lower), "AutocastCUDA")
     return call
