@@ -28,7 +28,7 @@ def train(rank=0, world=1):
     draws = torch.Generator().manual_seed(1)
     losses, states = [], set()
     for _ in range(STEPS):
-        x, labels = torch.randn(8, 3, 48, 48, generator=draws), torch.randint(5, (8,), generator=draws)
+        x, labels = torch.randn(8, 3, 64, 64, generator=draws), torch.randint(5, (8,), generator=draws)
         mine = slice(rank * 8 // world, (rank + 1) * 8 // world)
         trained.train()
         loss = nn.functional.cross_entropy(trained(x[mine]), labels[mine])
