@@ -724,7 +724,7 @@ def test_gradients(last, monkeypatch):
             return y
 
         monkeypatch.setitem(TRAINING._LAYERS, kind, (noted, own))
-    for name in ("_PRODUCTS", "_ELEMENTS"):
+    for name in ("_DENSE", "_DEPTHWISE", "_ELEMENTS"):
         monkeypatch.setattr(TRAINING, name, 0)
     layers = [nn.Conv2d(8, 16, 3, padding=1, padding_mode="reflect"), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(3, 2)]
     layers += [nn.Conv2d(16, 16, 3, stride=2, groups=16), nn.AvgPool2d(2), nn.Flatten(2), nn.Conv1d(16, 8, 3)]
