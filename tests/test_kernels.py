@@ -1163,10 +1163,10 @@ def test_pool_pixels(rng, isa, dtype, shape, taps, stride):
 def test_turn_block(rng, isa, dtype, shape):
     lanes = shape["lanes"]
     sizes = (1, 2, 3, lanes - 1, lanes, lanes + 1, 2 * lanes, 3 * lanes + 2)
-    for rows, n in itertools.product(filter(None, sizes), repeat=2):
-        src_pitch, dst_pitch = n + int(rng.integers(0, 5)), rows + int(rng.integers(0, 5))
+    for rows, n, gap in itertools.product(filter(None, sizes), filter(None, sizes), (0, 3)):
+        src_pitch, dst_pitch = n + int(rng.integers(0, 5)), rows + gap
         x = integers(rng, (rows - 1) * src_pitch + n, dtype)
-        dst = marked((n - 1) * dst_pitch + rows, dtype)
+        dst = marked(n * dst_pitch + lanes, dtype)  # what lies beyond is not written
         want = dst.copy()
         for i, j in np.ndindex(rows, n):
             want[j * dst_pitch + i] = x[i * src_pitch + j]
@@ -2561,18 +2561,31 @@ def near(y, expected, size, dtype, roundings):
 @covers("winograd_input")
 @pytest.mark.parametrize("outputs", [2, 4])
 def test_winograd_input(rng, isa, dtype, shape, outputs):
-    n, lanes, matrix = outputs + 2, shape["lanes"], winograd_matrices(outputs)[2]
+    winograd_points(_testing.winograd_input, rng, isa, dtype, shape["lanes"], winograd_matrices(outputs)[2], outputs)
+
+
+@covers("winograd_spread")
+@pytest.mark.parametrize("outputs", [2, 4])
+def test_winograd_spread(rng, isa, dtype, shape, outputs):
+    matrix = winograd_matrices(outputs)[0].T
+    winograd_points(_testing.winograd_spread, rng, isa, dtype, shape["lanes"], matrix, outputs)
+
+
+def winograd_points(kernel, rng, isa, dtype, lanes, matrix, outputs):
+    """The points of some tiles of pixels, as many as the matrix has columns."""
+    n, side = matrix.shape
     for tiles, channels in itertools.product((0, 1, 3), (0, 1, lanes - 1, lanes, 2 * lanes + 1)):
-        starts, size = scattered(rng, tiles * n * n, channels)
+        pixels = tiles * side * side
+        starts, size = scattered(rng, pixels, channels)
         x = np.full(size, np.nan, dtype)
-        d = integers(rng, tiles * n * n * channels, dtype).reshape(tiles, n, n, channels)
-        for start, pixel in zip(starts, d.reshape(tiles * n * n, channels), strict=True):
+        d = integers(rng, pixels * channels, dtype).reshape(tiles, side, side, channels)
+        for start, pixel in zip(starts, d.reshape(pixels, channels), strict=True):
             x[start : start + channels] = pixel
         padded = -(-channels // lanes) * lanes
         tile_pitch = padded + 3
         point_pitch = max(tiles, 1) * tile_pitch + 5
         points = marked(n * n * point_pitch, dtype)
-        _testing.winograd_input(
+        kernel(
             isa,
             x=x,
             patch=starts,
@@ -2594,6 +2607,45 @@ def test_winograd_input(rng, isa, dtype, shape, outputs):
             assert not y[:, channels:].any()
             grid[:, t * tile_pitch : t * tile_pitch + padded] = MARK
         assert (grid == MARK).all()
+
+
+@covers("winograd_taps")
+@pytest.mark.parametrize("outputs", [2, 4])
+def test_winograd_taps(rng, isa, dtype, shape, outputs):
+    n, lanes, matrix = outputs + 2, shape["lanes"], winograd_matrices(outputs)[1].T
+    for rows, channels in itertools.product((0, 1, 5), (0, lanes, 3 * lanes)):
+        row_pitch = channels + 2
+        point_pitch = max(rows, 1) * row_pitch + 3
+        points = marked(n * n * point_pitch, dtype)
+        grid = points.reshape(n * n, point_pitch)
+        for k in range(rows):
+            grid[:, k * row_pitch : k * row_pitch + channels] = 4 * integers(rng, n * n * channels, dtype).reshape(
+                n * n, channels
+            )
+        before = grid.astype(np.float64)
+        options = {"point_pitch": point_pitch, "row_pitch": row_pitch, "rows": rows, "channels": channels}
+        assert _testing.winograd_taps(isa, points=points, **options, outputs=outputs) == [0] * rows
+        for k in range(rows):
+            at = np.s_[k * row_pitch : k * row_pitch + channels]
+            sums = before[:, at].reshape(n, n, channels)
+            expected = both(matrix, sums).reshape(9, channels)
+            if outputs == 2:
+                np.testing.assert_array_equal(grid[:9, at], expected)
+            else:
+                near(grid[:9, at], expected, both(np.abs(matrix), np.abs(sums)).reshape(9, channels), dtype, 10)
+            grid[:9, at] = before[:9, at]
+        np.testing.assert_array_equal(grid, before)
+
+
+@pytest.mark.parametrize("outputs", [2, 4])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_winograd_taps_report_rows_that_are_not_finite(rng, isa, dtype, shape, value, outputs):
+    channels = 2 * shape["lanes"]
+    for point in range((outputs + 2) ** 2):
+        points = integers(rng, (outputs + 2) ** 2 * 3 * channels, dtype)
+        points[(point * 3 + 1) * channels + channels - 1] = value
+        options = {"point_pitch": 3 * channels, "row_pitch": channels, "rows": 3, "channels": channels}
+        assert _testing.winograd_taps(isa, points=points, **options, outputs=outputs) == [0, 1, 0]
 
 
 @covers("winograd_filter")

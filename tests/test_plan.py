@@ -262,7 +262,7 @@ def test_a_weight_gradient_is_explained_as_it_runs(
     dy = rng.choice(np.float32([-1, 0.5, 2]), (2, 7, 23, 41))
     shape = (7, channels, 3, 3)
     turned = [np.ascontiguousarray(np.moveaxis(a, 1, -1)) if layout == "NHWC" else a for a in (dy, x)]
-    e = fastconv.explain("conv2d_backward_weight", *turned, shape, layout=layout)
+    e = fastconv.explain("conv2d_backward_weight", *turned, shape, layout=layout, algorithm="direct")
     assert e.decision["role"] == role
     assert e.decision["pixel_block"] == 23 * 41
     assert e.decision["channel_block"] == channels
@@ -278,7 +278,7 @@ def test_a_weight_gradient_is_explained_as_it_runs(
     misses = fastconv.cache_info()["misses"]
     fastconv.workspace_info(reset=True)
     with fastconv.num_threads(1):
-        fastconv.conv2d_backward_weight(*turned, shape, layout=layout, out=out)
+        fastconv.conv2d_backward_weight(*turned, shape, layout=layout, out=out, algorithm="direct")
     np.testing.assert_array_equal(out, _by_runs(dy, x, terms))
     assert not np.array_equal(out, _by_runs(dy, x, terms + 1))
     assert not np.array_equal(out, _by_runs(dy, x, 23 * 41))
@@ -380,3 +380,13 @@ def test_verbose_of_the_other_families() -> None:
     for line, start in zip(lines, starts, strict=True):
         assert line.startswith(start), line
         assert line.endswith(" us"), line
+
+
+def test_a_dense_plan_says_that_it_takes_other_rows(rng: np.random.Generator) -> None:
+    weight = rng.standard_normal((5, 7))
+    plan = fastconv.plan("linear", (4, 7), weight)
+    x = rng.standard_normal((2, 2, 7))
+    np.testing.assert_array_equal(plan(x), fastconv.linear(x, weight))
+    for shape, rows in (((3, 7), 3), ((7,), 1), ((5, 1, 7), 5)):
+        with pytest.raises(ValueError, match=rf"x \(shape .*, {rows} rows\) must have the 4 rows"):
+            plan(np.ones(shape))

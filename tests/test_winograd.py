@@ -365,3 +365,227 @@ def test_small_integers_are_exact_in_tiles_of_two(isa, dtype):
     w = testing.integer_data((21, 37, 3, 3), dtype, seed=2)
     y = fastconv.conv2d(x, w, padding=1, algorithm="winograd2")
     np.testing.assert_array_equal(y, reference.conv2d(x, w, padding=1))
+
+
+# --------------------------------------------------------------------------------------------- gradients of the weight
+
+# (shape of x, output channels, options): channels that fill panels and that do not, tasks of several panels, runs of
+# tiles that end within an image, tiles that end beyond it, images smaller than a tile
+WEIGHTS = [
+    ((2, 16, 8, 9), 16, {"padding": 1}),
+    ((1, 37, 9, 11), 53, {}),
+    ((3, 70, 6, 5), 20, {"padding": ((0, 1), (2, 1))}),
+    ((1, 1, 3, 3), 2, {"padding": 1}),
+    ((2, 5, 1, 2), 3, {"padding": 1}),
+    ((2, 24, 13, 10), 36, {"padding": 1, "groups": 4}),
+    ((1, 9, 70, 3), 5, {"padding": 2}),
+    ((1, 130, 20, 24), 140, {"padding": 1}),
+    ((2, 9, 3, 6), 5, {"padding": 2, "padding_mode": "circular"}),
+    ((2, 9, 4, 3), 5, {"padding": (3, 2), "padding_mode": "reflect"}),
+    ((2, 9, 1, 2), 5, {"padding": 2, "padding_mode": "replicate"}),
+]
+
+
+def weight_case(rng, shape, outputs, dtype, *, layout="NCHW", op="conv2d", **options):
+    """dy, x and the weight's shape."""
+    groups = options.get("groups", 1)
+    x, w = data(rng, shape, outputs, dtype, layout=layout, groups=groups)
+    if op == "conv_transpose2d":
+        w = np.zeros((shape[1], outputs, 3, 3), dtype)
+    y = getattr(reference, op)(x, w, layout=layout, **options)
+    return rng.standard_normal(y.shape).astype(dtype), x, w.shape
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("shape", "outputs", "options"), WEIGHTS, ids=str)
+def test_weight_gradients(rng, isa, algorithm, dtype, layout, shape, outputs, options):
+    options = options | {"layout": layout}
+    dy, x, weight = weight_case(rng, shape, outputs, dtype, **options)
+    options["algorithm"] = algorithm
+    name = "conv2d_backward_weight"
+    assert decision(name, dy, x, weight, **options)["algorithm"] == algorithm
+    dw = fastconv.conv2d_backward_weight(dy, x, weight, **options)
+    testing.assert_close_to_reference(dw, name, dy, x, weight, **options)
+    out = testing.guarded(weight, dtype)
+    held = [testing.guarded_copy(a).array for a in (dy, x)]
+    fastconv.conv2d_backward_weight(*held, weight, **options, out=out.array)
+    out.check()
+    np.testing.assert_array_equal(out.array, dw)
+    start = rng.standard_normal(weight).astype(dtype)
+    out.array[...] = start
+    fastconv.conv2d_backward_weight(dy, x, weight, **options, accumulate=True, out=out.array)
+    np.testing.assert_array_equal(out.array, start + dw)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_weight_gradients_of_other_memory_and_of_transposed_layers(rng, algorithm, layout):
+    options = {"padding": 1, "layout": layout}
+    dy, x, weight = weight_case(rng, (2, 20, 9, 14), 36, np.float32, **options)
+    dw = fastconv.conv2d_backward_weight(dy, x, weight, **options, algorithm=algorithm)
+    swap = {"reordered": "reordered_last"} if layout == "NHWC" else {}
+    for kind in ("reordered", "strided", "negative"):
+        lay = [testing.as_memory(a, swap.get(kind, kind)) for a in (dy, x)]
+        np.testing.assert_array_equal(
+            fastconv.conv2d_backward_weight(*lay, weight, **options, algorithm=algorithm), dw, err_msg=kind
+        )
+    op = "conv_transpose2d_backward_weight"
+    dy, x, weight = weight_case(rng, (2, 20, 9, 14), 36, np.float32, op="conv_transpose2d", **options)
+    dw = fastconv.conv_transpose2d_backward_weight(dy, x, weight, **options, algorithm=algorithm)
+    testing.assert_close_to_reference(dw, op, dy, x, weight, **options, algorithm=algorithm)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_weight_gradients_do_not_depend_on_threads(rng, algorithm, layout):
+    for shape, outputs in (((3, 20, 30, 27), 40), ((2, 150, 7, 7), 170)):
+        dy, x, weight = weight_case(rng, shape, outputs, np.float32, padding=1, layout=layout)
+        x[0, 3, 3, 3] = np.nan  # of filters that are left to direct sums, too
+        options = {"padding": 1, "layout": layout, "algorithm": algorithm}
+        with fastconv.num_threads(1):
+            dw = fastconv.conv2d_backward_weight(dy, x, weight, **options)
+        for threads in (2, 3, 7):
+            with fastconv.num_threads(threads):
+                np.testing.assert_array_equal(fastconv.conv2d_backward_weight(dy, x, weight, **options), dw)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_weight_gradients_of_what_is_not_finite(rng, algorithm, dtype, layout):
+    """Filters that it reaches are made by direct sums; of those of other output channels the bits stay."""
+    dy, x, weight = weight_case(rng, (2, 80, 9, 14), 40, dtype, padding=1, layout=layout)
+    gradient = fastconv.conv2d_backward_weight
+    options = {"padding": 1, "layout": layout}
+    clean = gradient(dy, x, weight, **options, algorithm=algorithm)
+    for value in (np.nan, np.inf, -np.inf):
+        dirty = dy.copy()
+        dirty[(1, 7, 3, 5) if layout == "NCHW" else (1, 3, 5, 7)] = value
+        dw = gradient(dirty, x, weight, **options, algorithm=algorithm)
+        direct = gradient(dirty, x, weight, **options, algorithm="direct")
+        np.testing.assert_array_equal(np.isnan(dw), np.isnan(direct))
+        np.testing.assert_array_equal(np.isfinite(dw), np.isfinite(direct))
+        assert not np.isfinite(dw[7]).any()
+        np.testing.assert_array_equal(np.delete(dw, 7, 0), np.delete(clean, 7, 0))
+        dirty = x.copy()
+        dirty[(1, 70, 0, 0) if layout == "NCHW" else (1, 0, 0, 70)] = value
+        start = rng.standard_normal(weight).astype(dtype)
+        results = []
+        for name in (algorithm, "direct"):
+            out = start.copy()
+            gradient(dy, dirty, weight, **options, algorithm=name, accumulate=True, out=out)
+            results.append(out)
+        # No pixel multiplies the image's corner with the taps beyond it.
+        np.testing.assert_array_equal(np.isfinite(results[0]), np.isfinite(results[1]))
+        finite = np.isfinite(results[0][:, 70])
+        assert not finite[:, :2, :2].any()
+        assert finite[:, 2].all()
+        assert finite[:, :, 2].all()
+        assert np.isfinite(np.delete(results[0], 70, 1)).all()
+        np.testing.assert_array_equal(results[0][:, :64], (start + clean)[:, :64])
+    # What overflows on the way alone is not lost.
+    large = np.full_like(x, np.finfo(dtype).max / 1e5)
+    dw, direct = (gradient(dy, large, weight, **options, algorithm=name) for name in (algorithm, "direct"))
+    np.testing.assert_array_equal(np.isfinite(dw), np.isfinite(direct))
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_weight_gradients_of_a_plane_of_a_volume(rng, algorithm):
+    x = rng.standard_normal((2, 9, 3, 8, 7)).astype(np.float32)
+    dy = rng.standard_normal((2, 6, 1, 8, 7)).astype(np.float32)
+    options = {"padding": (0, 1, 1), "algorithm": algorithm}
+    arrays = (dy, x[:, :, 1:2], (6, 9, 1, 3, 3))
+    dw = fastconv.conv3d_backward_weight(*arrays, **options)
+    testing.assert_close_to_reference(dw, "conv3d_backward_weight", *arrays, **options)
+
+
+# Images and their size: runs of tiles that are whole and that hang over, the least that "auto" takes 4 x 4 for.
+@pytest.mark.parametrize(("images", "size"), [(12, 4), (4, 7), (1, 14), (1, 28), (8, 16)])
+def test_rms_error_of_weight_gradients_against_a_single_chain(rng, images, size):
+    dy, x, weight = weight_case(rng, (images, 16, size, size), 16, np.float32, padding=1)
+    padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
+    chain, exact = np.zeros(weight, np.float32), np.zeros(weight)
+    for n, p, q in np.ndindex(images, size, size):
+        term = dy[n, :, p, q].astype(np.float64)[:, None, None, None] * padded[n, None, :, p : p + 3, q : q + 3]
+        chain = (chain + term).astype(np.float32)
+        exact += term
+    limit = 2.5 * np.sqrt(np.mean((chain - exact) ** 2))
+    assert decision("conv2d_backward_weight", dy, x, weight, padding=1)["algorithm"] == "winograd4"
+    for algorithm in ALGORITHMS:
+        dw = fastconv.conv2d_backward_weight(dy, x, weight, padding=1, algorithm=algorithm)
+        assert np.sqrt(np.mean((dw - exact) ** 2)) <= limit
+
+
+def test_auto_takes_it_for_weights_where_it_does_clearly_less():
+    def auto(n, c, size, k, **options):
+        shape = (n, c, size, size)
+        dy = (n, k, size, size)
+        return decision("conv2d_backward_weight", dy, shape, (k, c, 3, 3), padding=1, **options)["algorithm"]
+
+    for n, c, size, k in ((1, 64, 56, 64), (8, 128, 8, 128), (1, 256, 14, 256), (4, 32, 14, 64)):
+        assert auto(n, c, size, k) == "winograd4"
+        assert auto(n, c, size, k, algorithm="direct") == "direct"
+    assert auto(8, 256, 4, 256) == "winograd2"  # too few terms for 4 x 4
+    assert auto(1, 64, 2, 64) == "direct"  # and for 2 x 2
+    assert auto(1, 3, 112, 64) == "direct"
+    strided = decision("conv2d_backward_weight", (1, 64, 28, 28), (1, 64, 56, 56), (64, 64, 3, 3), padding=1, stride=2)
+    assert strided["algorithm"] == "direct"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_the_proven_bound_holds_for_weights(algorithm, dtype):
+    """Constant data: the roundings agree, and all lags within the image have the same sum."""
+    for n, size in ((1, 16), (9, 30)):
+        x, dy = (np.full((n, 20, size, size), dtype(v)) for v in (1.1, 0.3))
+        d = decision("conv2d_backward_weight", dy, x, (20, 20, 3, 3), padding=1, algorithm=algorithm)
+        dw = fastconv.conv2d_backward_weight(dy, x, (20, 20, 3, 3), padding=1, algorithm=algorithm)
+        rows = np.array([size - 1, size, size - 1], dtype)
+        exact = n * np.longdouble(dtype(1.1)) * np.longdouble(dtype(0.3)) * np.multiply.outer(rows, rows)
+        most = float(exact.max())
+        assert np.abs(dw - exact).max() <= d["error_bound"] * np.finfo(dtype).eps * most
+
+
+def test_weight_gradients_by_limit_and_by_name():
+    arrays = ((8, 64, 16, 16), (8, 64, 16, 16), (64, 64, 3, 3))
+    op = "conv2d_backward_weight"
+    bounds = {a: decision(op, *arrays, padding=1, algorithm=a)["error_bound"] for a in ("direct", *ALGORITHMS)}
+    assert bounds["direct"] < bounds["winograd2"] < bounds["winograd4"]
+    for limit, name in (
+        (bounds["winograd4"], "winograd4"),
+        (bounds["winograd4"] - 1, "winograd2"),
+        (bounds["winograd2"] - 1, "direct"),
+    ):
+        assert decision(op, *arrays, padding=1, max_error=limit)["algorithm"] == name
+    with pytest.raises(ValueError, match=r"max_error \(=10\) must be at least \d+.*'direct'.*'winograd2'.*'winograd4'"):
+        decision(op, *arrays, padding=1, max_error=10)
+    dy, x, w = (np.ones(s, np.float32) for s in ((1, 4, 7, 7), (1, 4, 9, 9), (4, 4, 3, 3)))
+    with pytest.raises(ValueError, match=r"max_error \(=1\) must be at least"):
+        fastconv.conv2d_backward_weight(dy, x, w.shape, max_error=1)
+    with pytest.raises(ValueError, match=r"algorithm \(='fft'\) does not make the gradient of a weight"):
+        fastconv.conv2d_backward_weight(dy, x, w.shape, algorithm="fft")
+    for algorithm in ALGORITHMS:
+        with pytest.raises(ValueError, match=rf"algorithm \(='{algorithm}'\) takes .* 3 x 3"):
+            fastconv.conv2d_backward_weight(dy[..., :4, :4], x, w.shape, stride=2, algorithm=algorithm)
+        with pytest.raises(ValueError, match=rf"algorithm \(='{algorithm}'\)"):
+            fastconv.conv2d_backward_weight(dy, x, (4, 1, 3, 3), groups=4, algorithm=algorithm)
+        empty = fastconv.conv2d_backward_weight(dy[:0], x[:0], w.shape, algorithm=algorithm)
+        np.testing.assert_array_equal(empty, np.zeros_like(w))
+        # Named in a call for all gradients it is asked of the input's alone.
+        gradients = fastconv.conv2d_backward(dy, x, w, algorithm=algorithm)
+        np.testing.assert_array_equal(gradients.weight, fastconv.conv2d_backward_weight(dy, x, w.shape))
+    direct = fastconv.conv2d_backward(dy, x, w, algorithm="direct")
+    np.testing.assert_array_equal(direct.weight, fastconv.conv2d_backward_weight(dy, x, w.shape, algorithm="direct"))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_workspace_of_weight_gradients(dtype):
+    for c, size, k in ((3, 28, 24), (64, 300, 64), (512, 7, 512), (512, 28, 512), (750, 16, 750)):
+        for algorithm, layout in itertools.product(ALGORITHMS, LAYOUTS):
+            shapes = [(2, n, size, size) if layout == "NCHW" else (2, size, size, n) for n in (k, c)]
+            dy, x = (np.broadcast_to(np.zeros(1, dtype), s) for s in shapes)
+            d = decision("conv2d_backward_weight", dy, x, (k, c, 3, 3), padding=1, layout=layout, algorithm=algorithm)
+            assert d["workspace_per_thread"] < 2 << 20
+            assert d["packed_weight_bytes"] == 0

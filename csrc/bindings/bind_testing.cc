@@ -1053,6 +1053,42 @@ void winograd_input(const std::string& isa, const Array<T>& x, const Indices& pa
 }
 
 template <class T>
+void winograd_spread(const std::string& isa, const Array<T>& x, const Indices& patch, int64_t tiles, int64_t channels,
+                     Array<T> points, int64_t point_pitch, int64_t tile_pitch, int32_t outputs) {
+  const KernelTable<T>& kernels = table<T>(isa);
+  const int64_t n = patch_size(outputs);
+  require(static_cast<int64_t>(patch.size()) == natural(tiles) * outputs * outputs, "a tile has m x m pixels");
+  Reach().any_of(patch).steps(channels, 1).within(x, "pixels lie in x");
+  Reach()
+      .steps(n * n, point_pitch)
+      .steps(tiles, tile_pitch)
+      .steps(up_to_multiple(natural(channels), kernels.lanes), 1)
+      .within(points, "whole vectors of all points are written");
+  const std::vector<const T*> pixels = pointers<const T>(x.data(), patch);
+  WinogradInputArgs<T> g{};
+  g.patch = pixels.data(), g.tiles = tiles, g.channels = channels;
+  g.points = points.mutable_data(), g.point_pitch = point_pitch, g.tile_pitch = tile_pitch, g.outputs = outputs;
+  kernels.winograd_spread(g);
+}
+
+// Returns the rows' `bad`.
+template <class T>
+std::vector<int32_t> winograd_taps(const std::string& isa, Array<T> points, int64_t point_pitch, int64_t row_pitch,
+                                   int64_t rows, int64_t channels, int32_t outputs) {
+  const KernelTable<T>& kernels = table<T>(isa);
+  const int64_t n = patch_size(outputs);
+  require(natural(channels) % kernels.lanes == 0, "channels are whole vectors");
+  Reach()
+      .steps(n * n, point_pitch)
+      .steps(natural(rows), row_pitch)
+      .steps(channels, 1)
+      .within(points, "points lie in points");
+  std::vector<int32_t> bad(static_cast<size_t>(rows), -1);
+  kernels.winograd_taps({points.mutable_data(), point_pitch, row_pitch, rows, channels, bad.data(), outputs});
+  return bad;
+}
+
+template <class T>
 void winograd_filter(const std::string& isa, const Array<T>& panel, int64_t channels, int64_t columns, Array<T> points,
                      int64_t point_pitch, int32_t outputs) {
   const KernelTable<T>& kernels = table<T>(isa);
@@ -1412,6 +1448,10 @@ void bind_kernels(py::module_& m) {
         py::arg("a") = T{0}, py::arg("b") = T{0}, py::arg("accumulate") = false);
   m.def("winograd_input", &winograd_input<T>, isa, options, array("x"), py::arg("patch"), py::arg("tiles"),
         py::arg("channels"), array("points"), py::arg("point_pitch"), py::arg("tile_pitch"), py::arg("outputs"));
+  m.def("winograd_spread", &winograd_spread<T>, isa, options, array("x"), py::arg("patch"), py::arg("tiles"),
+        py::arg("channels"), array("points"), py::arg("point_pitch"), py::arg("tile_pitch"), py::arg("outputs"));
+  m.def("winograd_taps", &winograd_taps<T>, isa, options, array("points"), py::arg("point_pitch"), py::arg("row_pitch"),
+        py::arg("rows"), py::arg("channels"), py::arg("outputs"));
   m.def("winograd_filter", &winograd_filter<T>, isa, options, array("panel"), py::arg("channels"), py::arg("columns"),
         array("points"), py::arg("point_pitch"), py::arg("outputs"));
   m.def("winograd_output", &winograd_output<T>, isa, options, array("points"), py::arg("point_pitch"),

@@ -227,7 +227,8 @@ struct DepthwisePlanesArgs {
 // patch and a filter become n * n points each, which are multiplied one by one. Point p of tile t begins at p *
 // point_pitch + t * tile_pitch; its channels are neighbours.
 
-// patch[(t * n + i) * n + j] points to the channels of a pixel. Whole vectors are written, zeros beyond the channels.
+// patch[(t * n + i) * n + j] points to the channels of a pixel (of m x m of them, where a tile is spread). Whole
+// vectors are written, zeros beyond the channels.
 template <class T>
 struct WinogradInputArgs {
   const T* const* patch;
@@ -268,6 +269,17 @@ struct WinogradOutputArgs {
   T a, b;
   int32_t accumulate;
   uint64_t* bad;
+  int32_t outputs;
+};
+
+// In place: points 0 to 8 of each row become taps. The channels are whole vectors; bad[row] is set to 0 where all of
+// them are finite.
+template <class T>
+struct WinogradTapsArgs {
+  T* points;
+  int64_t point_pitch, row_pitch;
+  int64_t rows, channels;
+  int32_t* bad;
   int32_t outputs;
 };
 

@@ -20,6 +20,14 @@
 // no half needs the other's. 12 additions and FMAs make 6 elements of a patch, 13 make 4 outputs. Register map,
 // AVX-512, m = 4: half a patch 3 x 6 = 18, a column 6, parts 2, constants 4: 30 of 32; half a tile 2 x 6 = 12, a column
 // 6, parts 2, constants 4: 24. AVX2 keeps what is in between on the stack.
+//
+// The gradient of the filter is the transposed product: tiles of dy become points by A, their products with the points
+// of the patches are summed over the tiles, and the sums become taps by G^T:
+//
+//   dg = G^T [ sum over tiles of (A dy A^T) . (B^T d B) ] G
+//
+// Half a tile's points 3 x 4 = 12, a column 4, parts 2, constants 4: 22; the sums of a filter 3 x 6 = 18, a column 6,
+// parts 2, constants 4: 30.
 #pragma once
 #include "dispatch/kernel_args.h"
 #include "kernels/activation.inl.h"
@@ -33,7 +41,7 @@ template <class T>
 inline constexpr T kRootTwo = (T)1.41421356237309504880;
 
 // The one-dimensional transforms of m outputs. input() and output() make half of their results, those that share sums:
-// half 0 or 1 of n / 2 elements of a patch, of m / 2 outputs in the order of kOutput.
+// half 0 or 1 of n / 2 elements of a patch, of m / 2 outputs in the order of kOutput; spread() half of a tile's points.
 template <class T, int M>
 struct Winograd;
 
@@ -56,6 +64,17 @@ struct Winograd<T, 2> {
   template <int H>
   static inline __attribute__((always_inline)) void output(const V (&s)[4], V (&y)[1]) {
     y[0] = H == 0 ? s[0] + s[1] + s[2] : s[1] - s[2] - s[3];
+  }
+  template <int H>
+  static inline __attribute__((always_inline)) void spread(const V (&y)[2], V (&e)[2]) {
+    e[0] = H == 0 ? y[0] : y[0] - y[1];
+    e[1] = H == 0 ? y[0] + y[1] : V::zero() - y[1];
+  }
+  static inline __attribute__((always_inline)) void taps(const V (&s)[4], V (&g)[3]) {
+    const V half = V::set1((T)0.5), sum = (s[1] + s[2]) * half;
+    g[0] = s[0] + sum;
+    g[1] = (s[1] - s[2]) * half;
+    g[2] = s[3] + sum;
   }
 };
 
@@ -103,6 +122,20 @@ struct Winograd<T, 4> {
       y[0] = a + b;
       y[1] = fma(two, b, fma(half, a, s[5]));
     }
+  }
+  template <int H>
+  static inline __attribute__((always_inline)) void spread(const V (&y)[4], V (&e)[3]) {
+    const V ratio = V::set1(H == 0 ? (T)0.5 : (T)2), point = V::set1(H == 0 ? kRootHalf<T> : kRootTwo<T>);
+    const V even = fma(ratio, y[2], y[0]), odd = fma(ratio, y[3], y[1]);
+    e[0] = H == 0 ? y[0] : fma(point, odd, even);
+    e[1] = H == 0 ? fma(point, odd, even) : fnma(point, odd, even);
+    e[2] = H == 0 ? fnma(point, odd, even) : y[3];
+  }
+  static inline __attribute__((always_inline)) void taps(const V (&s)[6], V (&g)[3]) {
+    const V third = V::set1((T)(1.0 / 3)), a = s[1] + s[2], b = s[3] + s[4];
+    g[0] = fma(V::set1((T)(1.0 / 6)), b, fnma(V::set1((T)(2.0 / 3)), a, s[0]));
+    g[1] = fma(V::set1((T)(1.0 / 6) * kRootTwo<T>), s[3] - s[4], V::set1((T)(2.0 / 3) * kRootHalf<T>) * (s[2] - s[1]));
+    g[2] = fma(third, b - a, s[5]);
   }
 };
 
@@ -282,6 +315,96 @@ inline void winograd_output_tiles(const WinogradOutputArgs<T>& g) {
 template <class T>
 void winograd_output(const WinogradOutputArgs<T>& g) {
   g.outputs == 2 ? winograd_output_tiles<T, 2>(g) : winograd_output_tiles<T, 4>(g);
+}
+
+// As winograd_half_patch(), of the pixels of a tile.
+template <class T, int M, int H, bool Full>
+inline __attribute__((always_inline)) void winograd_half_spread(const T* const* tile, int64_t c, int64_t lanes, T* to,
+                                                                int64_t point_pitch) {
+  using V = Vec<T>;
+  constexpr int N = M + 2;
+  V half[N / 2][M];
+#pragma GCC unroll 16
+  for (int j = 0; j < M; ++j) {
+    V y[M], column[N / 2];
+#pragma GCC unroll 16
+    for (int i = 0; i < M; ++i) y[i] = Full ? V::load(tile[i * M + j] + c) : V::load_n(tile[i * M + j] + c, lanes);
+    Winograd<T, M>::template spread<H>(y, column);
+#pragma GCC unroll 16
+    for (int i = 0; i < N / 2; ++i) half[i][j] = column[i];
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < N / 2; ++i) {
+    V row[N / 2];
+    T* const from = to + (H * N / 2 + i) * N * point_pitch;
+    Winograd<T, M>::template spread<0>(half[i], row);
+#pragma GCC unroll 16
+    for (int j = 0; j < N / 2; ++j) row[j].store(from + j * point_pitch);
+    Winograd<T, M>::template spread<1>(half[i], row);
+#pragma GCC unroll 16
+    for (int j = 0; j < N / 2; ++j) row[j].store(from + (N / 2 + j) * point_pitch);
+  }
+}
+
+template <class T, int M>
+inline void winograd_spread_tiles(const WinogradInputArgs<T>& g) {
+  constexpr int W = Vec<T>::kLanes;
+  for (int64_t t = 0; t < g.tiles; ++t) {
+    const T* const* tile = g.patch + t * M * M;
+    T* const to = g.points + t * g.tile_pitch;
+    int64_t c = 0;
+    for (; c + W <= g.channels; c += W) {
+      winograd_half_spread<T, M, 0, true>(tile, c, W, to + c, g.point_pitch);
+      winograd_half_spread<T, M, 1, true>(tile, c, W, to + c, g.point_pitch);
+    }
+    if (c < g.channels) {
+      winograd_half_spread<T, M, 0, false>(tile, c, g.channels - c, to + c, g.point_pitch);
+      winograd_half_spread<T, M, 1, false>(tile, c, g.channels - c, to + c, g.point_pitch);
+    }
+  }
+}
+
+template <class T>
+void winograd_spread(const WinogradInputArgs<T>& g) {
+  g.outputs == 2 ? winograd_spread_tiles<T, 2>(g) : winograd_spread_tiles<T, 4>(g);
+}
+
+template <class T, int M>
+inline void winograd_taps_of(const WinogradTapsArgs<T>& g) {
+  using V = Vec<T>;
+  constexpr int W = V::kLanes, N = M + 2;
+  for (int64_t k = 0; k < g.rows; ++k) {
+    V finite = V::zero();
+    for (int64_t c = 0; c < g.channels; c += W) {
+      T* const at = g.points + k * g.row_pitch + c;
+      V half[3][N];
+#pragma GCC unroll 16
+      for (int j = 0; j < N; ++j) {
+        V s[N], column[3];
+#pragma GCC unroll 16
+        for (int i = 0; i < N; ++i) s[i] = V::load(at + (i * N + j) * g.point_pitch);
+        Winograd<T, M>::taps(s, column);
+#pragma GCC unroll 16
+        for (int r = 0; r < 3; ++r) half[r][j] = column[r];
+      }
+#pragma GCC unroll 16
+      for (int r = 0; r < 3; ++r) {
+        V row[3];
+        Winograd<T, M>::taps(half[r], row);
+#pragma GCC unroll 16
+        for (int s = 0; s < 3; ++s) {
+          finite = fma(row[s], V::zero(), finite);
+          row[s].store(at + (3 * r + s) * g.point_pitch);
+        }
+      }
+    }
+    g.bad[k] = !(finite.sum() == 0);
+  }
+}
+
+template <class T>
+void winograd_taps(const WinogradTapsArgs<T>& g) {
+  g.outputs == 2 ? winograd_taps_of<T, 2>(g) : winograd_taps_of<T, 4>(g);
 }
 
 }  // namespace fastconv::FASTCONV_ISA_NS

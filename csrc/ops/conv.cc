@@ -14,6 +14,7 @@
 #include "ops/layer.h"
 #include "ops/memory.h"
 #include "ops/parallel.h"
+#include "ops/winograd.h"
 
 namespace fastconv {
 namespace ops {
@@ -425,6 +426,14 @@ DenseJob weight_job(const ConvDesc& desc, const Layer& l) {
   return job;
 }
 
+// Whether a gradient that has a sum is made by the algorithm that is asked for.
+template <class T>
+bool serves_weights(Algorithm algorithm, const DenseJob& job, const Machine& m) {
+  if (algorithm == Algorithm::automatic || algorithm == Algorithm::direct) return true;
+  if (job.G * job.C * job.K * job.taps() * job.N * job.pixels() == 0) return true;
+  return !has_filter_gradient<T>(job, m) && choose_winograd_weight<T>(job, m, algorithm) > 0;
+}
+
 template <class T>
 Status backward_weight(const ConvDesc& desc, const ConvOperands& o) {
   Layer l;
@@ -434,7 +443,9 @@ Status backward_weight(const ConvDesc& desc, const ConvOperands& o) {
   DenseJob job = weight_job(desc, l);
   job.input = desc.transposed ? o.y.data : o.x.data;
   job.output = desc.transposed ? o.x.data : o.y.data;
-  return run_weight_gradient<T>(job, m, kernel_table<T>(m.isa), static_cast<T*>(o.w.data), o.accumulate);
+  if (!serves_weights<T>(desc.algorithm, job, m)) return Status::bad_algorithm;
+  return run_weight_gradient<T>(job, m, kernel_table<T>(m.isa), desc.algorithm, static_cast<T*>(o.w.data),
+                                o.accumulate);
 }
 
 template <class T>
@@ -533,6 +544,13 @@ double winograd_error_bound(const Choice& c, int64_t folded) {
   return (c.winograd == 2 ? 25.0 : 214.0) * static_cast<double>(28 + terms + pieces + folded + 4);
 }
 
+// As above, of the gradient of the filters: the tiles are transformed as filters are, the sums of a run's points are
+// the chain. The most that the transforms' magnitudes may be of the sum at the lags of a tile's filter and of those
+// beyond it that a patch has room for is 16 or 255.
+double winograd_weight_bound(const WeightForm& form) {
+  return (form.winograd == 2 ? 16.0 : 255.0) * static_cast<double>(28 + form.terms + form.pieces + 4);
+}
+
 // What a term of a result passes through at most: the longest chain of fused additions, the chains that are added to
 // one another, and the elements of the frame that are folded into it.
 struct Sums {
@@ -621,9 +639,10 @@ Decision summarise_spread(const DenseJob& job, const Machine& m, const Geometry&
 }
 
 template <class T>
-Decision summarise_weight_gradient(const DenseJob& job, const Machine& m, const Geometry& g, double bytes) {
+Decision summarise_weight_gradient(const DenseJob& job, const Machine& m, const Geometry& g, Algorithm algorithm,
+                                   double bytes) {
   Decision d = summary_of(m, g, bytes);
-  const WeightForm form = weight_gradient_form<T>(job, m);
+  const WeightForm form = weight_gradient_form<T>(job, m, algorithm);
   d.role = form.by_rows ? "pixel terms by rows" : "pixel terms by slab";
   d.reduction_block = form.terms;
   d.channel_block = form.channels;
@@ -634,6 +653,14 @@ Decision summarise_weight_gradient(const DenseJob& job, const Machine& m, const 
   // As forward, without an epilogue; what the gradient is added to joins the chain of the pieces.
   d.error_bound += static_cast<double>(form.terms + form.joins + form.pieces);
   d.passed_over = form.passed_over;
+  if (form.winograd) {
+    d.algorithm = form.winograd == 2 ? "winograd2" : "winograd4";
+    d.role = "points of tiles";
+    d.error_bound = winograd_weight_bound(form);
+    if (algorithm == Algorithm::automatic)
+      d.passed_over += form.winograd == 2 ? "\nwinograd4: more of the points' error, or more sums of points to keep"
+                                          : "\nwinograd2: more multiplications";
+  }
   return d;
 }
 
@@ -943,7 +970,9 @@ Status decide(const ConvDesc& desc, Pass pass, const ConvOperands& o, Decision* 
       run.job = fprop_job(g, l.y, l.x, nullptr, l.w);
       decide_product(&run, l, m, false, 1);
     } else {
-      *out = summarise_weight_gradient<T>(weight_job(desc, l), m, g, least_bytes(g, false, sizeof(T)));
+      const DenseJob job = weight_job(desc, l);
+      if (!serves_weights<T>(desc.algorithm, job, m)) return Status::bad_algorithm;
+      *out = summarise_weight_gradient<T>(job, m, g, desc.algorithm, least_bytes(g, false, sizeof(T)));
       return Status::ok;
     }
   }

@@ -1203,8 +1203,6 @@ struct PixelRuns {
   }
 };
 
-struct WeightTask { int64_t g, c0, c1, k0, k1; };
-
 template <class T>
 void weight_task_slab(const DenseJob& job, const Machine& m, const KernelTable<T>& kernels, const PixelRuns& pixels,
                       const WeightTask& task, T* dw, bool accumulate, Arena& arena) {
@@ -1363,6 +1361,46 @@ struct WeightSplit {
   bool transposed(const DenseJob& job) const { return by_rows && job.taps() > 1; }
 };
 
+// Parts of a gradient that another algorithm has left, by slabs, which write dw as it is.
+template <class T>
+struct DirectParts {
+  PixelRuns pixels;
+  int64_t channels;  // of a task at most
+
+  DirectParts(const DenseJob& job, const Machine& m, int64_t most)
+      : pixels(job, reduction_terms(m, sizeof(T))), channels(most) {
+    while (channels > 1 && weight_scratch_slab<T>(job, m, pixels, channels, 1) > m.l2 / 2)
+      channels = ceil_div(channels, 2);
+  }
+  int64_t workspace(const DenseJob& job, const Machine& m) const {
+    return weight_scratch_slab<T>(job, m, pixels, channels, job.K) + 256;
+  }
+};
+
+template <class T>
+Status run_direct_parts(const DenseJob& job, const Machine& m, const KernelTable<T>& kernels,
+                        const std::vector<WeightTask>& parts, T* dw, bool accumulate) {
+  int64_t widest = 0;
+  for (const WeightTask& part : parts) widest = std::max(widest, part.c1 - part.c0);
+  const DirectParts<T> direct(job, m, widest);
+  const int64_t bytes = direct.workspace(job, m);
+  std::atomic<bool> failed{false};
+  const Status s = parallel_for(static_cast<int64_t>(parts.size()), job_nanoseconds(job), [&](int64_t i, int) {
+    Workspace scratch(static_cast<size_t>(bytes));
+    if (!scratch) {
+      failed.store(true, std::memory_order_relaxed);
+      return;
+    }
+    WeightTask task = parts[static_cast<size_t>(i)];
+    for (const int64_t end = task.c1; task.c0 < end; task.c0 = task.c1) {
+      task.c1 = std::min(end, task.c0 + direct.channels);
+      Arena arena(scratch.data());
+      weight_task_slab(job, m, kernels, direct.pixels, task, dw, accumulate, arena);
+    }
+  });
+  return failed ? Status::out_of_memory : s;
+}
+
 }  // namespace
 
 // Small images of a batch are one run of the reduction: each piece of it reads and writes all of dw. The pixels of dy
@@ -1383,8 +1421,13 @@ DenseJob joined_terms(const DenseJob& images, const Machine& m, int64_t* copied)
 }
 
 template <class T>
-WeightForm weight_gradient_form(const DenseJob& images, const Machine& m) {
+WeightForm weight_gradient_form(const DenseJob& images, const Machine& m, Algorithm algorithm) {
   if (has_filter_gradient<T>(images, m)) return filter_gradient_form<T>(images, m);
+  if (const int32_t outputs = choose_winograd_weight<T>(images, m, algorithm)) {
+    WeightForm form = winograd_weight_form<T>(images, outputs, m);
+    form.workspace = std::max(form.workspace, DirectParts<T>(images, m, form.channels).workspace(images, m));
+    return form;
+  }
   int64_t joined;
   const DenseJob job = joined_terms<T>(images, m, &joined);
   const WeightSplit<T> split(job, m);
@@ -1401,13 +1444,18 @@ WeightForm weight_gradient_form(const DenseJob& images, const Machine& m) {
                                         : "rows: the channels are not neighbours in memory";
   return form;
 }
-template WeightForm weight_gradient_form<float>(const DenseJob&, const Machine&);
-template WeightForm weight_gradient_form<double>(const DenseJob&, const Machine&);
+template WeightForm weight_gradient_form<float>(const DenseJob&, const Machine&, Algorithm);
+template WeightForm weight_gradient_form<double>(const DenseJob&, const Machine&, Algorithm);
 
 template <class T>
-Status run_weight_gradient(const DenseJob& images, const Machine& m, const KernelTable<T>& kernels, T* dw,
-                           bool accumulate) {
+Status run_weight_gradient(const DenseJob& images, const Machine& m, const KernelTable<T>& kernels, Algorithm algorithm,
+                           T* dw, bool accumulate) {
   if (has_filter_gradient<T>(images, m)) return run_filter_gradient<T>(images, m, kernels, dw, accumulate);
+  if (const int32_t outputs = choose_winograd_weight<T>(images, m, algorithm)) {
+    std::vector<WeightTask> bad;
+    const Status s = run_winograd_weight<T>(images, outputs, m, kernels, dw, accumulate, &bad);
+    return s != Status::ok || bad.empty() ? s : run_direct_parts<T>(images, m, kernels, bad, dw, accumulate);
+  }
   int64_t joined;
   DenseJob job = joined_terms<T>(images, m, &joined);
   const Block copy(joined * static_cast<int64_t>(sizeof(T)));
@@ -1475,13 +1523,11 @@ Status run_weight_gradient(const DenseJob& images, const Machine& m, const Kerne
   if (transposed) {
     if (status == Status::ok) {
       status = parallel_for(job.G * job.K, static_cast<double>(size), [&](int64_t k, int) {
-        const T* from = target + k * T_all * job.C;
-        T* to = dw + k * T_all * job.C;
+        T* const from = target + k * T_all * job.C;
+        T* const to = dw + k * T_all * job.C;
+        if (!accumulate) return kernels.turn_block({from, to, T_all, job.C, job.C, T_all});
         for (int64_t c = 0; c < job.C; ++c)
-          for (int64_t t = 0; t < T_all; ++t) {
-            const T v = from[t * job.C + c];
-            to[c * T_all + t] = accumulate ? to[c * T_all + t] + v : v;
-          }
+          for (int64_t t = 0; t < T_all; ++t) to[c * T_all + t] += from[t * job.C + c];
       });
     }
     output_release(target, static_cast<size_t>(size) * sizeof(T));
@@ -1498,7 +1544,7 @@ Status run_weight_gradient(const DenseJob& images, const Machine& m, const Kerne
   template int64_t box_workspace<T>(const Run<T>&, const Machine&, const int64_t[3]);                               \
   template void run_box<T>(const Run<T>&, const Machine&, const KernelTable<T>&, const Finish<T>&, int64_t,         \
                            const int64_t[3], const int64_t[3], void*);                                              \
-  template Status run_weight_gradient<T>(const DenseJob&, const Machine&, const KernelTable<T>&, T*, bool);
+  template Status run_weight_gradient<T>(const DenseJob&, const Machine&, const KernelTable<T>&, Algorithm, T*, bool);
 FASTCONV_INSTANTIATE(float)
 FASTCONV_INSTANTIATE(double)
 #undef FASTCONV_INSTANTIATE

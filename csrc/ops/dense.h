@@ -94,15 +94,19 @@ template <class T>
 void run_box(const Run<T>& run, const Machine& machine, const KernelTable<T>& kernels, const Finish<T>& finish,
              int64_t n, const int64_t at[3], const int64_t size[3], void* scratch);
 
+// A part of dw: input channels [c0, c1) and output channels [k0, k1) of group g.
+struct WeightTask { int64_t g, c0, c1, k0, k1; };
+
 // dw[k][c][t] (+)= the sum over images and pixels of dy(k, p) * x(c, p * stride - pad + t * dilation). `job` is the
 // forward product; its input is x, its output dy. dw is contiguous.
 template <class T>
-Status run_weight_gradient(const DenseJob& job, const Machine& machine, const KernelTable<T>& kernels, T* dw,
-                           bool accumulate);
+Status run_weight_gradient(const DenseJob& job, const Machine& machine, const KernelTable<T>& kernels,
+                           Algorithm algorithm, T* dw, bool accumulate);
 
 // How run_weight_gradient() goes about a product: what depends neither on the threads nor, the count of pieces apart,
 // on the batch.
 struct WeightForm {
+  int32_t winograd;  // outputs of a tile along an axis, whose points are the terms; 0: direct
   bool by_rows;  // a row of the panel is a copy of one pixel's channels; otherwise a column is transposed out of a slab
   int64_t terms, pieces;  // pixels of a piece of the reduction, and the number of pieces
   int64_t joins;  // additions that make one sum of the lanes of a piece; 0: every lane is a result
@@ -112,6 +116,6 @@ struct WeightForm {
   const char* passed_over;
 };
 template <class T>
-WeightForm weight_gradient_form(const DenseJob& job, const Machine& machine);
+WeightForm weight_gradient_form(const DenseJob& job, const Machine& machine, Algorithm algorithm);
 
 }  // namespace fastconv::ops

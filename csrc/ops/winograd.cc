@@ -5,12 +5,10 @@
 
 #include "ops/memory.h"
 #include "ops/parallel.h"
+#include "ops/patches.h"
 
 namespace fastconv::ops {
 namespace {
-
-// Channels of the input that a copied strip of patches holds at a time.
-constexpr int64_t kStripChannels = 64;
 
 // Panels of the filters' points: as wide as the best tile where they are packed for all tasks; narrow where a task
 // makes them, so that those of one piece of the reduction stay in L2 (F(4x4), float32, AVX-512: 576 KB).
@@ -54,8 +52,7 @@ struct Form {
     blocks = std::max<int64_t>(1, (all + (block > least ? block / 2 : block - 1)) / block);
     block = std::max<int64_t>(1, ceil_div(all, blocks));
     blocks = ceil_div(all, block);
-    const int64_t channels = std::min(job.C, kStripChannels);
-    strip = std::clamp<int64_t>((machine.l2 / 4 / (n * channels * item_size) - 2) / m, 1, std::min(across, block));
+    strip = std::min({strip_tiles(machine, m, n, job.C, item_size), across, block});
     // Every range of panels makes the points of its tiles again: no more of them than threads need (`want` is four
     // times their number).
     k_parts = std::clamp<int64_t>(ceil_div(ceil_div(want, 4), std::max<int64_t>(1, job.G * blocks)), 1, panels.count);
@@ -119,11 +116,8 @@ template <class T>
 struct Memory {
   T* points;  // of the patches
   T* sums;    // of a panel
-  T* strip;
-  T* gates;
   T* late;      // the points of a panel's filters, of one piece of the reduction, where tasks make them
   T* taps;      // some of the filters they are made from
-  const T** patch;
   const T** rows;
   T** c;
   T** out;
@@ -131,30 +125,25 @@ struct Memory {
   int32_t* tile_rows;
   int32_t* tile_columns;
   uint64_t* bad;
-  int64_t* row_offset;
-  int64_t* column_map;
   Moved<T> moved;
+  Patches<T> patches;
   void* spare;         // for a direct product, while no filters' points are there
   int64_t sums_pitch;  // between points
 
   Memory(const DenseJob& job, const Choice& choice, const Machine& m, const Form& f, int64_t direct_bytes, Arena& arena)
       : points(arena.take<T>(f.points * f.point_pitch(m.lanes))),
         sums(nullptr),
-        moved(job, choice, f.block * f.m * f.m, f.panels.most * m.lanes, m.lanes, arena) {
+        moved(job, choice, f.block * f.m * f.m, f.panels.most * m.lanes, m.lanes, arena),
+        patches(f.m, f.n, job.C, f.strip, m.lanes, arena) {
     const int64_t width = f.panels.most * m.lanes, direct = ceil_div(direct_bytes, static_cast<int64_t>(sizeof(T)));
     sums_pitch = f.block * width + m.lanes;
     sums = arena.take<T>(f.points * sums_pitch);
-    const int64_t channels = std::min(job.C, kStripChannels), columns = f.strip * f.m + 2;
-    strip = arena.take<T>(f.n * columns * channels + m.lanes);
-    gates = arena.take<T>(channels);
-    patch = arena.take<const T*>(f.strip * f.points);
     rows = arena.take<const T*>(f.block);
     c = arena.take<T*>(f.block);
     out = arena.take<T*>(f.block);
     residual = arena.take<const T*>(f.block);
     tile_rows = arena.take<int32_t>(f.block), tile_columns = arena.take<int32_t>(f.block);
     bad = arena.take<uint64_t>(f.block);
-    row_offset = arena.take<int64_t>(f.n), column_map = arena.take<int64_t>(columns);
     late = arena.take<T>(std::max(f.late ? f.points * choice.winograd_chunks[0].channels * width : 0, direct));
     spare = late;
     taps = f.late ? arena.take<T>(9 * filter_step<T>(m) * m.max_vectors * m.lanes) : nullptr;
@@ -176,52 +165,24 @@ struct Task {
     return {t / form.each, i / form.across * form.m, i % form.across * form.m};
   }
 
-  // The patches of tiles [t, t + count), neighbours in a row of tiles. They are copied together first, some channels at
-  // a time: rows are read in long runs, which the hardware prefetches, whatever the memory order.
+  // The points of the patches of tiles [t, t + count), neighbours in a row of tiles.
   void load(int64_t t, int64_t count) const {
     const DenseJob& job = run.job;
     const Place at = place(t);
-    const int64_t columns = count * form.m + 2, first = at.x - job.pad[2];
-    // Of a tile that ends beyond the output, what no output reads counts as zero, or as the last column that one does.
-    const int64_t last = job.out[2] + 1 - job.pad[2];
-    const int64_t plane = map_index(job.mode, -job.pad[0], job.in[0]);
-    for (int64_t i = 0; i < form.n; ++i) {
-      const bool read = plane >= 0 && at.y + i < job.out[1] + 2;
-      const int64_t h = read ? map_index(job.mode, at.y - job.pad[1] + i, job.in[1]) : -1;
-      s.row_offset[i] = h < 0 ? kZeroRow : plane * job.is.s[0] + h * job.is.s[1];
-    }
-    if (job.mode != PaddingMode::zeros)
-      for (int64_t i = 0; i < columns; ++i) s.column_map[i] = map_index(job.mode, std::min(first + i, last), job.in[2]);
+    const PatchImage<T> image = PatchImage<T>::input(job, at.n, g);
+    Patches<T> patches = s.patches;
+    patches.place(image, at.y, at.x, count);
     for (int64_t c = 0; c < job.C; c += kStripChannels) {
       const int64_t channels = std::min(kStripChannels, job.C - c);
-      PixelSlabArgs<T> p{};
-      p.slab = s.strip;
-      p.source = static_cast<const T*>(job.input) + at.n * job.is.n + (g * job.C + c) * job.is.c;
-      p.channel_stride = job.is.c, p.column_stride = job.is.s[2], p.channels = channels;
-      p.row_offset = s.row_offset, p.rows = form.n, p.columns = columns;
-      p.first = first, p.image_columns = std::min(job.in[2], last + 1);
-      p.column_map = job.mode == PaddingMode::zeros ? nullptr : s.column_map;
-      p.map = map_at(ctx.map, at.n, ctx.gate_batch_stride, g * job.C + c);
-      if (p.map.gate) {
-        for (int64_t i = 0; i < channels; ++i) s.gates[i] = p.map.gate[i * p.map.gate_stride];
-        p.map.gate = s.gates, p.map.gate_stride = 1;
-      }
-      ctx.kernels.fill_pixel_slab(p);
-      for (int64_t l = 0; l < count; ++l)
-        for (int64_t i = 0; i < form.n; ++i)
-          for (int64_t j = 0; j < form.n; ++j)
-            s.patch[l * form.points + i * form.n + j] = s.strip + (i * columns + l * form.m + j) * channels;
-      transform(t, count, c, channels);
+      WinogradInputArgs<T> w{};
+      w.patch =
+          patches.copy(ctx.kernels, image, c, channels, map_at(ctx.map, at.n, ctx.gate_batch_stride, g * job.C + c));
+      w.tiles = count, w.channels = channels;
+      w.points = s.points + (t - t0) * form.padded_channels + c;
+      w.point_pitch = form.point_pitch(ctx.machine.lanes), w.tile_pitch = form.padded_channels;
+      w.outputs = static_cast<int32_t>(form.m);
+      ctx.kernels.winograd_input(w);
     }
-  }
-
-  void transform(int64_t t, int64_t count, int64_t c, int64_t channels) const {
-    WinogradInputArgs<T> w{};
-    w.patch = s.patch, w.tiles = count, w.channels = channels;
-    w.points = s.points + (t - t0) * form.padded_channels + c;
-    w.point_pitch = form.point_pitch(ctx.machine.lanes), w.tile_pitch = form.padded_channels;
-    w.outputs = static_cast<int32_t>(form.m);
-    ctx.kernels.winograd_input(w);
   }
 
   void load_all() const {

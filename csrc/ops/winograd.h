@@ -27,4 +27,17 @@ Status run_winograd(const Run<T>& run, const Machine& machine, const KernelTable
 template <class T>
 int64_t winograd_workspace(const Run<T>& run, const Machine& machine);
 
+// The outputs of a tile along an axis by which the gradient of a product's filters is made, or 0: directly. It depends
+// on the batch, over which the gradient sums.
+template <class T>
+int32_t choose_winograd_weight(const DenseJob& job, const Machine& machine, Algorithm algorithm);
+
+// As run_weight_gradient(), with such tiles. Filters that are not finite are not written: they are added to `bad`, by
+// parts that do not depend on the threads.
+template <class T>
+Status run_winograd_weight(const DenseJob& job, int64_t outputs, const Machine& machine, const KernelTable<T>& kernels,
+                           T* dw, bool accumulate, std::vector<WeightTask>* bad);
+template <class T>
+WeightForm winograd_weight_form(const DenseJob& job, int64_t outputs, const Machine& machine);
+
 }  // namespace fastconv::ops

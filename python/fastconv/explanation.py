@@ -177,7 +177,7 @@ class Explanation:
             lines += self._layers_lines()
         lines += self._work_lines()
         if "error_bound" in d:
-            lines.append(f"  error       at most {d['error_bound']:.4g} * eps * {_scale(d['algorithm'])}")
+            lines.append(f"  error       at most {d['error_bound']:.4g} * eps * {_scale(d['algorithm'], self.op)}")
         if self.candidates:
             lines += [
                 f"  {'candidates' if i == 0 else '':<11} {line}" for i, line in enumerate(self._candidate_lines())
@@ -285,8 +285,10 @@ class Explanation:
         return lines
 
 
-def _scale(algorithm: str) -> str:
+def _scale(algorithm: str, op: str = "") -> str:
     """What an error bound is a multiple of."""
+    if op.endswith("_backward_weight"):
+        return "max sum |dy| * |x| about a filter" if algorithm.startswith("winograd") else "sum |dy| * |x|"
     if algorithm == "fft":
         return "|tile of x| * |weight| (2-norms)"
     scale = "conv(|x|, |weight|)"
@@ -617,7 +619,7 @@ def _candidates(call: Call, decision: Mapping[str, Any], products: Sequence[Any]
     for way, (_, obstacle) in ways.items():
         algorithm = _admission.ALGORITHM_OF_WAY[way]
         if obstacle is None and algorithm not in bounds:
-            other = _admission.with_algorithm(call.spec, algorithm)
+            other = _args.with_algorithm(call.spec, algorithm)
             bounds[algorithm] = _core.conv_decide(other, call.which, call.x, call.weight, call.y, *call.vectors)[
                 "error_bound"
             ]

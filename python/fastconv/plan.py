@@ -82,7 +82,8 @@ class Plan:
     """A layer prepared for inputs of one shape: packed weights and a fixed decision. Made by `plan`.
 
     It is immutable and safe in several threads. It holds its own copy of the weight and the vectors: later changes of
-    the arrays it was made from do not reach it. It takes any batch size, and computes the same bits as the plain call.
+    the arrays it was made from do not reach it. It takes any batch size (of a dense layer, as many rows as it was made
+    for), and computes the same bits as the plain call.
 
     Attributes:
         op: the function of `fastconv.functional` that it stands for.
@@ -187,7 +188,7 @@ class _LinearPlan(Plan):
         except _core.Refused as refusal:
             if _foreign.any_of((x, residual, out)):
                 return _foreign.on_views(self.__call__, x, residual, None, out)
-            raise _args.linear_error(refusal, self._arrays(x, residual, out)) from None
+            raise _args.linear_plan_error(refusal, self._arrays(x, residual, out), self.input_shape) from None
 
     def _arrays(self, x: Array, residual: Array | None, out: Array | None) -> dict[str, Any]:
         return {"x": x, **self._vectors, "residual": residual, "out": out}

@@ -8,7 +8,7 @@ with y64 from `fastconv.reference` in float64, eps the spacing of the dtype at 1
 One element in a million may go beyond c = 4, as far as `largest_constant` of the array's size. In float64 the oracle
 rounds too, see `oracle_factor`. What the prologue and the epilogue round on top of that is accounted for term by term
 in `reference_with_bound`. Where the decision is an FFT, the scale is that of `fft_error_bound` in place of conv; where
-it is Winograd's filtering, that of `winograd_error_bound`.
+it is Winograd's filtering, that of `winograd_error_bound` or, of a weight gradient, of `winograd_weight_magnitude`.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastconv import reference
+from fastconv.reference import conv as _conv
 
 Array = npt.NDArray[Any]
 Rng = np.random.Generator
@@ -243,14 +244,44 @@ def winograd_error_bound(
     return direct_error_bound(most, dtype, factor * constant)
 
 
+def winograd_weight_magnitude(
+    family: str, arrays: Sequence[Array], weight_shape: Sequence[int], options: Mapping[str, Any], algorithm: str
+) -> Array:
+    """What the error of a weight gradient by Winograd's filtering is relative to: one number for each of its filters.
+
+    That is the largest sum of |dy| * |x| among the taps of the filter and those around it, one or three further off,
+    that a tile of 2 x 2 or 4 x 4 outputs has room for in its patch of x, of finite elements. The arrays are dy and x.
+    """
+    rank, last = len(weight_shape) - 2, options.get("layout", "NCHW")[-1] == "C"
+    sizes = (np.abs(np.where(np.isfinite(a), a, 0)) for a in arrays)
+    dy, x = (_conv._inward("array", a, rank, last) for a in sizes)
+    kernel = tuple(weight_shape[2:])
+    stride, padding, dilation = (options.get(n, d) for n, d in (("stride", 1), ("padding", 0), ("dilation", 1)))
+    if family == "conv_transpose":  # dy is the side that the filter slides over
+        extra = options.get("output_padding", 0)
+        g = _conv._geometry_transposed(x.shape[2:], kernel, stride, padding, extra, dilation)
+        small, full = x, _conv._uncrop(dy, g.padding)
+    else:
+        mode = options.get("padding_mode", "zeros")
+        g = _conv._geometry(x.shape[2:], kernel, stride, padding, dilation, mode)
+        small, full = dy, _conv._pad(x, g.padding, mode)
+    beyond = _WINOGRAD[algorithm][0] - 1
+    around = (*(0,) * (rank - 2), beyond, beyond)
+    wide = (*weight_shape[:2], *(k + 2 * e for k, e in zip(kernel, around, strict=True)))
+    function = getattr(reference, f"conv{rank}d_backward_weight")
+    sums: Array = function(small, full, wide, padding=around, groups=options.get("groups", 1))
+    most: Array = sums.max(axis=tuple(range(2, sums.ndim)), keepdims=True)
+    return most
+
+
 def _algorithm_of(op: Op, name: str, arrays: Sequence[Any], options: Mapping[str, Any]) -> str:
     """The algorithm of the call's decision: "fft", "winograd2" or "winograd4"; "direct" stands for the others."""
     groups = options.get("groups", 1)
-    if op.rank == 0 or op.gradient not in ("", "input") or options.get("algorithm") == "direct":
+    if op.rank == 0 or op.gradient not in ("", "input", "weight") or options.get("algorithm") == "direct":
         return "direct"
-    weight = arrays[1]
-    square = op.family in ("conv", "conv_transpose") and weight.shape[2:] in ((3, 3), (1, 3, 3))
-    if weight.shape[:2] != (groups, 1) and not square:
+    shape = tuple(arrays[2]) if op.gradient == "weight" else arrays[1].shape
+    square = op.family in ("conv", "conv_transpose") and shape[2:] in ((3, 3), (1, 3, 3))
+    if (shape[:2] != (groups, 1) or op.gradient == "weight") and not square:
         return "direct"
     import fastconv  # the decision is no part of what the oracle needs otherwise
 
@@ -298,7 +329,11 @@ def reference_with_bound(
             if taken in _WINOGRAD:
                 last = options.get("layout", "NCHW")[-1] == "C"
                 magnitude = function(*magnitudes, **options) + np.abs(start)
-                bound = winograd_error_bound(magnitude, dtype, taken, last, constant)
+                if parsed.gradient == "weight":
+                    most = winograd_weight_magnitude(parsed.family, doubles[:2], arrays[2], options, taken)
+                    bound = direct_error_bound(np.abs(start) + most, dtype, _WINOGRAD[taken][1] * constant)
+                else:
+                    bound = winograd_error_bound(magnitude, dtype, taken, last, constant)
                 if dtype == np.float64:  # the oracle's sums are direct ones
                     bound = bound + direct_error_bound(magnitude, dtype, constant)
                 return Bounded(value, bound)

@@ -476,6 +476,8 @@ def test_run_says_what_is_wrong(written: Path, capsys: pytest.CaptureFixture[str
     assert "Det 'area'" in refused(str(written / "other.onnx"), "--input", x)
 
 
+# JAX warns of every fork once it has been imported, by other tests.
+@pytest.mark.filterwarnings("ignore:Exception ignored in.*_at_fork:pytest.PytestUnraisableExceptionWarning")
 def test_bench_of_a_model(written: Path, capsys: pytest.CaptureFixture[str]) -> None:
     quick = ["--rounds", "1", "--seconds", "0.001"]
     assert main(["bench", "--onnx", str(written / "model.onnx"), *quick]) == 0

@@ -600,3 +600,56 @@ def test_separable_modules() -> None:
         assert list(net.state_dict()) == [
             f"{half}.{v}" for half in ("depthwise", "pointwise") for v in ("weight", "bias")
         ]
+
+
+def test_modules_are_copied_traced_and_wrapped() -> None:
+    import copy
+    import pickle
+
+    from fastconv.integrations.torch import modules
+
+    net = small(modules).eval()
+    x = images()
+    y = net(x)
+    for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net)), torch.fx.symbolic_trace(net)):
+        close(other(x), y)
+    normed = torch.nn.utils.parametrizations.weight_norm(modules.Conv2d(3, 8, 3).double())
+    normed(x).sum().backward()
+    assert normed.parametrizations.weight.original0.grad is not None
+    a, b = (x.clone().requires_grad_() for _ in range(2))
+    torch.utils.checkpoint.checkpoint(net, a, use_reentrant=False).sum().backward()
+    net(b).sum().backward()
+    close(a.grad, b.grad)
+
+
+@pytest.mark.parametrize("name", ["conv2d", "max_pool2d", "avg_pool2d", "adaptive_max_pool2d", "lp_pool2d"])
+def test_no_images(name: str) -> None:
+    case = next(c for c in CASES if c.name == name and len(c.shapes[0] or ()) == 4)
+    x, *rest = leaves([t for t in case.tensors() if t is not None])
+    y = parts(case(x[:0], *rest))[0]
+    assert y.shape == parts(case.reference(x[:0], *rest))[0].shape
+    y.sum().backward()
+    assert all(not t.grad.any() for t in (x, *rest))
+
+
+def test_saved_tensors_that_are_overwritten_are_seen() -> None:
+    x, w = leaves(Case("", (X2, (6, 4, 3, 3))).tensors())
+    z = x * 1
+    y = ops.conv2d(z, w)
+    z += 1
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_without_pytorch() -> None:
+    import subprocess
+    import sys
+
+    program = (
+        "import importlib.util as u; find = u.find_spec;"
+        "u.find_spec = lambda name, *a: None if name == 'torch' else find(name, *a);"
+        "import fastconv.integrations; import fastconv.integrations.torch"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert run.returncode
+    assert "ImportError: fastconv.integrations.torch needs PyTorch" in run.stderr

@@ -553,8 +553,39 @@ def _algorithm_name(spec: _core.ConvSpec) -> str:
     return next(name for name, value in _ALGORITHMS.items() if value == spec.algorithm)
 
 
-def _algorithm_error(spec: _core.ConvSpec) -> ValueError:
+@functools.lru_cache(maxsize=4096)
+def with_algorithm(spec: _core.ConvSpec, name: str) -> _core.ConvSpec:
+    """The same options with another algorithm."""
+    return _core.ConvSpec(
+        spec.spatial,
+        spec.transposed,
+        spec.channels_last,
+        spec.stride,
+        spec.dilation,
+        spec.pad_before,
+        spec.pad_after,
+        spec.output_padding,
+        spec.groups,
+        spec.padding_mode,
+        spec.auto_padding,
+        _ALGORITHMS[name],
+        spec.activation,
+        spec.input_activation,
+    )
+
+
+def weight_gradient_spec(spec: _core.ConvSpec) -> _core.ConvSpec:
+    """Of a call for all gradients: an algorithm that is named for the input's is not asked of the weight's."""
+    return spec if spec.algorithm <= _ALGORITHMS["direct"] else with_algorithm(spec, "auto")
+
+
+def _algorithm_error(spec: _core.ConvSpec, op: str) -> ValueError:
     name = _algorithm_name(spec)
+    if name == "fft" and op.endswith("_backward_weight"):
+        return ValueError(
+            f"algorithm (={name!r}) does not make the gradient of a weight: it must be 'auto', 'direct', 'winograd2' "
+            "or 'winograd4'"
+        )
     if name.startswith("winograd"):
         return ValueError(
             f"algorithm (={name!r}) takes two-dimensional layers of kernel size 3 x 3, stride 1 (it is {spec.stride}) "
@@ -584,7 +615,7 @@ def _first_error(
         name = "" if spec is None else f" (={_algorithm_name(spec)!r})"
         return ValueError(f"algorithm{name} is not served on a CUDA device: it must be 'auto' or 'direct'")
     if status == "bad_algorithm" and spec is not None:
-        return _algorithm_error(spec)
+        return _algorithm_error(spec, what)
     if status in ("unserved", "bad_device") and _device.is_device_array(dtype_of):
         return RuntimeError(f"{what} does not serve arrays on a CUDA device")
     if status == "out_of_memory":
@@ -658,7 +689,7 @@ def decision_error(refusal: _core.Refused, op: str, spec: _core.ConvSpec) -> Exc
     if refusal.args[0] == "bad_device":
         return RuntimeError(f"{op} does not serve arrays on a CUDA device here: decisions are the CPU's")
     if refusal.args[0] == "bad_algorithm":
-        return _algorithm_error(spec)
+        return _algorithm_error(spec, op)
     return RuntimeError(f"{op} was refused: {refusal.args[0]}")
 
 
@@ -738,6 +769,7 @@ def backward_weight_error(
         lambda: check_backward_weight(spec, arrays, weight_shape, accumulate),
         arrays["dy"],
         _op(spec, "_backward_weight"),
+        spec,
     )
 
 
@@ -872,6 +904,20 @@ def target_rows(out: Any, rows: int) -> Any:
 def linear_error(refusal: _core.Refused, arrays: Mapping[str, object]) -> Exception:
     """Why a dense layer's forward pass was refused."""
     return _first_error(refusal, lambda: check_linear(arrays), arrays["x"], "linear")
+
+
+def linear_plan_error(refusal: _core.Refused, arrays: Mapping[str, object], planned: Shape) -> Exception:
+    """Why a plan of a dense layer refused a call."""
+
+    def checks() -> Shape:
+        shape = check_linear(arrays)
+        x = _check_array("x", arrays["x"])
+        rows, of = math.prod(planned[:-1]), math.prod(x.shape[:-1])
+        if rows != of:
+            raise ValueError(f"x (shape {x.shape}, {of} rows) must have the {rows} rows that the plan was made for")
+        return shape
+
+    return _first_error(refusal, checks, arrays["x"], "the plan of linear")
 
 
 def check_linear_backward(arrays: Mapping[str, object], accumulate: object) -> Shape:

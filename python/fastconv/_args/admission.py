@@ -2,40 +2,21 @@
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from .. import _core
-from . import _ALGORITHMS, _algorithm_name
+from . import _algorithm_name, with_algorithm
 
 # What the ways of `_core.conv_products` are by the names that calls take.
 ALGORITHM_OF_WAY = {"rows": "direct", "columns": "direct", "fft": "fft", "winograd2": "winograd2"}
 ALGORITHM_OF_WAY["winograd4"] = "winograd4"
 
-
-@functools.lru_cache(maxsize=4096)
-def with_algorithm(spec: _core.ConvSpec, name: str) -> _core.ConvSpec:
-    """The same options with another algorithm."""
-    return _core.ConvSpec(
-        spec.spatial,
-        spec.transposed,
-        spec.channels_last,
-        spec.stride,
-        spec.dilation,
-        spec.pad_before,
-        spec.pad_after,
-        spec.output_padding,
-        spec.groups,
-        spec.padding_mode,
-        spec.auto_padding,
-        _ALGORITHMS[name],
-        spec.activation,
-        spec.input_activation,
-    )
+# Of the gradient of a weight, the fastest first where they serve.
+WEIGHT_ALGORITHMS = ("winograd4", "winograd2", "direct")
 
 
 def costs(products: Sequence[Any]) -> dict[str, float]:
@@ -81,12 +62,23 @@ def admitted(
         bounds[name] = decision["error_bound"]
         return bool(decision["error_bound"] <= limit)
 
+    def serves(candidate: _core.ConvSpec) -> bool:
+        try:
+            _core.conv_decide(candidate, *operands)
+        except _core.Refused as refusal:
+            if refusal.args[0] == "bad_algorithm":
+                return False
+            raise
+        return True
+
     try:
         if keeps(spec):
             return spec
-        others = costs(_core.conv_products(spec, *operands)) if _algorithm_name(spec) == "auto" else {}
+        others: Iterable[str] = ()
+        if _algorithm_name(spec) == "auto":
+            others = WEIGHT_ALGORITHMS if which == 2 else costs(_core.conv_products(spec, *operands))
         for name in others:
-            if name not in bounds and keeps(other := with_algorithm(spec, name)):
+            if name not in bounds and serves(other := with_algorithm(spec, name)) and keeps(other):
                 return other
     except _core.Refused as refusal:
         if refusal.args[0] == "bad_device":

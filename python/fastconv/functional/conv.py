@@ -37,7 +37,7 @@ Where the padding copies elements (reflect, replicate, circular) their gradients
   axes do not depend on it. An array without the batch axis N is taken and gives a result without it.
 - `activation`: "relu", "relu6", "leaky_relu" (slope 0.01) or ("leaky_relu", slope), "silu", "hardswish", "sigmoid",
   "hardsigmoid" (clip(x / 6 + 0.5, 0, 1)), "tanh", "gelu" (x * Phi(x), by erf), "gelu_tanh", ("clip", lower, upper).
-- `algorithm` (forward calls, input gradients): "auto", "direct", "winograd2", "winograd4" or "fft". Direct sums have
+- `algorithm`: "auto", "direct", "winograd2", "winograd4" or "fft". Direct sums have
   an error bound element by element and are exact on small integers. "winograd2" and "winograd4" (tiles of 2 x 2 and 4
   x 4 outputs; Lavin and Gray, arXiv:1509.09308) serve two-dimensional layers of kernel size 3 x 3, stride 1 and
   dilation 1; their error is relative to the largest sum of absolute terms about a tile, and tiles that come out with
@@ -46,7 +46,7 @@ Where the padding copies elements (reflect, replicate, circular) their gradients
   input gradient of a plain one, of any stride), in one or two dimensions (in three, of kernel depth 1); its error is
   relative to the norm of the tile of x and of the filter, and tiles that hold a NaN or an infinity are computed
   directly. "auto" takes it for large filters, where it is faster by the same.
-- `max_error` (where `algorithm` is taken): admits an algorithm only if the proven constant of its error bound, the
+- `max_error`: admits an algorithm only if the proven constant of its error bound, the
   `error_bound` that `fastconv.explain` tells, is at most this number: in units of eps, relative to what that
   algorithm's bound is relative to (above). "auto" goes on to the cheapest that is admitted; an error names the bounds
   if none is.
@@ -181,8 +181,16 @@ def _backward_input(
 
 
 def _backward_weight(
-    spec: _core.ConvSpec, dy: Array, x: Array, weight_shape: Sequence[int], accumulate: bool, out: Array | None
+    spec: _core.ConvSpec,
+    dy: Array,
+    x: Array,
+    weight_shape: Sequence[int],
+    accumulate: bool,
+    out: Array | None,
+    max_error: float | None,
 ) -> Array:
+    if max_error is not None:
+        spec = _admission.admitted(spec, 2, x, weight_shape, dy, (None,) * 7, max_error)
     try:
         return _core_backward_weight(spec, dy, x, weight_shape, accumulate, out)
     except _core.Refused as refusal:
@@ -226,7 +234,9 @@ def _backward(
         _backward_input(spec, dy, weight, x.shape, into[0] is not None, into[0], max_error)
         if "input" in needs
         else None,
-        _backward_weight(spec, dy, x, weight.shape, into[1] is not None, into[1]) if "weight" in needs else None,
+        _backward_weight(_args.weight_gradient_spec(spec), dy, x, weight.shape, into[1] is not None, into[1], max_error)
+        if "weight" in needs
+        else None,
         _backward_bias(spec, dy, into[2] is not None, into[2]) if "bias" in needs else None,
     )
 
@@ -336,13 +346,15 @@ def conv1d_backward_weight(
     layout: str = "NCHW",
     accumulate: bool = False,
     out: Array | None = None,
+    algorithm: str = "auto",
+    max_error: float | None = None,
 ) -> Array:
     """The gradient of `conv1d` with respect to its weight, of `weight_shape`.
 
     `conv2d_backward_weight` says the same of two dimensions, with every argument.
     """
-    spec = _gradient_spec(1, False, stride, padding, 0, dilation, groups, padding_mode, layout)
-    return _backward_weight(spec, dy, x, weight_shape, accumulate, out)
+    spec = _gradient_spec(1, False, stride, padding, 0, dilation, groups, padding_mode, layout, algorithm)
+    return _backward_weight(spec, dy, x, weight_shape, accumulate, out, max_error)
 
 
 def conv1d_backward_bias(
@@ -501,6 +513,8 @@ def conv2d_backward_weight(
     layout: str = "NCHW",
     accumulate: bool = False,
     out: Array | None = None,
+    algorithm: str = "auto",
+    max_error: float | None = None,
 ) -> Array:
     """The gradient of `conv2d` with respect to its weight.
 
@@ -518,6 +532,8 @@ def conv2d_backward_weight(
         layout: the axes of dy and of x.
         accumulate: add to what out holds; out is needed then.
         out: an array of weight_shape: where the result is written.
+        algorithm: "auto", "direct", "winograd2" or "winograd4".
+        max_error: admits only an algorithm whose `error_bound` (see `fastconv.explain`) is at most this; None: any.
 
     Returns:
         dw, of weight_shape, C-contiguous where out is not given.
@@ -527,8 +543,8 @@ def conv2d_backward_weight(
         TypeError: an operand is no numpy.ndarray, or not of the one dtype.
         MemoryError: there is no memory for the result.
     """
-    spec = _gradient_spec(2, False, stride, padding, 0, dilation, groups, padding_mode, layout)
-    return _backward_weight(spec, dy, x, weight_shape, accumulate, out)
+    spec = _gradient_spec(2, False, stride, padding, 0, dilation, groups, padding_mode, layout, algorithm)
+    return _backward_weight(spec, dy, x, weight_shape, accumulate, out, max_error)
 
 
 def conv2d_backward_bias(
@@ -571,7 +587,7 @@ def conv2d_backward(
         groups: see the module's text.
         padding_mode: what the padding held.
         layout: the axes of dy and of x.
-        algorithm: of the gradient of the input: "auto", "direct", "winograd2", "winograd4" or "fft".
+        algorithm: "auto" or "direct", of both gradients; "winograd2", "winograd4" or "fft" of the input's alone.
         max_error: of the gradient of the input: as there.
 
     Returns:
@@ -656,13 +672,15 @@ def conv3d_backward_weight(
     layout: str = "NCHW",
     accumulate: bool = False,
     out: Array | None = None,
+    algorithm: str = "auto",
+    max_error: float | None = None,
 ) -> Array:
     """The gradient of `conv3d` with respect to its weight, of `weight_shape`.
 
     `conv2d_backward_weight` says the same of two dimensions, with every argument.
     """
-    spec = _gradient_spec(3, False, stride, padding, 0, dilation, groups, padding_mode, layout)
-    return _backward_weight(spec, dy, x, weight_shape, accumulate, out)
+    spec = _gradient_spec(3, False, stride, padding, 0, dilation, groups, padding_mode, layout, algorithm)
+    return _backward_weight(spec, dy, x, weight_shape, accumulate, out, max_error)
 
 
 def conv3d_backward_bias(
@@ -780,13 +798,15 @@ def conv_transpose1d_backward_weight(
     layout: str = "NCHW",
     accumulate: bool = False,
     out: Array | None = None,
+    algorithm: str = "auto",
+    max_error: float | None = None,
 ) -> Array:
     """The gradient of `conv_transpose1d` with respect to its weight, of `weight_shape`.
 
     `conv_transpose2d_backward_weight` says the same of two dimensions, with every argument.
     """
-    spec = _gradient_spec(1, True, stride, padding, output_padding, dilation, groups, "zeros", layout)
-    return _backward_weight(spec, dy, x, weight_shape, accumulate, out)
+    spec = _gradient_spec(1, True, stride, padding, output_padding, dilation, groups, "zeros", layout, algorithm)
+    return _backward_weight(spec, dy, x, weight_shape, accumulate, out, max_error)
 
 
 def conv_transpose1d_backward_bias(
@@ -956,6 +976,8 @@ def conv_transpose2d_backward_weight(
     layout: str = "NCHW",
     accumulate: bool = False,
     out: Array | None = None,
+    algorithm: str = "auto",
+    max_error: float | None = None,
 ) -> Array:
     """The gradient of `conv_transpose2d` with respect to its weight.
 
@@ -973,6 +995,8 @@ def conv_transpose2d_backward_weight(
         layout: the axes of dy and of x.
         accumulate: add to what out holds; out is needed then.
         out: an array of weight_shape: where the result is written.
+        algorithm: "auto", "direct", "winograd2" or "winograd4".
+        max_error: admits only an algorithm whose `error_bound` (see `fastconv.explain`) is at most this; None: any.
 
     Returns:
         dw, of weight_shape, C-contiguous where out is not given.
@@ -982,8 +1006,8 @@ def conv_transpose2d_backward_weight(
         TypeError: an operand is no numpy.ndarray, or not of the one dtype.
         MemoryError: there is no memory for the result.
     """
-    spec = _gradient_spec(2, True, stride, padding, output_padding, dilation, groups, "zeros", layout)
-    return _backward_weight(spec, dy, x, weight_shape, accumulate, out)
+    spec = _gradient_spec(2, True, stride, padding, output_padding, dilation, groups, "zeros", layout, algorithm)
+    return _backward_weight(spec, dy, x, weight_shape, accumulate, out, max_error)
 
 
 def conv_transpose2d_backward_bias(
@@ -1026,7 +1050,7 @@ def conv_transpose2d_backward(
         dilation: see the module's text.
         groups: see the module's text.
         layout: the axes of dy and of x.
-        algorithm: of the gradient of the input: "auto", "direct", "winograd2", "winograd4" or "fft".
+        algorithm: "auto" or "direct", of both gradients; "winograd2", "winograd4" or "fft" of the input's alone.
         max_error: of the gradient of the input: as there.
 
     Returns:
@@ -1122,13 +1146,15 @@ def conv_transpose3d_backward_weight(
     layout: str = "NCHW",
     accumulate: bool = False,
     out: Array | None = None,
+    algorithm: str = "auto",
+    max_error: float | None = None,
 ) -> Array:
     """The gradient of `conv_transpose3d` with respect to its weight, of `weight_shape`.
 
     `conv_transpose2d_backward_weight` says the same of two dimensions, with every argument.
     """
-    spec = _gradient_spec(3, True, stride, padding, output_padding, dilation, groups, "zeros", layout)
-    return _backward_weight(spec, dy, x, weight_shape, accumulate, out)
+    spec = _gradient_spec(3, True, stride, padding, output_padding, dilation, groups, "zeros", layout, algorithm)
+    return _backward_weight(spec, dy, x, weight_shape, accumulate, out, max_error)
 
 
 def conv_transpose3d_backward_bias(

@@ -565,6 +565,8 @@ def _convnd_backward_weight(
     layout: str = "NCHW",
     accumulate: bool = False,
     out: Array | None = None,
+    algorithm: str = "auto",
+    max_error: float | None = None,
 ) -> Array:
     """See `fastconv.functional.{name}`."""
     _check(dy, x=x)
@@ -710,6 +712,8 @@ def _conv_transposend_backward_weight(
     layout: str = "NCHW",
     accumulate: bool = False,
     out: Array | None = None,
+    algorithm: str = "auto",
+    max_error: float | None = None,
 ) -> Array:
     """See `fastconv.functional.{name}`."""
     _check(dy, x=x)

@@ -5,6 +5,11 @@ tensors in the host's memory and on CUDA devices. `convert` makes whole models, 
 networks in inference. `fastconv.functional` takes tensors as well, without any of that.
 """
 
+import importlib.util
+
+if importlib.util.find_spec("torch") is None:
+    raise ImportError("fastconv.integrations.torch needs PyTorch, which is not installed: pip install torch")
+
 from . import modules, ops
 from .convert import Entry, Report, convert, refresh, report
 from .modules import *  # noqa: F403

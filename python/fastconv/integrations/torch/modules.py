@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from . import ops
 
@@ -355,9 +355,10 @@ class AdaptiveMaxPool3d(nn.AdaptiveMaxPool3d):
 # ---------------------------------------------------------------------------------------------------------- batch norm
 
 
-def _normalised(module: Any, input: Tensor) -> Tensor:
+def _normalised(module: Any, input: Any) -> Tensor:
     """What `torch.nn.BatchNorm*.forward` does about its buffers, around the operator."""
-    module._check_input_dim(input)
+    if not isinstance(input, fx.Proxy):  # of a symbolic trace, which has no dimensions yet
+        module._check_input_dim(input)
     factor = 0.0 if module.momentum is None else module.momentum
     if module.training and module.track_running_stats and module.num_batches_tracked is not None:
         module.num_batches_tracked.add_(1)
