@@ -173,7 +173,7 @@ class Graph:
         """Append a node and return its result."""
         self._count += 1
         output = Value(self, f"v{self._count}")
-        names = list(roles) if roles is not None else ["x", *(f"x{i}" for i in range(1, len(inputs)))]
+        names = list(roles) if roles is not None else [f"x{i}" if i else "x" for i in range(len(inputs))]
         self.nodes.append(Node(op, list(inputs), output, attributes, names))
         return output
 
@@ -805,6 +805,8 @@ class _Prepared:
                 # A view of a fed input lies in a cell, and reads the input as long as it is read.
                 if v in ends or self._whole(v) in ends:
                     ends[v] = i
+        # So does one that is handed out, after the last node.
+        ends |= {self._whole(v): len(nodes) for v in self.graph.outputs if self._whole(v) in ends}
         for v in list(ends):
             whole = self._whole(v)
             if whole is not v and whole in begins:

@@ -143,6 +143,17 @@ def test_a_padding_is_part_of_the_pool_after_it() -> None:
         assert error(integration.prepare(model).run(x)[0], runtime(model, {"x": x})[0]) < 1e-6
 
 
+def test_a_view_of_the_input_is_handed_out_as_it_was() -> None:
+    """The input lies in the block, where its place serves again for whatever comes after its last reader."""
+    b = Builder()
+    look = b("Transpose", "x", perm=[0, 2, 1, 3])
+    y = b("Relu", "x")
+    for _ in range(4):
+        y = b.conv(y, 8, 8)
+    model, x = b.model(y, look, shape=(1, 8, 8, 8)), image(1, 8, 8, 8)
+    assert np.array_equal(integration.prepare(model).run(x)[1], x.transpose(0, 2, 1, 3))
+
+
 def eager(model: Any, x: np.ndarray) -> list[np.ndarray]:
     """The model's nodes one after the other, in float64: nothing is fused, nor in anybody's place."""
     source = load.read(model.SerializeToString())

@@ -1,8 +1,8 @@
-"""`convert`: PyTorch modules that compute with fastconv in inference.
+"""`convert`: PyTorch modules that compute with fastconv.
 
 A converted module stays what it is: its class, its parameters and buffers, its children, hooks and state dict are
 untouched; only `forward` is replaced, on the object. In eval mode and without gradients it runs a fused network of the
-package; in all other cases its own forward.
+package; in training its own forward, single layers by the operators of `ops` where those are faster (`_training`).
 
 The network is made at the first call with tensors of a shape: the forward is followed with tensors that have no numbers
 (`_lower`), batch norms, activations and sums become part of the layers before them, weights are packed. What cannot be
@@ -26,7 +26,7 @@ from operator import attrgetter, is_, itemgetter
 from typing import Any
 
 from ..._graph import Network, Unsupported
-from . import _lower
+from . import _lower, _training
 
 torch: Any = importlib.import_module("torch")
 _nn: Any = torch.nn
@@ -196,6 +196,7 @@ class _Forward:
     def __init__(self, module: Any) -> None:
         self.module = module
         self._changes = 0
+        self._layer = _training.layer(module)
         self.original = functools.partial(type(module).forward, module)
         self.forget()
         functools.update_wrapper(self, self.original.func)
@@ -233,7 +234,7 @@ class _Forward:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.module.training:
             self._trained = True
-            return self.original(*args, **kwargs)
+            return self._recorded(args, kwargs)
         if not _ordinary():
             return self.original(*args, **kwargs)
         found: list[Any] = []
@@ -258,9 +259,17 @@ class _Forward:
         if not isinstance(run, _Run) or not self._usable(found):
             run = self._find(key, args, kwargs, found)
         if run is None:
-            return self.original(*args, **kwargs)
+            return self._recorded(args, kwargs)
         self._uses += 1
         return run(found)
+
+    def _recorded(self, args: Any, kwargs: Any) -> Any:
+        """What the module's own forward gives; while gradients are recorded by the operators, where they are faster."""
+        if self._layer is not None and len(args) == 1 and not kwargs and torch.is_grad_enabled() and _ordinary():
+            y = self._layer(args[0])
+            if y is not None:
+                return y
+        return self.original(*args, **kwargs)
 
     def _usable(self, tensors: list[Any]) -> bool:
         """Whether the networks still hold, and no gradient is asked for."""
@@ -423,13 +432,13 @@ def _plain_forward(module: Any) -> str | None:
 
 
 def convert(model: Any, inplace: bool = False) -> Any:
-    """A model whose convolutions, poolings and norms, and what lies between them, run in fastconv in inference.
+    """A model whose convolutions, poolings and norms, and in inference what lies between them, run in fastconv.
 
     In eval mode, where no gradient is asked for (`torch.no_grad`, `torch.inference_mode`, or no parameter requires
     one), the largest parts of the model that can be followed run as one fused network each, prepared when a shape is
-    first met; `report` says which, and why others are left. In training, with gradients, under autocast,
-    `torch.compile` or `torch.export`, on other devices, and for other dtypes than float32 and float64 the modules run
-    as they are.
+    first met; `report` says which, and why others are left. While gradients are recorded, single layers run by the
+    operators of this package where those are faster. Under autocast, `torch.compile` or `torch.export`, on other
+    devices, and for other dtypes than float32 and float64 the modules run as they are.
 
     The modules stay what they are: their classes, parameters, buffers, names and state dicts do not change, and
     `train`, `to`, `load_state_dict`, optimisers and copies work. A change of weights that PyTorch counts is noticed at
