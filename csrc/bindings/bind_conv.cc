@@ -23,7 +23,8 @@ void read_entries(const py::tuple& entries, int spatial, int64_t* values) {
 ConvSpec make_spec(int32_t spatial, bool transposed, bool channels_last, const py::tuple& stride,
                    const py::tuple& dilation, const py::tuple& pad_before, const py::tuple& pad_after,
                    const py::tuple& output_padding, int64_t groups, int32_t padding_mode, int32_t auto_padding,
-                   int32_t algorithm, const py::tuple& activation, const py::tuple& input_activation) {
+                   int32_t algorithm, int32_t precision, const py::tuple& activation,
+                   const py::tuple& input_activation) {
   if (spatial < 1 || spatial > 3) throw py::value_error("spatial must be 1, 2 or 3");
   ConvSpec spec;
   ConvDesc& desc = spec.desc;
@@ -39,6 +40,7 @@ ConvSpec make_spec(int32_t spatial, bool transposed, bool channels_last, const p
   desc.padding_mode = read_enum(padding_mode, PaddingMode::circular);
   desc.auto_padding = read_enum(auto_padding, AutoPadding::same_lower);
   desc.algorithm = read_enum(algorithm, Algorithm::winograd4);
+  desc.precision = read_enum(precision, Precision::tf32);
   spec.activation = read_activation(activation);
   spec.input_activation = read_activation(input_activation);
   return spec;
@@ -396,7 +398,7 @@ void bind_conv(py::module_& m) {
   spec.def(py::init(&make_spec), py::arg("spatial"), py::arg("transposed"), py::arg("channels_last"), py::arg("stride"),
            py::arg("dilation"), py::arg("pad_before"), py::arg("pad_after"), py::arg("output_padding"),
            py::arg("groups"), py::arg("padding_mode"), py::arg("auto_padding"), py::arg("algorithm"),
-           py::arg("activation"), py::arg("input_activation"))
+           py::arg("precision"), py::arg("activation"), py::arg("input_activation"))
       .def_property_readonly("spatial", [](const ConvSpec& s) { return s.desc.spatial; })
       .def_property_readonly("transposed", [](const ConvSpec& s) { return s.desc.transposed; })
       .def_property_readonly("channels_last", [](const ConvSpec& s) { return s.desc.channels_last; })
@@ -411,6 +413,7 @@ void bind_conv(py::module_& m) {
       .def_property_readonly("auto_padding",
                              [](const ConvSpec& s) { return static_cast<int32_t>(s.desc.auto_padding); })
       .def_property_readonly("algorithm", [](const ConvSpec& s) { return static_cast<int32_t>(s.desc.algorithm); })
+      .def_property_readonly("precision", [](const ConvSpec& s) { return static_cast<int32_t>(s.desc.precision); })
       .def_property_readonly("activation", [](const ConvSpec& s) { return activation_tuple(s.activation); })
       .def_property_readonly("input_activation",
                              [](const ConvSpec& s) { return activation_tuple(s.input_activation); });

@@ -349,6 +349,18 @@ int64_t tiled_workspace(const ConvDesc& desc, const ConvOperands& o, const ops::
   return bytes;
 }
 
+// The workspace of a pass on the tensor cores; 0 where it goes another way.
+int64_t tensor_workspace(const ConvDesc& desc, Product product, const ops::Layer& l) {
+  int64_t bytes = 0;
+  for_dtype(l.geometry.dtype, [&](auto* type) {
+    using T = Pointee<decltype(type)>;
+    const ConvShape s = shape_of(desc, l);
+    if (on_tensor_cores<T>(product, s, desc.precision)) bytes = tensor_core_workspace<T>(product, s);
+    return Status::ok;
+  });
+  return bytes;
+}
+
 // A pass of a depthwise layer by tiles; `unsupported` where it has none.
 template <class T>
 Status run_tiled(Pass pass, bool transposed, const ConvShape& s, const Before<T>& before, const After<T>& after, T* x,
@@ -415,8 +427,10 @@ Status conv_check(const ConvDesc& desc, Pass pass, const ConvOperands& o) {
 
 int64_t conv_workspace(const ConvDesc& desc, Pass pass, const ConvOperands& o) {
   Call call;
-  if (pass != Pass::backward_weight || check(desc, pass, o, &call) != Status::ok) return 0;
+  if (check(desc, pass, o, &call) != Status::ok) return 0;
   const Geometry& g = call.layer.geometry;
+  if (const int64_t bytes = tensor_workspace(desc, call.product, call.layer)) return bytes;
+  if (pass != Pass::backward_weight) return 0;
   if (const int64_t bytes = tiled_workspace(desc, o, call.layer)) return bytes;
   const int64_t pixels = g.N * g.out[0] * g.out[1] * g.out[2];
   const int64_t item = g.dtype == DType::f64 ? 8 : 4;
@@ -446,6 +460,8 @@ Status conv_run(const ConvDesc& desc, Pass pass, const ConvOperands& o, const Qu
       return join_pieces<T>(nullptr, g.G * g.K * g.C * g.taps(), 0, o.accumulate, w, queue);
     const Status tiled = run_tiled<T>(pass, t, shape, before, after, t ? out : in, t ? in : out, w, queue);
     if (tiled != Status::unsupported) return tiled;
+    if (on_tensor_cores<T>(call.product, shape, desc.precision))
+      return run_tensor_cores<T>(call.product, shape, desc.precision, before, after, in, out, w, queue);
     if (is_thin(g, call.product)) return run_thin<T>(call.product, shape, before, after, in, out, w, queue);
     switch (call.product) {
       case Product::fprop: return run_tiles<Product::fprop, T>(shape, before, after, in, out, w, queue);

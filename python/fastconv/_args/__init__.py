@@ -38,6 +38,7 @@ _CHANNELS_LAST = {
 # The values of the enumerations in fastconv/conv.h.
 _PADDING_MODES = {"zeros": 0, "reflect": 1, "replicate": 2, "circular": 3}
 _AUTO_PADDING = {"same": 1, "same_lower": 2}
+_PRECISIONS = {"strict": 0, "tf32x3": 1, "tf32": 2}
 _ALGORITHMS = {"auto": 0, "direct": 1, "fft": 2, "winograd2": 3, "winograd4": 4}
 _ACTIVATIONS = {
     "relu": 1,
@@ -74,6 +75,7 @@ def conv_spec(
     algorithm: str,
     activation: Activation,
     input_activation: Activation,
+    precision: str = "strict",
 ) -> _core.ConvSpec:
     """The options as a `ConvSpec`; ValueError or TypeError where one of them is wrong by itself."""
     # To a cache True, 1.0 and 1 are one key: what is not plainly an int is checked on every call.
@@ -93,10 +95,10 @@ def conv_spec(
         input_activation = _activation_parts("input_activation", input_activation)
     options = (stride, padding, output_padding, dilation, groups, padding_mode, layout, algorithm)
     try:
-        return _conv_spec(rank, transposed, *options, activation, input_activation)
+        return _conv_spec(rank, transposed, *options, activation, input_activation, precision)
     except TypeError:
         pass  # an unhashable value where a string belongs, or a TypeError of our own: raised again without the cache
-    return _conv_spec.__wrapped__(rank, transposed, *options, activation, input_activation)
+    return _conv_spec.__wrapped__(rank, transposed, *options, activation, input_activation, precision)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -113,6 +115,7 @@ def _conv_spec(
     algorithm: str,
     activation: Activation,
     input_activation: Activation,
+    precision: str,
 ) -> _core.ConvSpec:
     strides = _each("stride", stride, rank, 1)
     dilations = _each("dilation", dilation, rank, 1)
@@ -137,6 +140,7 @@ def _conv_spec(
         _choice("padding_mode", padding_mode, _PADDING_MODES),
         auto,
         _choice("algorithm", algorithm, _ALGORITHMS),
+        _choice("precision", precision, _PRECISIONS),
         _activation("activation", activation),
         _activation("input_activation", input_activation),
     )

@@ -33,6 +33,7 @@ def with_algorithm(spec: _core.ConvSpec, name: str) -> _core.ConvSpec:
         spec.padding_mode,
         spec.auto_padding,
         _ALGORITHMS[name],
+        spec.precision,
         spec.activation,
         spec.input_activation,
     )

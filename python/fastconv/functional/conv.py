@@ -50,6 +50,10 @@ Where the padding copies elements (reflect, replicate, circular) their gradients
   `error_bound` that `fastconv.explain` tells, is at most this number: in units of eps, relative to what that
   algorithm's bound is relative to (above). "auto" goes on to the cheapest that is admitted; an error names the bounds
   if none is.
+- `precision`: the least precise products that a float32 layer may be made of. "strict": of float32. "tf32" lets a GPU
+  round operands to TF32, 11 bits, as PyTorch does where `allow_tf32` is set; "tf32x3" makes three products of operands
+  in two parts, of 22 bits, whose error bound is some six times eps wider than the strict one; an infinite operand then
+  gives NaN. Sums stay in float32. It is a permission: the CPU, other dtypes and small layers make no use of it.
 - `accumulate` (gradients): add to what `out` holds.
 """
 
@@ -241,6 +245,7 @@ def _gradient_spec(
     padding_mode: str,
     layout: str,
     algorithm: str = "auto",
+    precision: str = "strict",
 ) -> _core.ConvSpec:
     return _args.conv_spec(
         rank,
@@ -255,6 +260,7 @@ def _gradient_spec(
         algorithm,
         None,
         None,
+        precision,
     )
 
 
@@ -287,13 +293,26 @@ def conv1d(
     out: Array | None = None,
     algorithm: str = "auto",
     max_error: float | None = None,
+    precision: str = "strict",
 ) -> Array:
     """1-D convolution: x (N, C, L), weight (K, C/groups, R), result (N, K, P).
 
     `conv2d` says the same of two dimensions, with every argument.
     """
     spec = _args.conv_spec(
-        1, False, stride, padding, 0, dilation, groups, padding_mode, layout, algorithm, activation, input_activation
+        1,
+        False,
+        stride,
+        padding,
+        0,
+        dilation,
+        groups,
+        padding_mode,
+        layout,
+        algorithm,
+        activation,
+        input_activation,
+        precision,
     )
     return _forward(spec, x, weight, bias, scale, shift, residual, input_scale, input_shift, input_gate, out, max_error)
 
@@ -313,12 +332,13 @@ def conv1d_backward_input(
     out: Array | None = None,
     algorithm: str = "auto",
     max_error: float | None = None,
+    precision: str = "strict",
 ) -> Array:
     """The gradient of `conv1d` with respect to its input, of `input_shape`.
 
     `conv2d_backward_input` says the same of two dimensions, with every argument.
     """
-    spec = _gradient_spec(1, False, stride, padding, 0, dilation, groups, padding_mode, layout, algorithm)
+    spec = _gradient_spec(1, False, stride, padding, 0, dilation, groups, padding_mode, layout, algorithm, precision)
     return _backward_input(spec, dy, weight, input_shape, accumulate, out, max_error)
 
 
@@ -335,12 +355,13 @@ def conv1d_backward_weight(
     layout: str = "NCHW",
     accumulate: bool = False,
     out: Array | None = None,
+    precision: str = "strict",
 ) -> Array:
     """The gradient of `conv1d` with respect to its weight, of `weight_shape`.
 
     `conv2d_backward_weight` says the same of two dimensions, with every argument.
     """
-    spec = _gradient_spec(1, False, stride, padding, 0, dilation, groups, padding_mode, layout)
+    spec = _gradient_spec(1, False, stride, padding, 0, dilation, groups, padding_mode, layout, precision=precision)
     return _backward_weight(spec, dy, x, weight_shape, accumulate, out)
 
 
@@ -366,12 +387,13 @@ def conv1d_backward(
     layout: str = "NCHW",
     algorithm: str = "auto",
     max_error: float | None = None,
+    precision: str = "strict",
 ) -> ConvGradients:
     """Several gradients of `conv1d` in one call.
 
     `conv2d_backward` says the same of two dimensions, with every argument.
     """
-    spec = _gradient_spec(1, False, stride, padding, 0, dilation, groups, padding_mode, layout, algorithm)
+    spec = _gradient_spec(1, False, stride, padding, 0, dilation, groups, padding_mode, layout, algorithm, precision)
     return _backward(spec, dy, x, weight, needs, accumulate, max_error)
 
 
@@ -397,6 +419,7 @@ def conv2d(
     out: Array | None = None,
     algorithm: str = "auto",
     max_error: float | None = None,
+    precision: str = "strict",
 ) -> Array:
     """2-D convolution with prologue and epilogue.
 
@@ -423,6 +446,7 @@ def conv2d(
         out: (N, K, P, Q) in the axes of layout, any strides: where the result is written.
         algorithm: "auto", "direct", "winograd2", "winograd4" or "fft"; see the module's text.
         max_error: admits only an algorithm whose `error_bound` (see `fastconv.explain`) is at most this; None: any.
+        precision: "strict", "tf32x3" or "tf32": of float32 on a CUDA device; see the module's text.
 
     Returns:
         (N, K, P, Q) in the axes of layout, or (K, P, Q) for an x without the batch.
@@ -435,7 +459,19 @@ def conv2d(
     Source: arXiv:1603.07285; PyTorch's `torch.nn.functional.conv2d`.
     """
     spec = _args.conv_spec(
-        2, False, stride, padding, 0, dilation, groups, padding_mode, layout, algorithm, activation, input_activation
+        2,
+        False,
+        stride,
+        padding,
+        0,
+        dilation,
+        groups,
+        padding_mode,
+        layout,
+        algorithm,
+        activation,
+        input_activation,
+        precision,
     )
     return _forward(spec, x, weight, bias, scale, shift, residual, input_scale, input_shift, input_gate, out, max_error)
 
@@ -455,6 +491,7 @@ def conv2d_backward_input(
     out: Array | None = None,
     algorithm: str = "auto",
     max_error: float | None = None,
+    precision: str = "strict",
 ) -> Array:
     """The gradient of `conv2d` with respect to its input.
 
@@ -474,6 +511,7 @@ def conv2d_backward_input(
         out: an array of input_shape, any strides: where the result is written.
         algorithm: "auto", "direct", "winograd2", "winograd4" or "fft".
         max_error: admits only an algorithm whose `error_bound` (see `fastconv.explain`) is at most this; None: any.
+        precision: "strict", "tf32x3" or "tf32": of float32 on a CUDA device; see the module's text.
 
     Returns:
         dx, of input_shape.
@@ -483,7 +521,7 @@ def conv2d_backward_input(
         TypeError: an operand is no numpy.ndarray, or not of the one dtype.
         MemoryError: there is no memory for the result.
     """
-    spec = _gradient_spec(2, False, stride, padding, 0, dilation, groups, padding_mode, layout, algorithm)
+    spec = _gradient_spec(2, False, stride, padding, 0, dilation, groups, padding_mode, layout, algorithm, precision)
     return _backward_input(spec, dy, weight, input_shape, accumulate, out, max_error)
 
 
@@ -500,6 +538,7 @@ def conv2d_backward_weight(
     layout: str = "NCHW",
     accumulate: bool = False,
     out: Array | None = None,
+    precision: str = "strict",
 ) -> Array:
     """The gradient of `conv2d` with respect to its weight.
 
@@ -517,6 +556,7 @@ def conv2d_backward_weight(
         layout: the axes of dy and of x.
         accumulate: add to what out holds; out is needed then.
         out: an array of weight_shape: where the result is written.
+        precision: "strict", "tf32x3" or "tf32": of float32 on a CUDA device; see the module's text.
 
     Returns:
         dw, of weight_shape, C-contiguous where out is not given.
@@ -526,7 +566,7 @@ def conv2d_backward_weight(
         TypeError: an operand is no numpy.ndarray, or not of the one dtype.
         MemoryError: there is no memory for the result.
     """
-    spec = _gradient_spec(2, False, stride, padding, 0, dilation, groups, padding_mode, layout)
+    spec = _gradient_spec(2, False, stride, padding, 0, dilation, groups, padding_mode, layout, precision=precision)
     return _backward_weight(spec, dy, x, weight_shape, accumulate, out)
 
 
@@ -552,6 +592,7 @@ def conv2d_backward(
     layout: str = "NCHW",
     algorithm: str = "auto",
     max_error: float | None = None,
+    precision: str = "strict",
 ) -> ConvGradients:
     """Several gradients of `conv2d` in one call.
 
@@ -572,6 +613,7 @@ def conv2d_backward(
         layout: the axes of dy and of x.
         algorithm: of the gradient of the input: "auto", "direct", "winograd2", "winograd4" or "fft".
         max_error: of the gradient of the input: as there.
+        precision: "strict", "tf32x3" or "tf32": of float32 on a CUDA device; see the module's text.
 
     Returns:
         ConvGradients(input, weight, bias), None where one is not needed.
@@ -581,7 +623,7 @@ def conv2d_backward(
         TypeError: an operand is no numpy.ndarray, or not of the one dtype.
         MemoryError: there is no memory for the result.
     """
-    spec = _gradient_spec(2, False, stride, padding, 0, dilation, groups, padding_mode, layout, algorithm)
+    spec = _gradient_spec(2, False, stride, padding, 0, dilation, groups, padding_mode, layout, algorithm, precision)
     return _backward(spec, dy, x, weight, needs, accumulate, max_error)
 
 
@@ -607,13 +649,26 @@ def conv3d(
     out: Array | None = None,
     algorithm: str = "auto",
     max_error: float | None = None,
+    precision: str = "strict",
 ) -> Array:
     """3-D convolution: x (N, C, D, H, W), weight (K, C/groups, T, R, S), result (N, K, O, P, Q).
 
     `conv2d` says the same of two dimensions, with every argument.
     """
     spec = _args.conv_spec(
-        3, False, stride, padding, 0, dilation, groups, padding_mode, layout, algorithm, activation, input_activation
+        3,
+        False,
+        stride,
+        padding,
+        0,
+        dilation,
+        groups,
+        padding_mode,
+        layout,
+        algorithm,
+        activation,
+        input_activation,
+        precision,
     )
     return _forward(spec, x, weight, bias, scale, shift, residual, input_scale, input_shift, input_gate, out, max_error)
 
@@ -633,12 +688,13 @@ def conv3d_backward_input(
     out: Array | None = None,
     algorithm: str = "auto",
     max_error: float | None = None,
+    precision: str = "strict",
 ) -> Array:
     """The gradient of `conv3d` with respect to its input, of `input_shape`.
 
     `conv2d_backward_input` says the same of two dimensions, with every argument.
     """
-    spec = _gradient_spec(3, False, stride, padding, 0, dilation, groups, padding_mode, layout, algorithm)
+    spec = _gradient_spec(3, False, stride, padding, 0, dilation, groups, padding_mode, layout, algorithm, precision)
     return _backward_input(spec, dy, weight, input_shape, accumulate, out, max_error)
 
 
@@ -655,12 +711,13 @@ def conv3d_backward_weight(
     layout: str = "NCHW",
     accumulate: bool = False,
     out: Array | None = None,
+    precision: str = "strict",
 ) -> Array:
     """The gradient of `conv3d` with respect to its weight, of `weight_shape`.
 
     `conv2d_backward_weight` says the same of two dimensions, with every argument.
     """
-    spec = _gradient_spec(3, False, stride, padding, 0, dilation, groups, padding_mode, layout)
+    spec = _gradient_spec(3, False, stride, padding, 0, dilation, groups, padding_mode, layout, precision=precision)
     return _backward_weight(spec, dy, x, weight_shape, accumulate, out)
 
 
@@ -686,12 +743,13 @@ def conv3d_backward(
     layout: str = "NCHW",
     algorithm: str = "auto",
     max_error: float | None = None,
+    precision: str = "strict",
 ) -> ConvGradients:
     """Several gradients of `conv3d` in one call.
 
     `conv2d_backward` says the same of two dimensions, with every argument.
     """
-    spec = _gradient_spec(3, False, stride, padding, 0, dilation, groups, padding_mode, layout, algorithm)
+    spec = _gradient_spec(3, False, stride, padding, 0, dilation, groups, padding_mode, layout, algorithm, precision)
     return _backward(spec, dy, x, weight, needs, accumulate, max_error)
 
 
@@ -720,6 +778,7 @@ def conv_transpose1d(
     out: Array | None = None,
     algorithm: str = "auto",
     max_error: float | None = None,
+    precision: str = "strict",
 ) -> Array:
     """1-D transposed convolution: x (N, C, L), weight (C, K/groups, R), result (N, K, P).
 
@@ -738,6 +797,7 @@ def conv_transpose1d(
         algorithm,
         activation,
         input_activation,
+        precision,
     )
     return _forward(spec, x, weight, bias, scale, shift, residual, input_scale, input_shift, input_gate, out, max_error)
 
@@ -757,12 +817,15 @@ def conv_transpose1d_backward_input(
     out: Array | None = None,
     algorithm: str = "auto",
     max_error: float | None = None,
+    precision: str = "strict",
 ) -> Array:
     """The gradient of `conv_transpose1d` with respect to its input, of `input_shape`.
 
     `conv_transpose2d_backward_input` says the same of two dimensions, with every argument.
     """
-    spec = _gradient_spec(1, True, stride, padding, output_padding, dilation, groups, "zeros", layout, algorithm)
+    spec = _gradient_spec(
+        1, True, stride, padding, output_padding, dilation, groups, "zeros", layout, algorithm, precision
+    )
     return _backward_input(spec, dy, weight, input_shape, accumulate, out, max_error)
 
 
@@ -779,12 +842,15 @@ def conv_transpose1d_backward_weight(
     layout: str = "NCHW",
     accumulate: bool = False,
     out: Array | None = None,
+    precision: str = "strict",
 ) -> Array:
     """The gradient of `conv_transpose1d` with respect to its weight, of `weight_shape`.
 
     `conv_transpose2d_backward_weight` says the same of two dimensions, with every argument.
     """
-    spec = _gradient_spec(1, True, stride, padding, output_padding, dilation, groups, "zeros", layout)
+    spec = _gradient_spec(
+        1, True, stride, padding, output_padding, dilation, groups, "zeros", layout, precision=precision
+    )
     return _backward_weight(spec, dy, x, weight_shape, accumulate, out)
 
 
@@ -810,12 +876,15 @@ def conv_transpose1d_backward(
     layout: str = "NCHW",
     algorithm: str = "auto",
     max_error: float | None = None,
+    precision: str = "strict",
 ) -> ConvGradients:
     """Several gradients of `conv_transpose1d` in one call.
 
     `conv_transpose2d_backward` says the same of two dimensions, with every argument.
     """
-    spec = _gradient_spec(1, True, stride, padding, output_padding, dilation, groups, "zeros", layout, algorithm)
+    spec = _gradient_spec(
+        1, True, stride, padding, output_padding, dilation, groups, "zeros", layout, algorithm, precision
+    )
     return _backward(spec, dy, x, weight, needs, accumulate, max_error)
 
 
@@ -841,6 +910,7 @@ def conv_transpose2d(
     out: Array | None = None,
     algorithm: str = "auto",
     max_error: float | None = None,
+    precision: str = "strict",
 ) -> Array:
     """2-D transposed convolution with prologue and epilogue.
 
@@ -867,6 +937,7 @@ def conv_transpose2d(
         out: (N, K, P, Q) in the axes of layout, any strides: where the result is written.
         algorithm: "auto", "direct", "winograd2", "winograd4" or "fft"; see the module's text.
         max_error: admits only an algorithm whose `error_bound` (see `fastconv.explain`) is at most this; None: any.
+        precision: "strict", "tf32x3" or "tf32": of float32 on a CUDA device; see the module's text.
 
     Returns:
         (N, K, P, Q) in the axes of layout, or (K, P, Q) for an x without the batch.
@@ -891,6 +962,7 @@ def conv_transpose2d(
         algorithm,
         activation,
         input_activation,
+        precision,
     )
     return _forward(spec, x, weight, bias, scale, shift, residual, input_scale, input_shift, input_gate, out, max_error)
 
@@ -910,6 +982,7 @@ def conv_transpose2d_backward_input(
     out: Array | None = None,
     algorithm: str = "auto",
     max_error: float | None = None,
+    precision: str = "strict",
 ) -> Array:
     """The gradient of `conv_transpose2d` with respect to its input.
 
@@ -929,6 +1002,7 @@ def conv_transpose2d_backward_input(
         out: an array of input_shape, any strides: where the result is written.
         algorithm: "auto", "direct", "winograd2", "winograd4" or "fft".
         max_error: admits only an algorithm whose `error_bound` (see `fastconv.explain`) is at most this; None: any.
+        precision: "strict", "tf32x3" or "tf32": of float32 on a CUDA device; see the module's text.
 
     Returns:
         dx, of input_shape.
@@ -938,7 +1012,9 @@ def conv_transpose2d_backward_input(
         TypeError: an operand is no numpy.ndarray, or not of the one dtype.
         MemoryError: there is no memory for the result.
     """
-    spec = _gradient_spec(2, True, stride, padding, output_padding, dilation, groups, "zeros", layout, algorithm)
+    spec = _gradient_spec(
+        2, True, stride, padding, output_padding, dilation, groups, "zeros", layout, algorithm, precision
+    )
     return _backward_input(spec, dy, weight, input_shape, accumulate, out, max_error)
 
 
@@ -955,6 +1031,7 @@ def conv_transpose2d_backward_weight(
     layout: str = "NCHW",
     accumulate: bool = False,
     out: Array | None = None,
+    precision: str = "strict",
 ) -> Array:
     """The gradient of `conv_transpose2d` with respect to its weight.
 
@@ -972,6 +1049,7 @@ def conv_transpose2d_backward_weight(
         layout: the axes of dy and of x.
         accumulate: add to what out holds; out is needed then.
         out: an array of weight_shape: where the result is written.
+        precision: "strict", "tf32x3" or "tf32": of float32 on a CUDA device; see the module's text.
 
     Returns:
         dw, of weight_shape, C-contiguous where out is not given.
@@ -981,7 +1059,9 @@ def conv_transpose2d_backward_weight(
         TypeError: an operand is no numpy.ndarray, or not of the one dtype.
         MemoryError: there is no memory for the result.
     """
-    spec = _gradient_spec(2, True, stride, padding, output_padding, dilation, groups, "zeros", layout)
+    spec = _gradient_spec(
+        2, True, stride, padding, output_padding, dilation, groups, "zeros", layout, precision=precision
+    )
     return _backward_weight(spec, dy, x, weight_shape, accumulate, out)
 
 
@@ -1007,6 +1087,7 @@ def conv_transpose2d_backward(
     layout: str = "NCHW",
     algorithm: str = "auto",
     max_error: float | None = None,
+    precision: str = "strict",
 ) -> ConvGradients:
     """Several gradients of `conv_transpose2d` in one call.
 
@@ -1027,6 +1108,7 @@ def conv_transpose2d_backward(
         layout: the axes of dy and of x.
         algorithm: of the gradient of the input: "auto", "direct", "winograd2", "winograd4" or "fft".
         max_error: of the gradient of the input: as there.
+        precision: "strict", "tf32x3" or "tf32": of float32 on a CUDA device; see the module's text.
 
     Returns:
         ConvGradients(input, weight, bias), None where one is not needed.
@@ -1036,7 +1118,9 @@ def conv_transpose2d_backward(
         TypeError: an operand is no numpy.ndarray, or not of the one dtype.
         MemoryError: there is no memory for the result.
     """
-    spec = _gradient_spec(2, True, stride, padding, output_padding, dilation, groups, "zeros", layout, algorithm)
+    spec = _gradient_spec(
+        2, True, stride, padding, output_padding, dilation, groups, "zeros", layout, algorithm, precision
+    )
     return _backward(spec, dy, x, weight, needs, accumulate, max_error)
 
 
@@ -1062,6 +1146,7 @@ def conv_transpose3d(
     out: Array | None = None,
     algorithm: str = "auto",
     max_error: float | None = None,
+    precision: str = "strict",
 ) -> Array:
     """3-D transposed convolution: x (N, C, D, H, W), weight (C, K/groups, T, R, S), result (N, K, O, P, Q).
 
@@ -1080,6 +1165,7 @@ def conv_transpose3d(
         algorithm,
         activation,
         input_activation,
+        precision,
     )
     return _forward(spec, x, weight, bias, scale, shift, residual, input_scale, input_shift, input_gate, out, max_error)
 
@@ -1099,12 +1185,15 @@ def conv_transpose3d_backward_input(
     out: Array | None = None,
     algorithm: str = "auto",
     max_error: float | None = None,
+    precision: str = "strict",
 ) -> Array:
     """The gradient of `conv_transpose3d` with respect to its input, of `input_shape`.
 
     `conv_transpose2d_backward_input` says the same of two dimensions, with every argument.
     """
-    spec = _gradient_spec(3, True, stride, padding, output_padding, dilation, groups, "zeros", layout, algorithm)
+    spec = _gradient_spec(
+        3, True, stride, padding, output_padding, dilation, groups, "zeros", layout, algorithm, precision
+    )
     return _backward_input(spec, dy, weight, input_shape, accumulate, out, max_error)
 
 
@@ -1121,12 +1210,15 @@ def conv_transpose3d_backward_weight(
     layout: str = "NCHW",
     accumulate: bool = False,
     out: Array | None = None,
+    precision: str = "strict",
 ) -> Array:
     """The gradient of `conv_transpose3d` with respect to its weight, of `weight_shape`.
 
     `conv_transpose2d_backward_weight` says the same of two dimensions, with every argument.
     """
-    spec = _gradient_spec(3, True, stride, padding, output_padding, dilation, groups, "zeros", layout)
+    spec = _gradient_spec(
+        3, True, stride, padding, output_padding, dilation, groups, "zeros", layout, precision=precision
+    )
     return _backward_weight(spec, dy, x, weight_shape, accumulate, out)
 
 
@@ -1152,12 +1244,15 @@ def conv_transpose3d_backward(
     layout: str = "NCHW",
     algorithm: str = "auto",
     max_error: float | None = None,
+    precision: str = "strict",
 ) -> ConvGradients:
     """Several gradients of `conv_transpose3d` in one call.
 
     `conv_transpose2d_backward` says the same of two dimensions, with every argument.
     """
-    spec = _gradient_spec(3, True, stride, padding, output_padding, dilation, groups, "zeros", layout, algorithm)
+    spec = _gradient_spec(
+        3, True, stride, padding, output_padding, dilation, groups, "zeros", layout, algorithm, precision
+    )
     return _backward(spec, dy, x, weight, needs, accumulate, max_error)
 
 

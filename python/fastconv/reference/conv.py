@@ -506,8 +506,9 @@ def _convnd(
     out: Array | None = None,
     algorithm: str = "auto",
     max_error: float | None = None,
+    precision: str = "strict",
 ) -> Array:
-    """See `fastconv.functional.{name}`; `algorithm` and `max_error` are accepted and have no effect."""
+    """See `fastconv.functional.{name}`; `algorithm`, `max_error` and `precision` have no effect."""
     _check(x, weight=weight, bias=bias, scale=scale, shift=shift, residual=residual)
     _check(x, input_scale=input_scale, input_shift=input_shift, input_gate=input_gate)
     last = _last(layout)
@@ -537,6 +538,7 @@ def _convnd_backward_input(
     out: Array | None = None,
     algorithm: str = "auto",
     max_error: float | None = None,
+    precision: str = "strict",
 ) -> Array:
     """See `fastconv.functional.{name}`."""
     _check(dy, weight=weight)
@@ -565,6 +567,7 @@ def _convnd_backward_weight(
     layout: str = "NCHW",
     accumulate: bool = False,
     out: Array | None = None,
+    precision: str = "strict",
 ) -> Array:
     """See `fastconv.functional.{name}`."""
     _check(dy, x=x)
@@ -617,6 +620,7 @@ def _convnd_backward(
     layout: str = "NCHW",
     algorithm: str = "auto",
     max_error: float | None = None,
+    precision: str = "strict",
 ) -> ConvGradients:
     """See `fastconv.functional.{name}`."""
     to = _targets(needs, accumulate)
@@ -652,8 +656,9 @@ def _conv_transposend(
     out: Array | None = None,
     algorithm: str = "auto",
     max_error: float | None = None,
+    precision: str = "strict",
 ) -> Array:
-    """See `fastconv.functional.{name}`; `algorithm` and `max_error` are accepted and have no effect."""
+    """See `fastconv.functional.{name}`; `algorithm`, `max_error` and `precision` have no effect."""
     _check(x, weight=weight, bias=bias, scale=scale, shift=shift, residual=residual)
     _check(x, input_scale=input_scale, input_shift=input_shift, input_gate=input_gate)
     last = _last(layout)
@@ -683,6 +688,7 @@ def _conv_transposend_backward_input(
     out: Array | None = None,
     algorithm: str = "auto",
     max_error: float | None = None,
+    precision: str = "strict",
 ) -> Array:
     """See `fastconv.functional.{name}`."""
     _check(dy, weight=weight)
@@ -710,6 +716,7 @@ def _conv_transposend_backward_weight(
     layout: str = "NCHW",
     accumulate: bool = False,
     out: Array | None = None,
+    precision: str = "strict",
 ) -> Array:
     """See `fastconv.functional.{name}`."""
     _check(dy, x=x)
@@ -744,6 +751,7 @@ def _conv_transposend_backward(
     layout: str = "NCHW",
     algorithm: str = "auto",
     max_error: float | None = None,
+    precision: str = "strict",
 ) -> ConvGradients:
     """See `fastconv.functional.{name}`."""
     to = _targets(needs, accumulate)
