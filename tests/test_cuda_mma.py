@@ -198,7 +198,7 @@ def test_no_bit_depends_on_batch_layout_or_address(device, math, rng):
 
     whole = run(cuda.to_device(values, dtype=dtype))
     if hasattr(device, "take_most_shared"):
-        assert device.take_most_shared() > 65536
+        assert (device.take_most_shared() > 65536) == (math != "tf32x3")
     alone = run(cuda.to_device(values[2:3], dtype=dtype))
     if hasattr(device, "take_most_shared"):
         assert device.take_most_shared() < 65536

@@ -20,10 +20,11 @@
 // A block of 8 warps, 2 x 4, has a tile of 128 x 128 or 64 x 64 results and goes through the terms 64 bytes at a time,
 // in kStages stages of shared memory. Registers of the larger tile, 64 x 32 results a warp:
 //   64        sums: 4 x 4 fragments of 16 x 8
-//   8         two vectors of terms of 32 columns (16 where they are split in two)
-//   4         of 16 rows, one fragment at a time (8)
+//   8         two vectors of terms of 32 columns
+//   4         of 16 rows, one fragment at a time
 //   8         gathered vectors on their way to shared memory
-//   about 30  coordinates and addresses
+//   about 40  a tap's coordinates, addresses; those of rows are in shared memory
+// and of the smaller one, 32 x 16 a warp: 16 sums, 4 and 4 of terms (8 and 8 where they are split), 4 gathered.
 // Results go through shared memory to the threads that finish and store them, four channels of a pixel each, of
 // neighbouring channels or, where the side is planar, pixels.
 //
@@ -68,15 +69,16 @@ struct Walk {
   bool store_vectors;  // four channels at a time
 };
 
-template <int kTile>
-constexpr size_t kSharedBytes =
-    std::max<size_t>(size_t{kStages} * 2 * kTile * kRowBytes, size_t{kTile} * (kTile + 8) * sizeof(float));
-
-// What a thread knows of a row that it brings.
+// A row as those know it who bring its terms.
 struct Row {
   int64_t base;  // of its image and group
   int at[3], n;
 };
+
+// The stages and the rows; then, in their place, the results.
+template <int kTile>
+constexpr size_t kSharedBytes =
+    std::max<size_t>(kStages * 2 * kTile * kRowBytes + kTile * sizeof(Row), kTile*(kTile + 8) * sizeof(float));
 
 __device__ __forceinline__ Row row_of(const Walk& p, int64_t number, int g) {
   const Pixel pixel = pixel_of(p.rows, number < p.rows.count ? number : 0);
@@ -156,15 +158,14 @@ struct Rows {
   const Before<T>& before;
   const T* from;
   int g;
-  Row row[kCopied ? kEach : 1];
+  const Row* row;  // in shared memory, where they cost no registers
   Vector<T> taken[kCopied ? 1 : kEach];
 
-  __device__ Rows(const Walk& walk, const Before<T>& prologue, const T* data, int64_t first, int group)
-      : p(walk), before(prologue), from(data), g(group) {
+  __device__ Rows(const Walk& walk, const Before<T>& prologue, const T* data, Row* place, int64_t first, int group)
+      : p(walk), before(prologue), from(data), g(group), row(place) {
     const int tid = static_cast<int>(threadIdx.x);
-#pragma unroll
-    for (int i = 0; i < (kCopied ? kEach : 1); ++i)
-      row[i] = row_of(p, first + (kCopied ? tid / kRowVectors + i * (kConvThreads / kRowVectors) : tid % kTile), g);
+    if (tid < kTile) place[tid] = row_of(p, first + tid, g);
+    __syncthreads();
   }
 
   // copied
@@ -176,31 +177,32 @@ struct Rows {
     const int channel = term - number * p.channels;
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
-      const int64_t place = term < p.terms ? place_of(p, row[i], tap) : -1;
-      copy_async<16>(stage + swizzled(tid / kRowVectors + i * (kConvThreads / kRowVectors), vector),
-                     place < 0 ? from : from + place + channel, place < 0 ? 0 : 16);
+      const int mine = tid / kRowVectors + i * (kConvThreads / kRowVectors);
+      const int64_t place = term < p.terms ? place_of(p, row[mine], tap) : -1;
+      copy_async<16>(stage + swizzled(mine, vector), place < 0 ? from : from + place + channel, place < 0 ? 0 : 16);
     }
   }
 
   // gathered and prepared
   __device__ void gather(int chunk) {
+    const Row& mine = row[static_cast<int>(threadIdx.x) % kTile];
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
       int term = chunk * kDepth + vector_of(i) * kVector;
       auto number = static_cast<int>(p.by_channels.quotient(static_cast<uint32_t>(term)));
       int channel = term - number * p.channels;
-      int64_t place = term < p.terms ? place_of(p, row[0], walk_tap(p, number)) : -1;
+      int64_t place = term < p.terms ? place_of(p, mine, walk_tap(p, number)) : -1;
 #pragma unroll
       for (int j = 0; j < kVector; ++j) {
         T value = narrow<T>(0);
         if (place >= 0) value = from[place + channel * p.read.c];
         if constexpr (kLoad == Load::prepared)
-          if (place >= 0) value = narrow<T>(prepared<true>(before, widen(value), row[0].n, g * p.channels + channel));
+          if (place >= 0) value = narrow<T>(prepared<true>(before, widen(value), mine.n, g * p.channels + channel));
         taken[i].at[j] = value;
         ++term;
         if (++channel == p.channels) {
           channel = 0;
-          place = term < p.terms ? place_of(p, row[0], walk_tap(p, ++number)) : -1;
+          place = term < p.terms ? place_of(p, mine, walk_tap(p, ++number)) : -1;
         }
       }
     }
@@ -330,7 +332,7 @@ __global__ void __launch_bounds__(kConvThreads, 2)
   const int64_t row0 = static_cast<int64_t>(down) * kTile;
   const int column0 = static_cast<int>(blockIdx.x - down * across.divisor) * kTile;
 
-  Rows<kTile, kLoad, T> rows(p, before, from, row0, g);
+  Rows<kTile, kLoad, T> rows(p, before, from, reinterpret_cast<Row*>(stages + kStages * kStage), row0, g);
   const T* columns =
       packed + (g * p.packed_columns + column0 + tid / kRowVectors) * p.packed_row + tid % kRowVectors * kVector;
   auto copy_columns = [&](int chunk, char* stage) {
@@ -571,15 +573,13 @@ bool whole_vectors(const Strides& strides, int channels, const T* data) {
   return whole;
 }
 
-// The large tile leaves no registers for a prologue, nor for gathered terms beside the parts of tf32x3.
 template <int kTile, bool kThrice, class T>
 Status run_walk(const Walk& p, int groups, Load load, const Before<T>& before, const After<T>& after, const T* from,
                 const T* packed, T* to, const Queue& queue) {
   const int64_t down = ceil_div(p.rows.count, kTile), across = ceil_div(p.columns, kTile);
   if (down * across > kMost32) return Status::overflow;
-  auto* kernel = &mma_tiles<kTile, Load::copied, kThrice, T>;
-  if constexpr (kTile == 64 || !kThrice)
-    if (load == Load::gathered) kernel = &mma_tiles<kTile, Load::gathered, kThrice, T>;
+  auto* kernel = load == Load::copied ? &mma_tiles<kTile, Load::copied, kThrice, T>
+                                      : &mma_tiles<kTile, Load::gathered, kThrice, T>;
   if constexpr (kTile == 64)
     if (load == Load::prepared) kernel = &mma_tiles<kTile, Load::prepared, kThrice, T>;
   const dim3 grid(static_cast<unsigned>(down * across), 1, static_cast<unsigned>(groups));
@@ -614,12 +614,15 @@ Status run_products(Product product, const ConvShape& s, const Before<T>& before
     const Load load = before.active                             ? Load::prepared
                       : whole_vectors(p.read, p.channels, from) ? Load::copied
                                                                 : Load::gathered;
-    // Few results leave multiprocessors without a large tile; the sums are the same.
-    const int64_t tiles = s.G * ceil_div(p.rows.count, 128) * ceil_div(p.columns, 128);
-    const bool large =
-        p.columns > 64 && tiles >= kManyTiles && (load == Load::copied || (load == Load::gathered && !kThrice));
-    status = large ? run_walk<128, kThrice>(p, s.G, load, before, after, from, packed, to, queue)
-                   : run_walk<64, kThrice>(p, s.G, load, before, after, from, packed, to, queue);
+    // Few results leave multiprocessors without a large tile; the sums are the same. It has no registers for a
+    // prologue, nor for the parts of tf32x3, whose three products are enough work for what a small one reads.
+    bool large = false;
+    if constexpr (!kThrice) {
+      const int64_t tiles = s.G * ceil_div(p.rows.count, 128) * ceil_div(p.columns, 128);
+      large = p.columns > 64 && tiles >= kManyTiles && load != Load::prepared;
+      if (large) status = run_walk<128, false>(p, s.G, load, before, after, from, packed, to, queue);
+    }
+    if (!large) status = run_walk<64, kThrice>(p, s.G, load, before, after, from, packed, to, queue);
     if (status != Status::ok) return status;
   }
   return Status::ok;
