@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
+import fastconv
 from fastconv import cuda, functional, reference
 
 from .cuda_layers import LAYOUTS, assert_close, on_device, side
@@ -283,6 +284,66 @@ def test_separable_layers_leave_room_for_their_stages(device, rng):
         assert took(device, TILES)
         expected = reference.separable_conv2d(wide_x, wide_u, wide_p, **options)
         assert_close(y, expected, "float16", 60 * 2.0**13)
+
+
+@pytest.mark.parametrize("name", ["conv2d", "conv2d_backward_input", "conv2d_backward_weight"])
+def test_explain_tells_what_runs(device, name, rng):
+    """The role, the tile and the packed weights are those of the call, in every dtype and precision."""
+    if not hasattr(device, "take_launches"):
+        pytest.skip("a GPU does not say what it launched")
+    cases = [(math, dtype, precision, 96) for math, (dtype, precision) in MATHS.items()]
+    cases += [("strict", "float32", "strict", 96), ("double", "float64", "tf32", 96), ("small", "float16", "strict", 8)]
+    for math, dtype, precision, outputs in cases:
+        x = cuda.to_device(rng.standard_normal((2, 32, 8, 8)), dtype=dtype)
+        w = cuda.to_device(rng.standard_normal((outputs, 32, 3, 3)), dtype=dtype)
+        dy = cuda.to_device(rng.standard_normal((2, outputs, 6, 6)), dtype=dtype)
+        operands = {"conv2d": (x, w), "conv2d_backward_input": (dy, w, x.shape)}.get(name, (dy, x, w.shape))
+        e = fastconv.explain(name, *operands, precision=precision)
+        device.take_launches()
+        getattr(functional, name)(*operands, precision=precision)
+        launched = any(kernel in launch for launch in device.take_launches() for kernel in (TILES, WEIGHTS))
+        assert launched == (math in MATHS)
+        assert e.decision["isa"] == "cuda"
+        role = "tensor cores" if math not in ("tf32", "tf32x3") else f"tensor cores, {math}"
+        assert e.decision["role"] == (role if math in MATHS else "CUDA cores")
+        reason = {"strict": "precision is strict", "double": "not of float64", "small": "the product is small"}
+        assert reason.get(math, "CUDA cores: ") in e.decision["passed_over"]
+        assert e.as_dict()["dtype"] == dtype
+        assert f"{dtype}\n  algorithm   direct on a CUDA device, {e.decision['role']}, tile 64 x 64" in str(e)
+        if launched and not name.endswith("weight"):
+            columns, terms = (128, 9 * 32) if name == "conv2d" else (64, 9 * 96)
+            assert e.decision["packed_weight_bytes"] == columns * terms * (2 if math in NORM else 4)
+
+
+def test_explain_of_other_calls(device, rng):
+    x, w = cuda.to_device(np.ones((1, 16, 80, 80), np.float32)), cuda.to_device(np.ones((130, 16, 1, 1), np.float32))
+    assert fastconv.explain("conv2d", x, w, precision="tf32").decision["tile_rows"] == 128
+    assert fastconv.explain("conv2d", x, w, precision="tf32x3").decision["tile_rows"] == 64
+    d = fastconv.explain("conv2d", x, cuda.to_device(np.ones((16, 1, 3, 3), np.float32)), groups=16).decision
+    assert d["algorithm"] == "depthwise"
+    for call, error, words in (
+        (lambda: fastconv.explain("conv2d", x, w, algorithm="fft"), ValueError, "is not served on a CUDA device"),
+        (lambda: fastconv.explain("conv2d", x, cuda.to_host(w)), TypeError, r"weight \(on the host\) must be on"),
+        (lambda: fastconv.explain("conv2d", x, w, measure="plain"), RuntimeError, r"explain\(measure=...\) does not"),
+        (lambda: fastconv.explain("linear", x, w), RuntimeError, r"explain\('linear'\) does not serve"),
+    ):
+        with pytest.raises(error, match=words):
+            call()
+
+
+def test_one_channel_and_many_outputs(device, rng):
+    """No depthwise layer, though it has one channel a group; 16 to 32 outputs are one."""
+    for outputs in (24, 48):
+        x, wide_x = on_device(side(rng, 2, 1, (30, 28), False), "float16")
+        w, wide_w = on_device(rng.standard_normal((outputs, 1, 5, 5)), "float16")
+        took(device, TILES)
+        y = functional.conv2d(x, w, padding=2)
+        assert took(device, TILES) == (outputs == 48 or not hasattr(device, "take_launches"))
+        assert_within("float16", y, reference.conv2d(wide_x, wide_w, padding=2), 60)
+        dy, wide_dy = on_device(rng.standard_normal((2, outputs, 30, 28)), "float16")
+        dw = functional.conv2d_backward_weight(dy, x, w.shape, padding=2)
+        exact = reference.conv2d_backward_weight(wide_dy, wide_x, w.shape, padding=2)
+        assert_close(dw, exact, "float16", 2000)
 
 
 def test_the_cpu_takes_any_precision(rng):

@@ -197,8 +197,8 @@ py::object output_shape(PyObject* const* args) {
 // --- plans and decisions ---------------------------------------------------------------------------------------
 
 // An operand that may be given as an array or, for its shape alone, as a tuple.
-TensorView array_or_shape(PyObject* object, DType dtype) {
-  return is_shape(object) ? shape_view(object, dtype) : array_view(object);
+TensorView array_or_shape(PyObject* object, DType dtype, Device device) {
+  return is_shape(object) ? shape_view(object, dtype, device) : array_view(object);
 }
 
 struct DecisionCall {
@@ -213,23 +213,27 @@ DecisionCall read_decision_call(PyObject* const* args) {
   const ConvSpec& spec = value_of<ConvSpec>(args[0], spec_type);
   const ConvDesc& desc = spec.desc;
   DecisionCall call{desc, read_enum(py::handle(args[1]).cast<int32_t>(), Pass::backward_weight), {}};
-  // The dtype of the shapes among the operands is that of the arrays.
+  // The dtype of the shapes among the operands is that of the arrays, and so is their device.
   DType dtype = DType::f32;
+  Device device = Device::cpu;
   for (PyObject* operand : {args[2], args[3], args[4]}) {
-    if (operand != Py_None && !is_shape(operand)) dtype = array_view(operand).dtype;
+    if (operand == Py_None || is_shape(operand)) continue;
+    const TensorView view = array_view(operand);
+    dtype = view.dtype, device = view.device;
   }
   ConvOperands& op = call.operands;
   bool batched = false;
-  op.x = leading_image(array_or_shape(args[2], dtype), desc, batched);
-  op.w = array_or_shape(args[3], dtype);
+  op.x = leading_image(array_or_shape(args[2], dtype, device), desc, batched);
+  op.w = array_or_shape(args[3], dtype, device);
   if (args[4] == Py_None) {
     op.y.data = no_data;
     op.y.dtype = dtype;
+    op.y.device = device;
     op.y.ndim = desc.spatial + 2;
     check(conv_output_shape(desc, op.x, op.w, op.y.shape));
     pack_strides(op.y, nullptr);
   } else {
-    op.y = array_or_shape(args[4], dtype);
+    op.y = array_or_shape(args[4], dtype, device);
     complete_image(op.y, desc, batched);
   }
   op.epilogue = {optional_view(args[5]), optional_view(args[6]), optional_view(args[7]),
@@ -241,7 +245,7 @@ DecisionCall read_decision_call(PyObject* const* args) {
 py::object conv_decide_entry(PyObject* const* args) {
   const DecisionCall call = read_decision_call(args);
   Decision decision;
-  check(conv_decide(call.desc, call.pass, call.operands, &decision));
+  check(run_operation(call.operands.x.device, &Backend::conv_decide, call.desc, call.pass, call.operands, &decision));
   return decision_dict(decision);
 }
 
@@ -315,7 +319,7 @@ py::object conv_plan_entry(PyObject* const* args) {
   ConvOperands op;
   bool batched = false;
   op.w = array_view(args[2]);
-  op.x = leading_image(array_or_shape(args[1], op.w.dtype), spec.desc, batched);
+  op.x = leading_image(array_or_shape(args[1], op.w.dtype, op.w.device), spec.desc, batched);
   op.epilogue = {optional_view(args[3]), optional_view(args[4]), optional_view(args[5]), {}, spec.activation};
   op.prologue = {optional_view(args[6]), optional_view(args[7]), {}, spec.input_activation};
   if (read_flag(args[8])) {

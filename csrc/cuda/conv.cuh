@@ -243,6 +243,9 @@ template <class T>
 bool on_tensor_cores(Product product, const ConvShape& s, Precision precision);
 template <class T>
 int64_t tensor_core_workspace(Product product, const ConvShape& s);
+// The tile and the terms of a step, for explain(); `prepared`: the layer has a prologue.
+template <class T>
+void describe_tensor_cores(Product product, const ConvShape& s, Precision precision, bool prepared, Decision* d);
 // Where on_tensor_cores().
 template <class T>
 Status run_tensor_cores(Product product, const ConvShape& s, Precision precision, const Before<T>& before,

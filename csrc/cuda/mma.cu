@@ -275,16 +275,26 @@ struct Share {
           load_matrices(a, stage + swizzled(row0 + i * 16 + of_a.row, step + of_a.vector));
 #pragma unroll
           for (int k = 0; k < 4; ++k) split_tf32(a.at[k], &a.at[k], &rest.at[k]);
-          // The small ones first.
+          // The small ones first, and apart from the sum: the tensor cores' own additions truncate (Ootomo and Yokota,
+          // arXiv:2203.03341), which would cost a long sum what the small parts have won.
+          Sums parts[kAcross];
+#pragma unroll
+          for (Sums& part : parts)
+#pragma unroll
+            for (float& x : part.at) x = 0;
 #pragma unroll
           for (int j = 0; j < kAcross; ++j)
-            multiply<T>(sums[i][j], rest.at, b[j / 2].at[j % 2 * 2], b[j / 2].at[j % 2 * 2 + 1]);
+            multiply<T>(parts[j], rest.at, b[j / 2].at[j % 2 * 2], b[j / 2].at[j % 2 * 2 + 1]);
 #pragma unroll
           for (int j = 0; j < kAcross; ++j)
-            multiply<T>(sums[i][j], a.at, rest_of_b[j / 2].at[j % 2 * 2], rest_of_b[j / 2].at[j % 2 * 2 + 1]);
+            multiply<T>(parts[j], a.at, rest_of_b[j / 2].at[j % 2 * 2], rest_of_b[j / 2].at[j % 2 * 2 + 1]);
 #pragma unroll
           for (int j = 0; j < kAcross; ++j)
-            multiply<T>(sums[i][j], a.at, b[j / 2].at[j % 2 * 2], b[j / 2].at[j % 2 * 2 + 1]);
+            multiply<T>(parts[j], a.at, b[j / 2].at[j % 2 * 2], b[j / 2].at[j % 2 * 2 + 1]);
+#pragma unroll
+          for (int j = 0; j < kAcross; ++j)
+#pragma unroll
+            for (int k = 0; k < 4; ++k) sums[i][j].at[k] += parts[j].at[k];
         }
       }
     }
@@ -653,6 +663,21 @@ int64_t tensor_core_workspace(Product product, const ConvShape& s) {
 }
 
 template <class T>
+void describe_tensor_cores(Product product, const ConvShape& s, Precision precision, bool prepared, Decision* d) {
+  const bool thrice = sizeof(T) == 4 && precision == Precision::tf32x3;
+  d->role = sizeof(T) == 2 ? "tensor cores" : thrice ? "tensor cores, tf32x3" : "tensor cores, tf32";
+  d->reduction_block = kDepthOf<T>;
+  d->tile_rows = d->tile_columns = 64;
+  if (product == Product::wgrad) return;
+  d->packed_weight_bytes = tensor_core_workspace<T>(product, s);
+  // As run_products() takes it for the whole side; a residue of the stride may have fewer pixels.
+  const bool back = product == Product::dgrad;
+  const int64_t rows = (back ? s.in_pixels : s.out_pixels).count / residues_of(product, s), columns = back ? s.C : s.K;
+  if (!thrice && !prepared && columns > 64 && s.G * ceil_div(rows, 128) * ceil_div(columns, 128) >= kManyTiles)
+    d->tile_rows = d->tile_columns = 128;
+}
+
+template <class T>
 Status run_tensor_cores(Product product, const ConvShape& s, Precision precision, const Before<T>& before,
                         const After<T>& after, T* in, T* out, T* w, const Queue& queue) {
   if constexpr (sizeof(T) == 8) {
@@ -687,6 +712,7 @@ Status run_tensor_cores(Product product, const ConvShape& s, Precision precision
 #define FASTCONV_TENSOR_CORES(T)                                                                                       \
   template bool on_tensor_cores<T>(Product, const ConvShape&, Precision);                                              \
   template int64_t tensor_core_workspace<T>(Product, const ConvShape&);                                                \
+  template void describe_tensor_cores<T>(Product, const ConvShape&, Precision, bool, Decision*);                       \
   template Status run_tensor_cores<T>(Product, const ConvShape&, Precision, const Before<T>&, const After<T>&, T*, T*, \
                                       T*, const Queue&);
 FASTCONV_TENSOR_CORES(float)

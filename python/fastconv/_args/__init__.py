@@ -541,6 +541,11 @@ def _algorithm_name(spec: _core.ConvSpec) -> str:
     return next(name for name, value in _ALGORITHMS.items() if value == spec.algorithm)
 
 
+def _served_algorithm_error(spec: _core.ConvSpec | None) -> ValueError:
+    name = "" if spec is None else f" (={_algorithm_name(spec)!r})"
+    return ValueError(f"algorithm{name} is not served on a CUDA device: it must be 'auto' or 'direct'")
+
+
 def _algorithm_error(spec: _core.ConvSpec) -> ValueError:
     name = _algorithm_name(spec)
     if name.startswith("winograd"):
@@ -569,8 +574,7 @@ def _first_error(
         return error.with_traceback(None)
     status = str(refusal.args[0])
     if status == "bad_algorithm" and _device.is_device_array(dtype_of):
-        name = "" if spec is None else f" (={_algorithm_name(spec)!r})"
-        return ValueError(f"algorithm{name} is not served on a CUDA device: it must be 'auto' or 'direct'")
+        return _served_algorithm_error(spec)
     if status == "bad_algorithm" and spec is not None:
         return _algorithm_error(spec)
     if status in ("unserved", "bad_device") and _device.is_device_array(dtype_of):
@@ -640,8 +644,10 @@ def forward_error(refusal: _core.Refused, spec: _core.ConvSpec, arrays: Mapping[
     return _first_error(refusal, lambda: check_forward(spec, arrays), arrays["x"], _op(spec), spec)
 
 
-def decision_error(refusal: _core.Refused, op: str, spec: _core.ConvSpec) -> Exception:
-    """What is left to say of a decision that `_core` refused after all checks."""
+def decision_error(refusal: _core.Refused, op: str, spec: _core.ConvSpec, device: bool = False) -> Exception:
+    """What is left to say of a decision that `_core` refused after all checks; `device`: of arrays on one."""
+    if refusal.args[0] == "bad_algorithm" and device:
+        return _served_algorithm_error(spec)
     if refusal.args[0] == "bad_device":
         return RuntimeError(f"{op} does not serve arrays on a CUDA device here: decisions are the CPU's")
     if refusal.args[0] == "bad_algorithm":
