@@ -10,7 +10,7 @@ cache holds; a result is compared with PyTorch's before it is timed. "share" is 
 time, as a part of the copy bandwidth that was measured in the same run. What PyTorch lacks is named and has no ratio.
 
 The whole takes less than eight minutes, by estimate seven: the build 100 s of 16 cores, the tests 80 s (they are
-stopped after 150), the sanitizer at most 40, and each family what FAMILIES gives it, 200 s together; what the time does
+stopped after 150), the sanitizer at most 40, and each family what FAMILIES gives it, 210 s together; what the time does
 not reach is listed, and `--family` gets it. Tests that fail are said at the end; what can be measured is measured.
 
 `--rehearse` goes the same way without a GPU: tiny operands, the kernels on fibers of the host, PyTorch on the CPU where
@@ -46,7 +46,7 @@ FAMILIES = {
     "elementwise": 12,
     "separable": 8,
     "other": 20,
-    "dense": 35,
+    "dense": 45,
 }
 DTYPES = ("float32", "float16", "bfloat16")
 # The most that two right results differ by, in the Euclidean norm: cuDNN may take Winograd's way in float32.
@@ -496,7 +496,7 @@ def rows(machine: Gpu | Rehearsal, family: str) -> Iterator[Row]:
             "transposed 2x2 s2",
             ((n, c, e, e),),
             ((c, c, 2, 2),),
-            lambda x, w: f.conv_transpose2d(x, w, stride=2),
+            lambda x, w, **o: f.conv_transpose2d(x, w, stride=2, **o),
             F and (lambda x, w: F.conv_transpose2d(x, w, stride=2)),
             n * c * e * e * 5,
         )
@@ -504,7 +504,7 @@ def rows(machine: Gpu | Rehearsal, family: str) -> Iterator[Row]:
             "transposed 3-D 2 s2",
             ((n, c // 4, 8, e // 2, e // 2),),
             ((c // 4, c // 4, 2, 2, 2),),
-            lambda x, w: f.conv_transpose3d(x, w, stride=2),
+            lambda x, w, **o: f.conv_transpose3d(x, w, stride=2, **o),
             F and (lambda x, w: F.conv_transpose3d(x, w, stride=2)),
             n * c * 2 * e * e / 4 * 9,
         )
@@ -512,7 +512,7 @@ def rows(machine: Gpu | Rehearsal, family: str) -> Iterator[Row]:
             "grouped 3x3 g4",
             ((n, c, e, e),),
             ((c, c // 4, 3, 3),),
-            lambda x, w: f.conv2d(x, w, padding=1, groups=4),
+            lambda x, w, **o: f.conv2d(x, w, padding=1, groups=4, **o),
             F and (lambda x, w: F.conv2d(x, w, padding=1, groups=4)),
             n * c * e * e * 2,
         )
@@ -520,7 +520,7 @@ def rows(machine: Gpu | Rehearsal, family: str) -> Iterator[Row]:
             "1-D 3",
             ((n, c, e * e),),
             ((c, c, 3),),
-            lambda x, w: f.conv1d(x, w, padding=1),
+            lambda x, w, **o: f.conv1d(x, w, padding=1, **o),
             F and (lambda x, w: F.conv1d(x, w, padding=1)),
             n * c * e * e * 2,
         )
@@ -528,7 +528,7 @@ def rows(machine: Gpu | Rehearsal, family: str) -> Iterator[Row]:
             "3-D 3 of 3 channels",
             ((n, 3, 8, e, e),),
             ((16, 3, 3, 3, 3),),
-            lambda x, w: f.conv3d(x, w, padding=1),
+            lambda x, w, **o: f.conv3d(x, w, padding=1, **o),
             F and (lambda x, w: F.conv3d(x, w, padding=1)),
             n * 19 * 8 * e * e,
         )
@@ -536,7 +536,8 @@ def rows(machine: Gpu | Rehearsal, family: str) -> Iterator[Row]:
         n = of(32, 1)
         for c, h, o, k, s in ((64, 56, 64, 3, 1), (64, 56, 256, 1, 1), (3, 224, 64, 7, 2), (512, 7, 512, 3, 1)):
             name, p = f"{k}x{k} s{s} {c}->{o}@{h}", k // 2
-            c, h, o = of(c, min(c, 8)), of(h, 7), of(o, 9)
+            # The first rehearses the tensor cores, which small layers do not take.
+            c, h, o = of(c, min(c, 32 if s == 1 and c == 64 == o else 8)), of(h, 7), of(o, 33 if c == 64 == o else 9)
             e = out(h, k, s, p)
             x, y, w = (n, c, h, h), (n, o, e, e), (o, c, k, k)
             moved = size(x) + size(y)
@@ -544,7 +545,7 @@ def rows(machine: Gpu | Rehearsal, family: str) -> Iterator[Row]:
                 f"y {name}",
                 (x,),
                 (w,),
-                lambda x, w, s=s, p=p: f.conv2d(x, w, stride=s, padding=p),
+                lambda x, w, s=s, p=p, **o: f.conv2d(x, w, stride=s, padding=p, **o),
                 F and (lambda x, w, s=s, p=p: F.conv2d(x, w, None, s, p)),
                 moved,
             )
@@ -553,10 +554,10 @@ def rows(machine: Gpu | Rehearsal, family: str) -> Iterator[Row]:
                     f"{'dx' if which == 'input' else 'dw'} {name}",
                     (y, x),
                     (w,),
-                    lambda g, x, w, s=s, p=p, a=which: (
-                        f.conv2d_backward_input(g, w, x.shape, stride=s, padding=p)
+                    lambda g, x, w, s=s, p=p, a=which, **o: (
+                        f.conv2d_backward_input(g, w, x.shape, stride=s, padding=p, **o)
                         if a == "input"
-                        else f.conv2d_backward_weight(g, x, w.shape, stride=s, padding=p)
+                        else f.conv2d_backward_weight(g, x, w.shape, stride=s, padding=p, **o)
                     ),
                     F
                     and (
@@ -580,11 +581,17 @@ def results_of(value: Any) -> list[Any]:
     return [a for a in value if a is not None] if isinstance(value, tuple) else [value]
 
 
+# By what products a float32 layer goes, and whether PyTorch's then goes by TF32.
+PRECISIONS = {"strict": ("float32", False), "tf32x3": ("float32 by tf32x3", False), "tf32": ("tf32 (both)", True)}
+
+
 def measure_row(
-    machine: Gpu | Rehearsal, row: Row, dtype: str, last: bool, tf32: bool, bandwidth: float
+    machine: Gpu | Rehearsal, row: Row, dtype: str, last: bool, precision: str, bandwidth: float
 ) -> dict[str, Any]:
     """One row: compared, then timed. `note` says why there is no ratio."""
-    result: dict[str, Any] = {"name": row.name, "dtype": dtype + (" (PyTorch: TF32)" if tf32 else "")}
+    name, tf32 = PRECISIONS[precision]
+    options = {} if precision == "strict" else {"precision": precision}
+    result: dict[str, Any] = {"name": row.name, "dtype": name if options else dtype}
     result["layout"] = "channels_last" if last else "NCHW"
 
     def make() -> list[Any]:
@@ -596,7 +603,7 @@ def measure_row(
     bytes_of = item * sum(math.prod(shape) for shape in row.images)
     operands = [first, *(make() for _ in range(min(15, machine.copies // bytes_of)))]
     ours = [machine.ours(o) for o in operands]
-    mine = row.ours(*ours[0])
+    mine = row.ours(*ours[0], **options)
     theirs: list[Any] = []
     if machine.torch is not None:
         torch = machine.torch
@@ -618,7 +625,7 @@ def measure_row(
         result["right"] = result["error"] <= limit
     if not result["right"]:
         return result
-    result["us"] = 1e6 * machine.seconds([lambda o=o: row.ours(*o) for o in ours])
+    result["us"] = 1e6 * machine.seconds([lambda o=o: row.ours(*o, **options) for o in ours])
     result["share"] = item * row.moved / (result["us"] * 1e-6) / bandwidth
     if theirs:
         result["torch_us"] = 1e6 * machine.seconds([lambda o=o: row.theirs(*o) for o in theirs])
@@ -650,13 +657,14 @@ def measure(machine: Gpu | Rehearsal, families: Sequence[str]) -> dict[str, Any]
                             }
                         )
                         continue
-                    for tf32 in (False, True) if dtype == "float32" and family in ("dense", "other") else (False,):
+                    several = dtype == "float32" and family in ("dense", "other")
+                    for precision in PRECISIONS if several else ("strict",):
                         try:
-                            result = measure_row(machine, row, dtype, last, tf32, bandwidth)
+                            result = measure_row(machine, row, dtype, last, precision, bandwidth)
                         except Exception as error:  # a row's failure is a result: the rest is measured all the same
                             result = {
                                 "name": row.name,
-                                "dtype": dtype,
+                                "dtype": PRECISIONS[precision][0] if several else dtype,
                                 "layout": "channels_last" if last else "NCHW",
                                 "right": False,
                                 "note": f"{type(error).__name__}: {str(error)[:200]}",

@@ -37,9 +37,26 @@ def test_every_row_runs_on_the_host_build(device, gpu, capsys, monkeypatch):
     for row in results["rows"]:
         assert row["us"] > 0
         assert "ratio" in row or "PyTorch" in row["note"]
-    # Every row in three dtypes and both layouts.
-    rows = [r for r in results["rows"] if "TF32" not in r["dtype"]]
+    # Every row in three dtypes and both layouts; convolutions of float32 by coarser products, too.
+    coarse = [r for r in results["rows"] if "tf32" in r["dtype"]]
+    rows = [r for r in results["rows"] if "tf32" not in r["dtype"]]
     assert len(rows) == 6 * len({(r["family"], r["name"]) for r in rows})
+    assert {r["family"] for r in coarse} == {"dense", "other"}
+    assert len(coarse) == 4 * len({(r["family"], r["name"]) for r in coarse})
+
+
+def test_the_rehearsal_goes_to_the_tensor_cores(device, gpu):
+    if not hasattr(device, "take_launches"):
+        pytest.skip("bench/gpu.py itself runs there")
+    machine = gpu.Rehearsal()
+    row = next(gpu.rows(machine, "dense"))
+    for dtype, precision in (("float16", "strict"), ("float32", "tf32"), ("float32", "tf32x3"), ("float32", "strict")):
+        device.take_launches()
+        result = gpu.measure_row(machine, row, dtype, True, precision, 1e9)
+        assert result["right"]
+        assert any("Walk" in launch for launch in device.take_launches()) == (
+            (dtype, precision) != ("float32", "strict")
+        )
 
 
 def test_the_command_rehearses_and_writes_nothing(gpu):

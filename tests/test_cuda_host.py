@@ -11,7 +11,7 @@ from fastconv import cuda, functional
 
 from . import sanitizers
 
-PLANTED = "alignment barrier beyond divergent lanes short_tail stages tail wait warp".split()  # noqa: SIM905
+PLANTED = "alignment barrier beyond divergent lanes matrices short_tail stages sums tail wait warp".split()  # noqa: SIM905
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_launches_stay_within_their_shared_memory(host, rng):
 
     d, depthwise = functional, {"groups": 16, "padding": 15, "dilation": 15}
     x, w, half = on(1, 16, 40, 40), on(16, 1, 3, 3), on(1, 40, 40, 16, dtype="float16")
-    weights = on(16, 1, 3, 3, dtype="float16")
+    weights, wide = on(16, 1, 3, 3, dtype="float16"), on(80, 16, 1, 1, dtype="float16")
     for kernel, call, least in (
         ("depthwise_forward", lambda: d.conv2d(x, w, **depthwise), 1),
         ("depthwise_forward", lambda: d.conv2d(half, weights, layout="NHWC", **depthwise), 1),
@@ -67,6 +67,8 @@ def test_launches_stay_within_their_shared_memory(host, rng):
         ("depthwise_backward", lambda: d.conv2d_backward(x, x, w, padding_mode="reflect", **depthwise), 1),
         ("depthwise_backward", lambda: d.conv2d_backward(on(1, 48, 40, 40), x, on(48, 1, 3, 3), **depthwise), 1),
         ("product_tiles", lambda: d.conv2d(x, on(16, 16, 3, 3)), 1),
+        ("mma_tiles", lambda: d.conv2d(on(9, 40, 40, 16, dtype="float16"), wide, layout="NHWC"), 65536),
+        ("mma_weights", lambda: d.conv2d_backward_weight(half, half, (16, 16, 1, 1), layout="NHWC"), 1),
         ("thin_weights", lambda: d.conv2d_backward_weight(on(1, 2, 9, 9), on(1, 2, 9, 9), (2, 2, 1, 1)), 1),
         ("bias_sums", lambda: d.conv2d_backward_bias(x), 1),
         ("channel_sums", lambda: d.batch_norm_train(x), 1),

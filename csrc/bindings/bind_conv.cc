@@ -23,7 +23,8 @@ void read_entries(const py::tuple& entries, int spatial, int64_t* values) {
 ConvSpec make_spec(int32_t spatial, bool transposed, bool channels_last, const py::tuple& stride,
                    const py::tuple& dilation, const py::tuple& pad_before, const py::tuple& pad_after,
                    const py::tuple& output_padding, int64_t groups, int32_t padding_mode, int32_t auto_padding,
-                   int32_t algorithm, const py::tuple& activation, const py::tuple& input_activation) {
+                   int32_t algorithm, int32_t precision, const py::tuple& activation,
+                   const py::tuple& input_activation) {
   if (spatial < 1 || spatial > 3) throw py::value_error("spatial must be 1, 2 or 3");
   ConvSpec spec;
   ConvDesc& desc = spec.desc;
@@ -39,6 +40,7 @@ ConvSpec make_spec(int32_t spatial, bool transposed, bool channels_last, const p
   desc.padding_mode = read_enum(padding_mode, PaddingMode::circular);
   desc.auto_padding = read_enum(auto_padding, AutoPadding::same_lower);
   desc.algorithm = read_enum(algorithm, Algorithm::winograd4);
+  desc.precision = read_enum(precision, Precision::tf32);
   spec.activation = read_activation(activation);
   spec.input_activation = read_activation(input_activation);
   return spec;
@@ -195,8 +197,8 @@ py::object output_shape(PyObject* const* args) {
 // --- plans and decisions ---------------------------------------------------------------------------------------
 
 // An operand that may be given as an array or, for its shape alone, as a tuple.
-TensorView array_or_shape(PyObject* object, DType dtype) {
-  return is_shape(object) ? shape_view(object, dtype) : array_view(object);
+TensorView array_or_shape(PyObject* object, DType dtype, Device device) {
+  return is_shape(object) ? shape_view(object, dtype, device) : array_view(object);
 }
 
 struct DecisionCall {
@@ -211,23 +213,27 @@ DecisionCall read_decision_call(PyObject* const* args) {
   const ConvSpec& spec = value_of<ConvSpec>(args[0], spec_type);
   const ConvDesc& desc = spec.desc;
   DecisionCall call{desc, read_enum(py::handle(args[1]).cast<int32_t>(), Pass::backward_weight), {}};
-  // The dtype of the shapes among the operands is that of the arrays.
+  // The dtype of the shapes among the operands is that of the arrays, and so is their device.
   DType dtype = DType::f32;
+  Device device = Device::cpu;
   for (PyObject* operand : {args[2], args[3], args[4]}) {
-    if (operand != Py_None && !is_shape(operand)) dtype = array_view(operand).dtype;
+    if (operand == Py_None || is_shape(operand)) continue;
+    const TensorView view = array_view(operand);
+    dtype = view.dtype, device = view.device;
   }
   ConvOperands& op = call.operands;
   bool batched = false;
-  op.x = leading_image(array_or_shape(args[2], dtype), desc, batched);
-  op.w = array_or_shape(args[3], dtype);
+  op.x = leading_image(array_or_shape(args[2], dtype, device), desc, batched);
+  op.w = array_or_shape(args[3], dtype, device);
   if (args[4] == Py_None) {
     op.y.data = no_data;
     op.y.dtype = dtype;
+    op.y.device = device;
     op.y.ndim = desc.spatial + 2;
     check(conv_output_shape(desc, op.x, op.w, op.y.shape));
     pack_strides(op.y, nullptr);
   } else {
-    op.y = array_or_shape(args[4], dtype);
+    op.y = array_or_shape(args[4], dtype, device);
     complete_image(op.y, desc, batched);
   }
   op.epilogue = {optional_view(args[5]), optional_view(args[6]), optional_view(args[7]),
@@ -239,7 +245,7 @@ DecisionCall read_decision_call(PyObject* const* args) {
 py::object conv_decide_entry(PyObject* const* args) {
   const DecisionCall call = read_decision_call(args);
   Decision decision;
-  check(conv_decide(call.desc, call.pass, call.operands, &decision));
+  check(run_operation(call.operands.x.device, &Backend::conv_decide, call.desc, call.pass, call.operands, &decision));
   return decision_dict(decision);
 }
 
@@ -313,7 +319,7 @@ py::object conv_plan_entry(PyObject* const* args) {
   ConvOperands op;
   bool batched = false;
   op.w = array_view(args[2]);
-  op.x = leading_image(array_or_shape(args[1], op.w.dtype), spec.desc, batched);
+  op.x = leading_image(array_or_shape(args[1], op.w.dtype, op.w.device), spec.desc, batched);
   op.epilogue = {optional_view(args[3]), optional_view(args[4]), optional_view(args[5]), {}, spec.activation};
   op.prologue = {optional_view(args[6]), optional_view(args[7]), {}, spec.input_activation};
   if (read_flag(args[8])) {
@@ -396,7 +402,7 @@ void bind_conv(py::module_& m) {
   spec.def(py::init(&make_spec), py::arg("spatial"), py::arg("transposed"), py::arg("channels_last"), py::arg("stride"),
            py::arg("dilation"), py::arg("pad_before"), py::arg("pad_after"), py::arg("output_padding"),
            py::arg("groups"), py::arg("padding_mode"), py::arg("auto_padding"), py::arg("algorithm"),
-           py::arg("activation"), py::arg("input_activation"))
+           py::arg("precision"), py::arg("activation"), py::arg("input_activation"))
       .def_property_readonly("spatial", [](const ConvSpec& s) { return s.desc.spatial; })
       .def_property_readonly("transposed", [](const ConvSpec& s) { return s.desc.transposed; })
       .def_property_readonly("channels_last", [](const ConvSpec& s) { return s.desc.channels_last; })
@@ -411,6 +417,7 @@ void bind_conv(py::module_& m) {
       .def_property_readonly("auto_padding",
                              [](const ConvSpec& s) { return static_cast<int32_t>(s.desc.auto_padding); })
       .def_property_readonly("algorithm", [](const ConvSpec& s) { return static_cast<int32_t>(s.desc.algorithm); })
+      .def_property_readonly("precision", [](const ConvSpec& s) { return static_cast<int32_t>(s.desc.precision); })
       .def_property_readonly("activation", [](const ConvSpec& s) { return activation_tuple(s.activation); })
       .def_property_readonly("input_activation",
                              [](const ConvSpec& s) { return activation_tuple(s.input_activation); });

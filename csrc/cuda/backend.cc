@@ -29,6 +29,7 @@ Backend make_row() {
   row.response_backward = &response_backward;
   row.conv_workspace = &conv_workspace;
   row.conv_run = &conv_run;
+  row.conv_decide = &conv_decide;
   row.conv_backward_bias = &conv_backward_bias;
   row.conv_backward_workspace = &conv_backward_workspace;
   row.conv_backward = &conv_backward;

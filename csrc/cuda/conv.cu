@@ -349,6 +349,18 @@ int64_t tiled_workspace(const ConvDesc& desc, const ConvOperands& o, const ops::
   return bytes;
 }
 
+// The workspace of a pass on the tensor cores; 0 where it goes another way.
+int64_t tensor_workspace(const ConvDesc& desc, Product product, const ops::Layer& l) {
+  int64_t bytes = 0;
+  for_dtype(l.geometry.dtype, [&](auto* type) {
+    using T = Pointee<decltype(type)>;
+    const ConvShape s = shape_of(desc, l);
+    if (on_tensor_cores<T>(product, s, desc.precision)) bytes = tensor_core_workspace<T>(product, s);
+    return Status::ok;
+  });
+  return bytes;
+}
+
 // A pass of a depthwise layer by tiles; `unsupported` where it has none.
 template <class T>
 Status run_tiled(Pass pass, bool transposed, const ConvShape& s, const Before<T>& before, const After<T>& after, T* x,
@@ -415,9 +427,13 @@ Status conv_check(const ConvDesc& desc, Pass pass, const ConvOperands& o) {
 
 int64_t conv_workspace(const ConvDesc& desc, Pass pass, const ConvOperands& o) {
   Call call;
-  if (pass != Pass::backward_weight || check(desc, pass, o, &call) != Status::ok) return 0;
+  if (check(desc, pass, o, &call) != Status::ok) return 0;
   const Geometry& g = call.layer.geometry;
-  if (const int64_t bytes = tiled_workspace(desc, o, call.layer)) return bytes;
+  const bool weight = pass == Pass::backward_weight;
+  // In the order in which conv_run tries them.
+  if (const int64_t bytes = weight ? tiled_workspace(desc, o, call.layer) : 0) return bytes;
+  if (const int64_t bytes = tensor_workspace(desc, call.product, call.layer)) return bytes;
+  if (!weight) return 0;
   const int64_t pixels = g.N * g.out[0] * g.out[1] * g.out[2];
   const int64_t item = g.dtype == DType::f64 ? 8 : 4;
   return std::max<int64_t>(1, cut_of(g, call.product, pixels).pieces) * g.G * g.K * g.C * g.taps() * item;
@@ -446,6 +462,8 @@ Status conv_run(const ConvDesc& desc, Pass pass, const ConvOperands& o, const Qu
       return join_pieces<T>(nullptr, g.G * g.K * g.C * g.taps(), 0, o.accumulate, w, queue);
     const Status tiled = run_tiled<T>(pass, t, shape, before, after, t ? out : in, t ? in : out, w, queue);
     if (tiled != Status::unsupported) return tiled;
+    if (on_tensor_cores<T>(call.product, shape, desc.precision))
+      return run_tensor_cores<T>(call.product, shape, desc.precision, before, after, in, out, w, queue);
     if (is_thin(g, call.product)) return run_thin<T>(call.product, shape, before, after, in, out, w, queue);
     switch (call.product) {
       case Product::fprop: return run_tiles<Product::fprop, T>(shape, before, after, in, out, w, queue);
@@ -453,6 +471,62 @@ Status conv_run(const ConvDesc& desc, Pass pass, const ConvOperands& o, const Qu
       case Product::wgrad: return run_tiles<Product::wgrad, T>(shape, before, after, in, out, w, queue);
     }
     return Status::unsupported;
+  });
+}
+
+Status conv_decide(const ConvDesc& desc, Pass pass, const ConvOperands& o, Decision* out, const Queue&) {
+  Call call;
+  const Status status = check(desc, pass, o, &call);
+  if (status != Status::ok) return status;
+  const Geometry& g = call.layer.geometry;
+  const ConvShape s = shape_of(desc, call.layer);
+  const Product product = call.product;
+  Decision& d = *out;
+  d = {};
+  d.algorithm = "direct", d.isa = "cuda";
+  const int64_t item = item_size(g.dtype);
+  const int64_t in = g.N * g.G * g.C * g.in[0] * g.in[1] * g.in[2];
+  const int64_t outputs = g.N * g.G * g.K * g.out[0] * g.out[1] * g.out[2];
+  d.flops = 2 * g.macs();
+  d.bytes = static_cast<double>(item *
+                                (in + outputs + g.G * g.K * g.C * g.taps() + (o.epilogue.residual.data ? outputs : 0)));
+  const int64_t terms = product == Product::wgrad   ? s.out_pixels.count
+                        : product == Product::dgrad ? g.K * g.taps()
+                                                    : g.C * g.taps();
+  // Every addition of a sum rounded, or truncated by half as much again; of 16 bits in units of their own.
+  d.error_bound = static_cast<double>(terms) + 2;
+  if (g.dtype == DType::f16) d.error_bound = 0.5 + d.error_bound / 8192;
+  if (g.dtype == DType::bf16) d.error_bound = 0.5 + d.error_bound / 65536;
+  return for_dtype(g.dtype, [&](auto* type) {
+    using T = Pointee<decltype(type)>;
+    const Prologue& p = o.prologue;
+    const bool prepared =
+        pass == Pass::forward && (p.scale.data || p.shift.data || p.gate.data || p.act.kind != ActivationKind::none);
+    if (!prepared && (desc.transposed ? g.K : g.C) == 1 && (desc.transposed ? g.C : g.K) <= 32) {
+      d.algorithm = "depthwise";
+      d.role = "tiles in shared memory where they fit";
+      d.tile_rows = d.tile_columns = 1;
+      d.passed_over = "tensor cores: one channel a group is no product of matrices";
+      return Status::ok;
+    }
+    if (on_tensor_cores<T>(product, s, desc.precision)) {
+      describe_tensor_cores<T>(product, s, desc.precision, prepared, &d);
+      // Operands of 11 bits, and of two parts, in units of float32's eps.
+      if (sizeof(T) == 4) d.error_bound += desc.precision == Precision::tf32 ? 8192 : 6;
+      d.passed_over = "CUDA cores: the layer is one for tensor cores";
+    } else {
+      const bool thin = is_thin(g, product);
+      d.role = thin ? "CUDA cores, a thread a result" : "CUDA cores";
+      d.tile_rows = d.tile_columns = thin ? 1 : kTile;
+      d.reduction_block = thin ? 1 : kDepth;
+      d.passed_over = sizeof(T) == 8                                          ? "tensor cores: not of float64"
+                      : sizeof(T) == 4 && desc.precision == Precision::strict ? "tensor cores: precision is strict"
+                      : product == Product::dgrad && g.mode != PaddingMode::zeros
+                          ? "tensor cores: padding repeats pixels, whose gradients have several sums"
+                          : "tensor cores: the product is small, or its groups thin";
+    }
+    d.pixel_block = d.tile_rows, d.channel_block = d.tile_columns;
+    return Status::ok;
   });
 }
 

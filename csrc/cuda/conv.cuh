@@ -237,6 +237,20 @@ template <class T>
 Status run_depthwise_backward(bool transposed, const ConvShape& s, const T* x, const T* dy, const T* w,
                               const DepthwiseGradients<T>& to, const Queue& queue);
 
+// Dense layers on the tensor cores (mma.cu). Whether a product goes there depends on the layer and its options, never
+// on the batch or on addresses: the bits of a result do.
+template <class T>
+bool on_tensor_cores(Product product, const ConvShape& s, Precision precision);
+template <class T>
+int64_t tensor_core_workspace(Product product, const ConvShape& s);
+// The tile and the terms of a step, for explain(); `prepared`: the layer has a prologue.
+template <class T>
+void describe_tensor_cores(Product product, const ConvShape& s, Precision precision, bool prepared, Decision* d);
+// Where on_tensor_cores().
+template <class T>
+Status run_tensor_cores(Product product, const ConvShape& s, Precision precision, const Before<T>& before,
+                        const After<T>& after, T* in, T* out, T* w, const Queue& queue);
+
 // Joins the pieces of a weight gradient in their order; dw is one run of `count` elements.
 template <class T>
 Status join_pieces(const Acc<T>* pieces, int64_t count, int64_t number, bool accumulate, T* dw, const Queue& queue);

@@ -45,6 +45,7 @@ Status response_backward(const ResponseDesc& desc, const TensorView& dy, const T
 Status conv_check(const ConvDesc& desc, Pass pass, const ConvOperands& operands);
 int64_t conv_workspace(const ConvDesc& desc, Pass pass, const ConvOperands& operands);
 Status conv_run(const ConvDesc& desc, Pass pass, const ConvOperands& operands, const Queue& queue);
+Status conv_decide(const ConvDesc& desc, Pass pass, const ConvOperands& operands, Decision* out, const Queue& queue);
 Status conv_backward_bias(const ConvDesc& desc, const TensorView& dy, const TensorView& db, bool accumulate,
                           const Queue& queue);
 

@@ -1,5 +1,7 @@
 // Separable layers and inverted residuals, stage by stage: each stage is a convolution, and what lies between them is
 // in the workspace. (One pass, as on the CPU, is to come: it saves writing and reading the intermediate.)
+#include <algorithm>
+
 #include "cuda/launch.h"
 
 namespace fastconv::cuda {
@@ -42,7 +44,8 @@ struct Stages {
   ConvDesc desc[3];
   ConvOperands operands[3];
   int count = 0;
-  int64_t bytes = 0;
+  int64_t bytes = 0;    // of the images between
+  int64_t scratch = 0;  // behind them: the most that a stage takes
 
   // A stage on the result of the one before; the last one's y is the call's.
   Status add(const ConvDesc& d, const TensorView& x, const TensorView& w, const Epilogue& e, const TensorView* y,
@@ -56,10 +59,13 @@ struct Stages {
       o.y = *y;
     else
       bytes += make_image(d, x, shape, memory ? memory + bytes : nowhere, &o.y);
+    scratch = std::max(scratch, conv_workspace(d, Pass::forward, o));
     desc[count++] = d;
     return Status::ok;
   }
-  Status run(const Queue& queue) const {
+  Status run(Queue queue) const {
+    queue.workspace = static_cast<char*>(queue.workspace) + bytes;
+    queue.workspace_bytes -= bytes;
     for (int i = 0; i < count; ++i) {
       const Status s = conv_check(desc[i], Pass::forward, operands[i]);
       if (s != Status::ok) return s;
@@ -91,7 +97,7 @@ Status inverted_stages(const ConvDesc& desc, const InvertedOperands& o, char* me
 
 int64_t separable_workspace(const ConvDesc& desc, const SeparableOperands& operands) {
   Stages stages;
-  return separable_stages(desc, operands, nullptr, &stages) == Status::ok ? stages.bytes : 0;
+  return separable_stages(desc, operands, nullptr, &stages) == Status::ok ? stages.bytes + stages.scratch : 0;
 }
 
 Status separable_run(const ConvDesc& desc, const SeparableOperands& operands, const Queue& queue) {
@@ -103,7 +109,7 @@ Status separable_run(const ConvDesc& desc, const SeparableOperands& operands, co
 
 int64_t inverted_workspace(const ConvDesc& desc, const InvertedOperands& operands) {
   Stages stages;
-  return inverted_stages(desc, operands, nullptr, &stages) == Status::ok ? stages.bytes : 0;
+  return inverted_stages(desc, operands, nullptr, &stages) == Status::ok ? stages.bytes + stages.scratch : 0;
 }
 
 Status inverted_run(const ConvDesc& desc, const InvertedOperands& operands, const Queue& queue) {

@@ -32,6 +32,7 @@ Backend make_row() {
   row.response_run = on_cpu<&response_run>;
   row.response_backward = on_cpu<&response_backward>;
   row.conv_run = on_cpu<&conv_run>;
+  row.conv_decide = on_cpu<&conv_decide>;
   row.conv_backward_bias = on_cpu<&conv_backward_bias>;
   row.separable_run = on_cpu<&separable_run>;
   row.inverted_run = on_cpu<&inverted_run>;

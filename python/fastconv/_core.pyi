@@ -25,6 +25,7 @@ class ConvSpec:
         padding_mode: int,
         auto_padding: int,
         algorithm: int,
+        precision: int,
         activation: _Activation,
         input_activation: _Activation,
     ) -> None: ...
@@ -52,6 +53,8 @@ class ConvSpec:
     def auto_padding(self) -> int: ...
     @property
     def algorithm(self) -> int: ...
+    @property
+    def precision(self) -> int: ...
     @property
     def activation(self) -> _Activation: ...
     @property

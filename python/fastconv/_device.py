@@ -288,6 +288,7 @@ def device_name(a: object) -> str:
     return f"cuda:{a.ordinal}" if isinstance(a, Shadow) else "the host"
 
 
-def dtype_name(a: np.ndarray[Any, Any]) -> str:
-    """The dtype of an array or a shadow."""
-    return "bfloat16" if a.dtype == _foreign.BFLOAT16 else str(a.dtype)
+def dtype_name(a: np.ndarray[Any, Any] | np.dtype[Any]) -> str:
+    """The dtype of an array or a shadow, or that dtype, in a word."""
+    dtype = a if isinstance(a, np.dtype) else a.dtype
+    return "bfloat16" if dtype == _foreign.BFLOAT16 else str(dtype)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import _args, _core, _decide, _foreign, functional
+from . import _args, _core, _decide, _device, _foreign, functional
 from ._args import Array, Shape
 from ._args import admission as _admission
 from ._args import inverted as _inverted
@@ -143,7 +143,7 @@ class Explanation:
         result: dict[str, Any] = {
             "op": self.op,
             "shapes": {name: list(shape) for name, shape in self.shapes.items()},
-            "dtype": str(self.dtype),
+            "dtype": _device.dtype_name(self.dtype),
             "threads": self.threads,
             "blocks": self.blocks,
             "flops": self.flops,
@@ -168,7 +168,7 @@ class Explanation:
     def __str__(self) -> str:
         d = self.decision
         operands = ", ".join(f"{name} {shape}" for name, shape in self.shapes.items())
-        lines = [f"{self.op}: {operands}, {self.dtype}"]
+        lines = [f"{self.op}: {operands}, {_device.dtype_name(self.dtype)}"]
         if "tile_rows" in d:
             lines += self._convolution_lines()
         elif "passes" in d:
@@ -191,6 +191,12 @@ class Explanation:
 
     def _convolution_lines(self) -> list[str]:
         d = self.decision
+        if d["isa"] == "cuda":
+            return [
+                f"  algorithm   {d['algorithm']} on a CUDA device, {d['role']}, "
+                f"tile {d['tile_rows']} x {d['tile_columns']}, {d['reduction_block']} terms a step",
+                f"  memory      {d['packed_weight_bytes']} bytes of packed weights",
+            ]
         return [
             f"  algorithm   {d['algorithm']} on {d['isa']}, {d['role']}, tile {d['tile_rows']} x {d['tile_columns']}",
             f"  blocks      {d['reduction_block']} terms, {d['channel_block']} channels, "
@@ -375,6 +381,9 @@ def _operands(op: str, spec: _core.ConvSpec, arguments: Mapping[str, Any], array
 def explain(op: str, *operands: Any, measure: str | None = None, **options: Any) -> Explanation:
     """How `functional.<op>(*operands, **options)` would be computed; nothing is, unless it is to be measured.
 
+    Convolutions of arrays on a CUDA device (not "linear") are explained, too: there role is "tensor cores" or "CUDA
+    cores", isa is "cuda", tile_rows and tile_columns are results of a block, reduction_block the terms of a step.
+
     Args:
         op: a convolution ("conv2d", "conv_transpose1d", "linear", ...) or one of its gradients, such as
             "conv2d_backward_input" and "conv2d_backward_weight"; "separable_conv1d", "separable_conv2d",
@@ -402,6 +411,8 @@ def explain(op: str, *operands: Any, measure: str | None = None, **options: Any)
         return _explain_layer(op, operands, options, measure)
     if op not in _CONVOLUTIONS:
         raise ValueError(f"op (={op!r}) must be one of {', '.join(map(repr, (*_CONVOLUTIONS, *_LAYER_OPS)))}")
+    if any(_device.is_device_array(value) for value in (*operands, *options.values())):
+        return _explain_on_device(op, operands, options, measure)
     call = call_of(op, operands, options)
     if measure == "plan" and call.which:
         raise ValueError(f"measure (={measure!r}) must be 'plain': {op} has no plan")
@@ -425,6 +436,40 @@ def explain(op: str, *operands: Any, measure: str | None = None, **options: Any)
         measured=None
         if measure is None
         else _measure(op, _with_data(call, operands), options, measure, call.dtype, least),
+    )
+
+
+def _explain_on_device(
+    op: str, operands: tuple[Any, ...], options: Mapping[str, Any], measure: str | None
+) -> Explanation:
+    """A convolution of arrays that lie on a CUDA device."""
+    if op.startswith("linear") or measure is not None:
+        what = f"explain({op!r})" if measure is None else "explain(measure=...)"
+        raise RuntimeError(f"{what} does not serve arrays on a CUDA device: decisions of convolutions alone are told")
+    arguments = _bind(op, operands, options)
+    spec = _spec(op, arguments)
+    arrays = {name: arguments[name] for name in (*_IMAGES, *_VECTORS) if name in arguments}
+    which, x, weight, y, vectors, result = _operands(op, spec, arguments, arrays)
+    try:
+        decision = _core.conv_decide(spec, which, x, weight, y, *vectors)
+    except _core.Refused as refusal:
+        raise _args.decision_error(refusal, op, spec, device=True) from None
+    shapes = {name: _device.shape_of(arguments[name]) or () for name in _IMAGES if name in arguments}
+    shapes[("y", "dx", "dw")[which]] = result
+    shadow = next(s for name in _IMAGES if (s := _device.shadow(arguments.get(name))) is not None)
+    name = _device.dtype_name(shadow)
+    flops, least = decision.pop("flops"), decision.pop("bytes")
+    return Explanation(
+        op=op,
+        shapes=MappingProxyType(shapes),
+        # NumPy knows the name of every other.
+        dtype=np.dtype(name) if name != "bfloat16" else shadow.dtype,
+        threads=0,
+        blocks=None,
+        flops=flops,
+        bytes=least,
+        decision=MappingProxyType(decision),
+        candidates=(),
     )
 
 

@@ -50,6 +50,7 @@ def _spec(op: str, options: Mapping[str, Any]) -> _core.ConvSpec:
         options.get("algorithm", "auto"),
         options.get("activation"),
         options.get("input_activation"),
+        options.get("precision", "strict"),
     )
 
 

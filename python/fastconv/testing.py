@@ -658,6 +658,7 @@ def _option_values(rank: int, family: str, gradient: str) -> dict[str, Sequence[
         "algorithm": ("auto", "direct"),
         # Far above all direct sums here, and below most of Winograd's bounds.
         "max_error": (None, 3000.0),
+        "precision": ("strict", "tf32x3", "tf32"),
         "accumulate": (None, "all") if gradient == "all" else yes_no,
         "needs": (("input", "weight", "bias"), ("input",), ("weight", "bias"), ("bias", "input")),
     }

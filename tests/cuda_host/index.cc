@@ -5,6 +5,7 @@
 
 #include "cuda/axis.h"
 #include "cuda/conv.cuh"
+#include "cuda/mma.cuh"
 
 #include "planted.h"
 
@@ -137,9 +138,71 @@ std::string check_preimages() {
   return "";
 }
 
+// Whether `count` accesses of `bytes` meet each of the 32 banks at most once. Lane l's begins at at(l).
+template <class F>
+bool one_pass(int count, int bytes, F at) {
+  uint32_t seen = 0;
+  for (int lane = 0; lane < count; ++lane)
+    for (int byte = 0; byte < bytes; byte += 4) {
+      const uint32_t bank = uint32_t{1} << (at(lane) + byte) / 4 % 32;
+      if (seen & bank) return false;
+      seen |= bank;
+    }
+  return true;
+}
+
+// Shared memory of mma.cu: the swizzle's places are all places, once; matrices, copies and results meet each bank once.
+std::string check_swizzle() {
+  constexpr int kRows = 256;
+  std::string places(kRows * kRowBytes / 16, ' ');
+  for (int row = 0; row < kRows; ++row)
+    for (int vector = 0; vector < kRowVectors; ++vector) {
+      const int at = swizzled(row, vector);
+      if (at % 16 || at / kRowBytes != row) return "the swizzle leaves its row";
+      char& place = places[static_cast<size_t>(at / 16)];
+      if (place != ' ') return "the swizzle takes a place twice";
+      place = 'x';
+    }
+  // A phase of ldmatrix, and of 16-byte stores, is eight lanes.
+  for (int row = 0; row < kRows; row += 16)
+    for (int step = 0; step < kRowVectors; step += 2)
+      for (int matrix = 0; matrix < 4; ++matrix) {
+        auto a = [&](int l) {
+          const MatrixRow r = a_row(matrix * 8 + l);
+          return swizzled(row + r.row, step + r.vector);
+        };
+        auto b = [&](int l) {
+          const MatrixRow r = b_row(matrix * 8 + l);
+          return swizzled(row + r.row, step + r.vector);
+        };
+        if (!one_pass(8, 16, a) || !one_pass(8, 16, b)) return "matrices meet a bank twice";
+      }
+  for (int first = 0; first < 4 * kRows; first += 8) {
+    if (!one_pass(8, 16, [&](int l) { return swizzled((first + l) / kRowVectors, (first + l) % kRowVectors); }))
+      return "copies meet a bank twice";
+    for (int vector = 0; vector < kRowVectors && first < kRows; ++vector)
+      if (!one_pass(8, 16, [&](int l) { return swizzled(first + l, vector); }))
+        return "gathered vectors meet a bank twice";
+  }
+  // Pairs of sums, of 8 bytes: half a warp at a time.
+  for (const int tile : {64, 128})
+    for (int half = 0; half < 32; half += 16)
+      if (!one_pass(16, 8, [&](int l) { return 4 * ((half + l) / 4 * (tile + 8) + (half + l) % 4 * 2); }))
+        return "sums meet a bank twice";
+  // Which row of which vector each lane names: rows 0-7 and 8-15 of one vector, then of the next; of B the vectors
+  // first.
+  for (int lane = 0; lane < 32; ++lane) {
+    const MatrixRow a = a_row(lane), b = b_row(lane);
+    if (a.row != lane % 16 || a.vector != lane / 16) return "a row of A";
+    if (b.row != lane % 8 + lane / 16 * 8 || b.vector != lane / 8 % 2) return "a row of B";
+  }
+  return "";
+}
+
 }  // namespace
 
 std::string check_index() {
+  if (std::string found = check_swizzle(); !found.empty()) return found;
   if (std::string found = check_preimages(); !found.empty()) return found;
   for (uint64_t d = 1; d <= 2048; ++d)
     if (std::string found = check_divider64(d); !found.empty()) return found;

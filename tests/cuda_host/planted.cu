@@ -6,6 +6,7 @@
 
 #include "cuda/async.cuh"
 #include "cuda/index.h"
+#include "cuda/mma.cuh"
 
 namespace fastconv::planted {
 namespace {
@@ -132,6 +133,46 @@ __global__ void over_read(const float* x, float* y, int n) {
   if (at < n) y[at] = at + 1 < n ? v : 0;
 }
 
+// y = A * B' of 16 and 8 rows of 8 terms from x, by one instruction: the bug adds to sums that nobody has written.
+template <bool kCorrected>
+__global__ void sums(const float* x, float* y, int) {
+  float* staged = shared_memory<float>();
+  const int i = static_cast<int>(threadIdx.x), lane = i % 32;
+  for (int k = i; k < 16 * 8; k += kThreads) {
+    staged[swizzled(k / 8, k % 8 / 4) / 4 + k % 4] = x[k];
+    if (k < 8 * 8) staged[(16 * kRowBytes + swizzled(k / 8, k % 8 / 4)) / 4 + k % 4] = x[k];
+  }
+  // A matrix of B that no product takes is read, too.
+  for (int k = i; k < 8 * 8; k += kThreads) staged[(16 * kRowBytes + swizzled(8 + k / 8, k % 8 / 4)) / 4 + k % 4] = 0;
+  __syncthreads();
+  const auto* stage = reinterpret_cast<const char*>(staged);
+  Words a, b;
+  load_matrices(a, stage + swizzled(a_row(lane).row, a_row(lane).vector));
+  load_matrices(b, stage + 16 * kRowBytes + swizzled(b_row(lane).row, b_row(lane).vector));
+  Sums c;
+  if constexpr (kCorrected)
+    for (float& sum : c.at) sum = 0;
+  multiply<float>(c, a.at, b.at[0], b.at[1]);
+  for (int k = 0; k < 4; ++k) y[(lane / 4 + k / 2 * 8) * 8 + lane % 4 * 2 + k % 2] = c.at[k];
+}
+
+// As `stages`, but a warp's matrices are taken: of copies that have not landed.
+template <bool kCorrected>
+__global__ void matrices(const float* x, float* y, int n) {
+  float* staged = shared_memory<float>();
+  const int i = static_cast<int>(threadIdx.x), at = static_cast<int>(blockIdx.x * kThreads + threadIdx.x);
+  cuda::copy_async<4>(staged + i, x + (at < n ? at : 0));
+  cuda::commit_copies();
+  if constexpr (kCorrected) cuda::wait_for_copies<0>();
+  __syncthreads();
+  // Rows of four: of each warp the first half are the matrices' rows, of which lane l has word l % 4 of row l / 4.
+  Words taken;
+  load_matrices(taken, staged + i / 32 * 32 + i % 8 * 4);
+  float value;
+  std::memcpy(&value, &taken.at[0], 4);
+  if (at < n) y[at] = value;
+}
+
 struct Case {
   void (*planted)(const float*, float*, int);
   void (*corrected)(const float*, float*, int);
@@ -176,6 +217,14 @@ const std::map<std::string, Case>& cases() {
       {"over_read",
        {over_read<false>, over_read<true>, 120,
         [](const std::vector<float>& x, int i) { return i + 1 < 120 ? same(x, i + 1) : 0.0f; }}},
+      {"sums",
+       {sums<false>, sums<true>, 128,
+        [](const std::vector<float>& x, int i) {
+          float sum = 0;
+          for (int k = 0; k < 8; ++k) sum += same(x, i / 8 * 8 + k) * same(x, i % 8 * 8 + k);
+          return sum;
+        }}},
+      {"matrices", {matrices<false>, matrices<true>, 128, same}},
       {"alignment", {alignment<false>, alignment<true>, 128, same, 1}},
   };
   return all;
@@ -199,7 +248,7 @@ std::string run_planted(const std::string& name, bool corrected) {
   auto* source = static_cast<float*>(from) + c.offset;
   auto* result = static_cast<float*>(to) + c.offset;
   std::memcpy(source, x.data(), x.size() * 4);
-  const size_t shared = name == "stages" ? 2 * kThreads * 4 : kThreads * 4;
+  const size_t shared = name == "stages" ? 2 * kThreads * 4 : name == "sums" ? 32 * kRowBytes : kThreads * 4;
   const auto blocks = name == "stages" ? 1u : static_cast<unsigned>(ceil_div(c.n, kThreads));
   std::string found;
   if (launch(corrected ? c.corrected : c.planted, blocks, kThreads, shared, Queue{}, source, result, c.n) != Status::ok)

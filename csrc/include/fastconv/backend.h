@@ -69,6 +69,9 @@ struct Backend {
 
   int64_t (*conv_workspace)(const ConvDesc& desc, Pass pass, const ConvOperands& operands);
   Status (*conv_run)(const ConvDesc& desc, Pass pass, const ConvOperands& operands, const Queue& queue);
+  // How conv_run would go; data is not read.
+  Status (*conv_decide)(const ConvDesc& desc, Pass pass, const ConvOperands& operands, Decision* out,
+                        const Queue& queue);
   Status (*conv_backward_bias)(const ConvDesc& desc, const TensorView& dy, const TensorView& db, bool accumulate,
                                const Queue& queue);
 

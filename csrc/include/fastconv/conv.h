@@ -16,6 +16,13 @@ enum class Pass : int32_t { forward = 0, backward_input = 1, backward_weight = 2
 enum class PaddingMode : int32_t { zeros = 0, reflect = 1, replicate = 2, circular = 3 };
 enum class AutoPadding : int32_t { none = 0, same = 1, same_lower = 2 };  // resolved from the input's size
 enum class Algorithm : int32_t { automatic = 0, direct = 1, fft = 2, winograd2 = 3, winograd4 = 4 };
+// The least precise products that a float32 layer may be made of. A device without tensor cores has strict ones alone,
+// which keep any of these.
+enum class Precision : int32_t {
+  strict = 0,  // of float32
+  tf32x3 = 1,  // each operand in two TF32 parts, three products
+  tf32 = 2,    // operands rounded to TF32, 11 bits
+};
 
 enum class ActivationKind : int32_t {
   none = 0,
@@ -50,6 +57,7 @@ struct ConvDesc {
   PaddingMode padding_mode = PaddingMode::zeros;
   AutoPadding auto_padding = AutoPadding::none;  // pad_before and pad_after are ignored unless `none`
   Algorithm algorithm = Algorithm::automatic;
+  Precision precision = Precision::strict;
 };
 
 // y = act(scale * (conv + bias) + shift + residual); vectors have one entry an output channel.

@@ -40,6 +40,7 @@ _CHANNELS_LAST = {
 # The values of the enumerations in fastconv/conv.h.
 _PADDING_MODES = {"zeros": 0, "reflect": 1, "replicate": 2, "circular": 3}
 _AUTO_PADDING = {"same": 1, "same_lower": 2}
+_PRECISIONS = {"strict": 0, "tf32x3": 1, "tf32": 2}
 _ALGORITHMS = {"auto": 0, "direct": 1, "fft": 2, "winograd2": 3, "winograd4": 4}
 _ACTIVATIONS = {
     "relu": 1,
@@ -76,6 +77,7 @@ def conv_spec(
     algorithm: str,
     activation: Activation,
     input_activation: Activation,
+    precision: str = "strict",
 ) -> _core.ConvSpec:
     """The options as a `ConvSpec`; ValueError or TypeError where one of them is wrong by itself."""
     # To a cache True, 1.0 and 1 are one key: what is not plainly an int is checked on every call.
@@ -95,10 +97,10 @@ def conv_spec(
         input_activation = _activation_parts("input_activation", input_activation)
     options = (stride, padding, output_padding, dilation, groups, padding_mode, layout, algorithm)
     try:
-        return _conv_spec(rank, transposed, *options, activation, input_activation)
+        return _conv_spec(rank, transposed, *options, activation, input_activation, precision)
     except TypeError:
         pass  # an unhashable value where a string belongs, or a TypeError of our own: raised again without the cache
-    return _conv_spec.__wrapped__(rank, transposed, *options, activation, input_activation)
+    return _conv_spec.__wrapped__(rank, transposed, *options, activation, input_activation, precision)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -115,6 +117,7 @@ def _conv_spec(
     algorithm: str,
     activation: Activation,
     input_activation: Activation,
+    precision: str,
 ) -> _core.ConvSpec:
     strides = _each("stride", stride, rank, 1)
     dilations = _each("dilation", dilation, rank, 1)
@@ -139,6 +142,7 @@ def _conv_spec(
         _choice("padding_mode", padding_mode, _PADDING_MODES),
         auto,
         _choice("algorithm", algorithm, _ALGORITHMS),
+        _choice("precision", precision, _PRECISIONS),
         _activation("activation", activation),
         _activation("input_activation", input_activation),
     )
@@ -569,6 +573,7 @@ def with_algorithm(spec: _core.ConvSpec, name: str) -> _core.ConvSpec:
         spec.padding_mode,
         spec.auto_padding,
         _ALGORITHMS[name],
+        spec.precision,
         spec.activation,
         spec.input_activation,
     )
@@ -577,6 +582,11 @@ def with_algorithm(spec: _core.ConvSpec, name: str) -> _core.ConvSpec:
 def weight_gradient_spec(spec: _core.ConvSpec) -> _core.ConvSpec:
     """Of a call for all gradients: an algorithm that is named for the input's is not asked of the weight's."""
     return spec if spec.algorithm <= _ALGORITHMS["direct"] else with_algorithm(spec, "auto")
+
+
+def _served_algorithm_error(spec: _core.ConvSpec | None) -> ValueError:
+    name = "" if spec is None else f" (={_algorithm_name(spec)!r})"
+    return ValueError(f"algorithm{name} is not served on a CUDA device: it must be 'auto' or 'direct'")
 
 
 def _algorithm_error(spec: _core.ConvSpec, op: str) -> ValueError:
@@ -612,8 +622,7 @@ def _first_error(
         return error.with_traceback(None)
     status = str(refusal.args[0])
     if status == "bad_algorithm" and _device.is_device_array(dtype_of):
-        name = "" if spec is None else f" (={_algorithm_name(spec)!r})"
-        return ValueError(f"algorithm{name} is not served on a CUDA device: it must be 'auto' or 'direct'")
+        return _served_algorithm_error(spec)
     if status == "bad_algorithm" and spec is not None:
         return _algorithm_error(spec, what)
     if status in ("unserved", "bad_device") and _device.is_device_array(dtype_of):
@@ -684,8 +693,10 @@ def forward_error(refusal: _core.Refused, spec: _core.ConvSpec, arrays: Mapping[
     return _first_error(refusal, lambda: check_forward(spec, arrays), arrays["x"], _op(spec), spec)
 
 
-def decision_error(refusal: _core.Refused, op: str, spec: _core.ConvSpec) -> Exception:
-    """What is left to say of a decision that `_core` refused after all checks."""
+def decision_error(refusal: _core.Refused, op: str, spec: _core.ConvSpec, device: bool = False) -> Exception:
+    """What is left to say of a decision that `_core` refused after all checks; `device`: of arrays on one."""
+    if refusal.args[0] == "bad_algorithm" and device:
+        return _served_algorithm_error(spec)
     if refusal.args[0] == "bad_device":
         return RuntimeError(f"{op} does not serve arrays on a CUDA device here: decisions are the CPU's")
     if refusal.args[0] == "bad_algorithm":

@@ -50,6 +50,10 @@ Where the padding copies elements (reflect, replicate, circular) their gradients
   `error_bound` that `fastconv.explain` tells, is at most this number: in units of eps, relative to what that
   algorithm's bound is relative to (above). "auto" goes on to the cheapest that is admitted; an error names the bounds
   if none is.
+- `precision`: the least precise products that a float32 layer may be made of. "strict": of float32. "tf32" lets a GPU
+  round operands to TF32, 11 bits, as PyTorch does where `allow_tf32` is set; "tf32x3" makes three products of operands
+  in two parts, of 22 bits, whose error bound is some six times eps wider than the strict one; an infinite operand then
+  gives NaN. Sums stay in float32. It is a permission: the CPU, other dtypes and small layers make no use of it.
 - `accumulate` (gradients): add to what `out` holds.
 """
 
@@ -252,6 +256,7 @@ def _gradient_spec(
     padding_mode: str,
     layout: str,
     algorithm: str = "auto",
+    precision: str = "strict",
 ) -> _core.ConvSpec:
     return _args.conv_spec(
         rank,
@@ -266,6 +271,7 @@ def _gradient_spec(
         algorithm,
         None,
         None,
+        precision,
     )
 
 
@@ -298,13 +304,26 @@ def conv1d(
     out: Array | None = None,
     algorithm: str = "auto",
     max_error: float | None = None,
+    precision: str = "strict",
 ) -> Array:
     """1-D convolution: x (N, C, L), weight (K, C/groups, R), result (N, K, P).
 
     `conv2d` says the same of two dimensions, with every argument.
     """
     spec = _args.conv_spec(
-        1, False, stride, padding, 0, dilation, groups, padding_mode, layout, algorithm, activation, input_activation
+        1,
+        False,
+        stride,
+        padding,
+        0,
+        dilation,
+        groups,
+        padding_mode,
+        layout,
+        algorithm,
+        activation,
+        input_activation,
+        precision,
     )
     return _forward(spec, x, weight, bias, scale, shift, residual, input_scale, input_shift, input_gate, out, max_error)
 
@@ -324,12 +343,13 @@ def conv1d_backward_input(
     out: Array | None = None,
     algorithm: str = "auto",
     max_error: float | None = None,
+    precision: str = "strict",
 ) -> Array:
     """The gradient of `conv1d` with respect to its input, of `input_shape`.
 
     `conv2d_backward_input` says the same of two dimensions, with every argument.
     """
-    spec = _gradient_spec(1, False, stride, padding, 0, dilation, groups, padding_mode, layout, algorithm)
+    spec = _gradient_spec(1, False, stride, padding, 0, dilation, groups, padding_mode, layout, algorithm, precision)
     return _backward_input(spec, dy, weight, input_shape, accumulate, out, max_error)
 
 
@@ -348,12 +368,15 @@ def conv1d_backward_weight(
     out: Array | None = None,
     algorithm: str = "auto",
     max_error: float | None = None,
+    precision: str = "strict",
 ) -> Array:
     """The gradient of `conv1d` with respect to its weight, of `weight_shape`.
 
     `conv2d_backward_weight` says the same of two dimensions, with every argument.
     """
-    spec = _gradient_spec(1, False, stride, padding, 0, dilation, groups, padding_mode, layout, algorithm)
+    spec = _gradient_spec(
+        1, False, stride, padding, 0, dilation, groups, padding_mode, layout, algorithm, precision=precision
+    )
     return _backward_weight(spec, dy, x, weight_shape, accumulate, out, max_error)
 
 
@@ -379,12 +402,13 @@ def conv1d_backward(
     layout: str = "NCHW",
     algorithm: str = "auto",
     max_error: float | None = None,
+    precision: str = "strict",
 ) -> ConvGradients:
     """Several gradients of `conv1d` in one call.
 
     `conv2d_backward` says the same of two dimensions, with every argument.
     """
-    spec = _gradient_spec(1, False, stride, padding, 0, dilation, groups, padding_mode, layout, algorithm)
+    spec = _gradient_spec(1, False, stride, padding, 0, dilation, groups, padding_mode, layout, algorithm, precision)
     return _backward(spec, dy, x, weight, needs, accumulate, max_error)
 
 
@@ -410,6 +434,7 @@ def conv2d(
     out: Array | None = None,
     algorithm: str = "auto",
     max_error: float | None = None,
+    precision: str = "strict",
 ) -> Array:
     """2-D convolution with prologue and epilogue.
 
@@ -436,6 +461,7 @@ def conv2d(
         out: (N, K, P, Q) in the axes of layout, any strides: where the result is written.
         algorithm: "auto", "direct", "winograd2", "winograd4" or "fft"; see the module's text.
         max_error: admits only an algorithm whose `error_bound` (see `fastconv.explain`) is at most this; None: any.
+        precision: "strict", "tf32x3" or "tf32": of float32 on a CUDA device; see the module's text.
 
     Returns:
         (N, K, P, Q) in the axes of layout, or (K, P, Q) for an x without the batch.
@@ -448,7 +474,19 @@ def conv2d(
     Source: arXiv:1603.07285; PyTorch's `torch.nn.functional.conv2d`.
     """
     spec = _args.conv_spec(
-        2, False, stride, padding, 0, dilation, groups, padding_mode, layout, algorithm, activation, input_activation
+        2,
+        False,
+        stride,
+        padding,
+        0,
+        dilation,
+        groups,
+        padding_mode,
+        layout,
+        algorithm,
+        activation,
+        input_activation,
+        precision,
     )
     return _forward(spec, x, weight, bias, scale, shift, residual, input_scale, input_shift, input_gate, out, max_error)
 
@@ -468,6 +506,7 @@ def conv2d_backward_input(
     out: Array | None = None,
     algorithm: str = "auto",
     max_error: float | None = None,
+    precision: str = "strict",
 ) -> Array:
     """The gradient of `conv2d` with respect to its input.
 
@@ -487,6 +526,7 @@ def conv2d_backward_input(
         out: an array of input_shape, any strides: where the result is written.
         algorithm: "auto", "direct", "winograd2", "winograd4" or "fft".
         max_error: admits only an algorithm whose `error_bound` (see `fastconv.explain`) is at most this; None: any.
+        precision: "strict", "tf32x3" or "tf32": of float32 on a CUDA device; see the module's text.
 
     Returns:
         dx, of input_shape.
@@ -496,7 +536,7 @@ def conv2d_backward_input(
         TypeError: an operand is no numpy.ndarray, or not of the one dtype.
         MemoryError: there is no memory for the result.
     """
-    spec = _gradient_spec(2, False, stride, padding, 0, dilation, groups, padding_mode, layout, algorithm)
+    spec = _gradient_spec(2, False, stride, padding, 0, dilation, groups, padding_mode, layout, algorithm, precision)
     return _backward_input(spec, dy, weight, input_shape, accumulate, out, max_error)
 
 
@@ -515,6 +555,7 @@ def conv2d_backward_weight(
     out: Array | None = None,
     algorithm: str = "auto",
     max_error: float | None = None,
+    precision: str = "strict",
 ) -> Array:
     """The gradient of `conv2d` with respect to its weight.
 
@@ -534,6 +575,7 @@ def conv2d_backward_weight(
         out: an array of weight_shape: where the result is written.
         algorithm: "auto", "direct", "winograd2" or "winograd4".
         max_error: admits only an algorithm whose `error_bound` (see `fastconv.explain`) is at most this; None: any.
+        precision: "strict", "tf32x3" or "tf32": of float32 on a CUDA device; see the module's text.
 
     Returns:
         dw, of weight_shape, C-contiguous where out is not given.
@@ -543,7 +585,9 @@ def conv2d_backward_weight(
         TypeError: an operand is no numpy.ndarray, or not of the one dtype.
         MemoryError: there is no memory for the result.
     """
-    spec = _gradient_spec(2, False, stride, padding, 0, dilation, groups, padding_mode, layout, algorithm)
+    spec = _gradient_spec(
+        2, False, stride, padding, 0, dilation, groups, padding_mode, layout, algorithm, precision=precision
+    )
     return _backward_weight(spec, dy, x, weight_shape, accumulate, out, max_error)
 
 
@@ -569,6 +613,7 @@ def conv2d_backward(
     layout: str = "NCHW",
     algorithm: str = "auto",
     max_error: float | None = None,
+    precision: str = "strict",
 ) -> ConvGradients:
     """Several gradients of `conv2d` in one call.
 
@@ -589,6 +634,7 @@ def conv2d_backward(
         layout: the axes of dy and of x.
         algorithm: "auto" or "direct", of both gradients; "winograd2", "winograd4" or "fft" of the input's alone.
         max_error: of both gradients: as there.
+        precision: "strict", "tf32x3" or "tf32": of float32 on a CUDA device; see the module's text.
 
     Returns:
         ConvGradients(input, weight, bias), None where one is not needed.
@@ -598,7 +644,7 @@ def conv2d_backward(
         TypeError: an operand is no numpy.ndarray, or not of the one dtype.
         MemoryError: there is no memory for the result.
     """
-    spec = _gradient_spec(2, False, stride, padding, 0, dilation, groups, padding_mode, layout, algorithm)
+    spec = _gradient_spec(2, False, stride, padding, 0, dilation, groups, padding_mode, layout, algorithm, precision)
     return _backward(spec, dy, x, weight, needs, accumulate, max_error)
 
 
@@ -624,13 +670,26 @@ def conv3d(
     out: Array | None = None,
     algorithm: str = "auto",
     max_error: float | None = None,
+    precision: str = "strict",
 ) -> Array:
     """3-D convolution: x (N, C, D, H, W), weight (K, C/groups, T, R, S), result (N, K, O, P, Q).
 
     `conv2d` says the same of two dimensions, with every argument.
     """
     spec = _args.conv_spec(
-        3, False, stride, padding, 0, dilation, groups, padding_mode, layout, algorithm, activation, input_activation
+        3,
+        False,
+        stride,
+        padding,
+        0,
+        dilation,
+        groups,
+        padding_mode,
+        layout,
+        algorithm,
+        activation,
+        input_activation,
+        precision,
     )
     return _forward(spec, x, weight, bias, scale, shift, residual, input_scale, input_shift, input_gate, out, max_error)
 
@@ -650,12 +709,13 @@ def conv3d_backward_input(
     out: Array | None = None,
     algorithm: str = "auto",
     max_error: float | None = None,
+    precision: str = "strict",
 ) -> Array:
     """The gradient of `conv3d` with respect to its input, of `input_shape`.
 
     `conv2d_backward_input` says the same of two dimensions, with every argument.
     """
-    spec = _gradient_spec(3, False, stride, padding, 0, dilation, groups, padding_mode, layout, algorithm)
+    spec = _gradient_spec(3, False, stride, padding, 0, dilation, groups, padding_mode, layout, algorithm, precision)
     return _backward_input(spec, dy, weight, input_shape, accumulate, out, max_error)
 
 
@@ -674,12 +734,15 @@ def conv3d_backward_weight(
     out: Array | None = None,
     algorithm: str = "auto",
     max_error: float | None = None,
+    precision: str = "strict",
 ) -> Array:
     """The gradient of `conv3d` with respect to its weight, of `weight_shape`.
 
     `conv2d_backward_weight` says the same of two dimensions, with every argument.
     """
-    spec = _gradient_spec(3, False, stride, padding, 0, dilation, groups, padding_mode, layout, algorithm)
+    spec = _gradient_spec(
+        3, False, stride, padding, 0, dilation, groups, padding_mode, layout, algorithm, precision=precision
+    )
     return _backward_weight(spec, dy, x, weight_shape, accumulate, out, max_error)
 
 
@@ -705,12 +768,13 @@ def conv3d_backward(
     layout: str = "NCHW",
     algorithm: str = "auto",
     max_error: float | None = None,
+    precision: str = "strict",
 ) -> ConvGradients:
     """Several gradients of `conv3d` in one call.
 
     `conv2d_backward` says the same of two dimensions, with every argument.
     """
-    spec = _gradient_spec(3, False, stride, padding, 0, dilation, groups, padding_mode, layout, algorithm)
+    spec = _gradient_spec(3, False, stride, padding, 0, dilation, groups, padding_mode, layout, algorithm, precision)
     return _backward(spec, dy, x, weight, needs, accumulate, max_error)
 
 
@@ -739,6 +803,7 @@ def conv_transpose1d(
     out: Array | None = None,
     algorithm: str = "auto",
     max_error: float | None = None,
+    precision: str = "strict",
 ) -> Array:
     """1-D transposed convolution: x (N, C, L), weight (C, K/groups, R), result (N, K, P).
 
@@ -757,6 +822,7 @@ def conv_transpose1d(
         algorithm,
         activation,
         input_activation,
+        precision,
     )
     return _forward(spec, x, weight, bias, scale, shift, residual, input_scale, input_shift, input_gate, out, max_error)
 
@@ -776,12 +842,15 @@ def conv_transpose1d_backward_input(
     out: Array | None = None,
     algorithm: str = "auto",
     max_error: float | None = None,
+    precision: str = "strict",
 ) -> Array:
     """The gradient of `conv_transpose1d` with respect to its input, of `input_shape`.
 
     `conv_transpose2d_backward_input` says the same of two dimensions, with every argument.
     """
-    spec = _gradient_spec(1, True, stride, padding, output_padding, dilation, groups, "zeros", layout, algorithm)
+    spec = _gradient_spec(
+        1, True, stride, padding, output_padding, dilation, groups, "zeros", layout, algorithm, precision
+    )
     return _backward_input(spec, dy, weight, input_shape, accumulate, out, max_error)
 
 
@@ -800,12 +869,15 @@ def conv_transpose1d_backward_weight(
     out: Array | None = None,
     algorithm: str = "auto",
     max_error: float | None = None,
+    precision: str = "strict",
 ) -> Array:
     """The gradient of `conv_transpose1d` with respect to its weight, of `weight_shape`.
 
     `conv_transpose2d_backward_weight` says the same of two dimensions, with every argument.
     """
-    spec = _gradient_spec(1, True, stride, padding, output_padding, dilation, groups, "zeros", layout, algorithm)
+    spec = _gradient_spec(
+        1, True, stride, padding, output_padding, dilation, groups, "zeros", layout, algorithm, precision=precision
+    )
     return _backward_weight(spec, dy, x, weight_shape, accumulate, out, max_error)
 
 
@@ -831,12 +903,15 @@ def conv_transpose1d_backward(
     layout: str = "NCHW",
     algorithm: str = "auto",
     max_error: float | None = None,
+    precision: str = "strict",
 ) -> ConvGradients:
     """Several gradients of `conv_transpose1d` in one call.
 
     `conv_transpose2d_backward` says the same of two dimensions, with every argument.
     """
-    spec = _gradient_spec(1, True, stride, padding, output_padding, dilation, groups, "zeros", layout, algorithm)
+    spec = _gradient_spec(
+        1, True, stride, padding, output_padding, dilation, groups, "zeros", layout, algorithm, precision
+    )
     return _backward(spec, dy, x, weight, needs, accumulate, max_error)
 
 
@@ -862,6 +937,7 @@ def conv_transpose2d(
     out: Array | None = None,
     algorithm: str = "auto",
     max_error: float | None = None,
+    precision: str = "strict",
 ) -> Array:
     """2-D transposed convolution with prologue and epilogue.
 
@@ -888,6 +964,7 @@ def conv_transpose2d(
         out: (N, K, P, Q) in the axes of layout, any strides: where the result is written.
         algorithm: "auto", "direct", "winograd2", "winograd4" or "fft"; see the module's text.
         max_error: admits only an algorithm whose `error_bound` (see `fastconv.explain`) is at most this; None: any.
+        precision: "strict", "tf32x3" or "tf32": of float32 on a CUDA device; see the module's text.
 
     Returns:
         (N, K, P, Q) in the axes of layout, or (K, P, Q) for an x without the batch.
@@ -912,6 +989,7 @@ def conv_transpose2d(
         algorithm,
         activation,
         input_activation,
+        precision,
     )
     return _forward(spec, x, weight, bias, scale, shift, residual, input_scale, input_shift, input_gate, out, max_error)
 
@@ -931,6 +1009,7 @@ def conv_transpose2d_backward_input(
     out: Array | None = None,
     algorithm: str = "auto",
     max_error: float | None = None,
+    precision: str = "strict",
 ) -> Array:
     """The gradient of `conv_transpose2d` with respect to its input.
 
@@ -950,6 +1029,7 @@ def conv_transpose2d_backward_input(
         out: an array of input_shape, any strides: where the result is written.
         algorithm: "auto", "direct", "winograd2", "winograd4" or "fft".
         max_error: admits only an algorithm whose `error_bound` (see `fastconv.explain`) is at most this; None: any.
+        precision: "strict", "tf32x3" or "tf32": of float32 on a CUDA device; see the module's text.
 
     Returns:
         dx, of input_shape.
@@ -959,7 +1039,9 @@ def conv_transpose2d_backward_input(
         TypeError: an operand is no numpy.ndarray, or not of the one dtype.
         MemoryError: there is no memory for the result.
     """
-    spec = _gradient_spec(2, True, stride, padding, output_padding, dilation, groups, "zeros", layout, algorithm)
+    spec = _gradient_spec(
+        2, True, stride, padding, output_padding, dilation, groups, "zeros", layout, algorithm, precision
+    )
     return _backward_input(spec, dy, weight, input_shape, accumulate, out, max_error)
 
 
@@ -978,6 +1060,7 @@ def conv_transpose2d_backward_weight(
     out: Array | None = None,
     algorithm: str = "auto",
     max_error: float | None = None,
+    precision: str = "strict",
 ) -> Array:
     """The gradient of `conv_transpose2d` with respect to its weight.
 
@@ -997,6 +1080,7 @@ def conv_transpose2d_backward_weight(
         out: an array of weight_shape: where the result is written.
         algorithm: "auto", "direct", "winograd2" or "winograd4".
         max_error: admits only an algorithm whose `error_bound` (see `fastconv.explain`) is at most this; None: any.
+        precision: "strict", "tf32x3" or "tf32": of float32 on a CUDA device; see the module's text.
 
     Returns:
         dw, of weight_shape, C-contiguous where out is not given.
@@ -1006,7 +1090,9 @@ def conv_transpose2d_backward_weight(
         TypeError: an operand is no numpy.ndarray, or not of the one dtype.
         MemoryError: there is no memory for the result.
     """
-    spec = _gradient_spec(2, True, stride, padding, output_padding, dilation, groups, "zeros", layout, algorithm)
+    spec = _gradient_spec(
+        2, True, stride, padding, output_padding, dilation, groups, "zeros", layout, algorithm, precision=precision
+    )
     return _backward_weight(spec, dy, x, weight_shape, accumulate, out, max_error)
 
 
@@ -1032,6 +1118,7 @@ def conv_transpose2d_backward(
     layout: str = "NCHW",
     algorithm: str = "auto",
     max_error: float | None = None,
+    precision: str = "strict",
 ) -> ConvGradients:
     """Several gradients of `conv_transpose2d` in one call.
 
@@ -1052,6 +1139,7 @@ def conv_transpose2d_backward(
         layout: the axes of dy and of x.
         algorithm: "auto" or "direct", of both gradients; "winograd2", "winograd4" or "fft" of the input's alone.
         max_error: of both gradients: as there.
+        precision: "strict", "tf32x3" or "tf32": of float32 on a CUDA device; see the module's text.
 
     Returns:
         ConvGradients(input, weight, bias), None where one is not needed.
@@ -1061,7 +1149,9 @@ def conv_transpose2d_backward(
         TypeError: an operand is no numpy.ndarray, or not of the one dtype.
         MemoryError: there is no memory for the result.
     """
-    spec = _gradient_spec(2, True, stride, padding, output_padding, dilation, groups, "zeros", layout, algorithm)
+    spec = _gradient_spec(
+        2, True, stride, padding, output_padding, dilation, groups, "zeros", layout, algorithm, precision
+    )
     return _backward(spec, dy, x, weight, needs, accumulate, max_error)
 
 
@@ -1087,6 +1177,7 @@ def conv_transpose3d(
     out: Array | None = None,
     algorithm: str = "auto",
     max_error: float | None = None,
+    precision: str = "strict",
 ) -> Array:
     """3-D transposed convolution: x (N, C, D, H, W), weight (C, K/groups, T, R, S), result (N, K, O, P, Q).
 
@@ -1105,6 +1196,7 @@ def conv_transpose3d(
         algorithm,
         activation,
         input_activation,
+        precision,
     )
     return _forward(spec, x, weight, bias, scale, shift, residual, input_scale, input_shift, input_gate, out, max_error)
 
@@ -1124,12 +1216,15 @@ def conv_transpose3d_backward_input(
     out: Array | None = None,
     algorithm: str = "auto",
     max_error: float | None = None,
+    precision: str = "strict",
 ) -> Array:
     """The gradient of `conv_transpose3d` with respect to its input, of `input_shape`.
 
     `conv_transpose2d_backward_input` says the same of two dimensions, with every argument.
     """
-    spec = _gradient_spec(3, True, stride, padding, output_padding, dilation, groups, "zeros", layout, algorithm)
+    spec = _gradient_spec(
+        3, True, stride, padding, output_padding, dilation, groups, "zeros", layout, algorithm, precision
+    )
     return _backward_input(spec, dy, weight, input_shape, accumulate, out, max_error)
 
 
@@ -1148,12 +1243,15 @@ def conv_transpose3d_backward_weight(
     out: Array | None = None,
     algorithm: str = "auto",
     max_error: float | None = None,
+    precision: str = "strict",
 ) -> Array:
     """The gradient of `conv_transpose3d` with respect to its weight, of `weight_shape`.
 
     `conv_transpose2d_backward_weight` says the same of two dimensions, with every argument.
     """
-    spec = _gradient_spec(3, True, stride, padding, output_padding, dilation, groups, "zeros", layout, algorithm)
+    spec = _gradient_spec(
+        3, True, stride, padding, output_padding, dilation, groups, "zeros", layout, algorithm, precision=precision
+    )
     return _backward_weight(spec, dy, x, weight_shape, accumulate, out, max_error)
 
 
@@ -1179,12 +1277,15 @@ def conv_transpose3d_backward(
     layout: str = "NCHW",
     algorithm: str = "auto",
     max_error: float | None = None,
+    precision: str = "strict",
 ) -> ConvGradients:
     """Several gradients of `conv_transpose3d` in one call.
 
     `conv_transpose2d_backward` says the same of two dimensions, with every argument.
     """
-    spec = _gradient_spec(3, True, stride, padding, output_padding, dilation, groups, "zeros", layout, algorithm)
+    spec = _gradient_spec(
+        3, True, stride, padding, output_padding, dilation, groups, "zeros", layout, algorithm, precision
+    )
     return _backward(spec, dy, x, weight, needs, accumulate, max_error)
 
 

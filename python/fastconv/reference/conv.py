@@ -506,8 +506,9 @@ def _convnd(
     out: Array | None = None,
     algorithm: str = "auto",
     max_error: float | None = None,
+    precision: str = "strict",
 ) -> Array:
-    """See `fastconv.functional.{name}`; `algorithm` and `max_error` are accepted and have no effect."""
+    """See `fastconv.functional.{name}`; `algorithm`, `max_error` and `precision` have no effect."""
     _check(x, weight=weight, bias=bias, scale=scale, shift=shift, residual=residual)
     _check(x, input_scale=input_scale, input_shift=input_shift, input_gate=input_gate)
     last = _last(layout)
@@ -537,6 +538,7 @@ def _convnd_backward_input(
     out: Array | None = None,
     algorithm: str = "auto",
     max_error: float | None = None,
+    precision: str = "strict",
 ) -> Array:
     """See `fastconv.functional.{name}`."""
     _check(dy, weight=weight)
@@ -567,6 +569,7 @@ def _convnd_backward_weight(
     out: Array | None = None,
     algorithm: str = "auto",
     max_error: float | None = None,
+    precision: str = "strict",
 ) -> Array:
     """See `fastconv.functional.{name}`."""
     _check(dy, x=x)
@@ -619,6 +622,7 @@ def _convnd_backward(
     layout: str = "NCHW",
     algorithm: str = "auto",
     max_error: float | None = None,
+    precision: str = "strict",
 ) -> ConvGradients:
     """See `fastconv.functional.{name}`."""
     to = _targets(needs, accumulate)
@@ -654,8 +658,9 @@ def _conv_transposend(
     out: Array | None = None,
     algorithm: str = "auto",
     max_error: float | None = None,
+    precision: str = "strict",
 ) -> Array:
-    """See `fastconv.functional.{name}`; `algorithm` and `max_error` are accepted and have no effect."""
+    """See `fastconv.functional.{name}`; `algorithm`, `max_error` and `precision` have no effect."""
     _check(x, weight=weight, bias=bias, scale=scale, shift=shift, residual=residual)
     _check(x, input_scale=input_scale, input_shift=input_shift, input_gate=input_gate)
     last = _last(layout)
@@ -685,6 +690,7 @@ def _conv_transposend_backward_input(
     out: Array | None = None,
     algorithm: str = "auto",
     max_error: float | None = None,
+    precision: str = "strict",
 ) -> Array:
     """See `fastconv.functional.{name}`."""
     _check(dy, weight=weight)
@@ -714,6 +720,7 @@ def _conv_transposend_backward_weight(
     out: Array | None = None,
     algorithm: str = "auto",
     max_error: float | None = None,
+    precision: str = "strict",
 ) -> Array:
     """See `fastconv.functional.{name}`."""
     _check(dy, x=x)
@@ -748,6 +755,7 @@ def _conv_transposend_backward(
     layout: str = "NCHW",
     algorithm: str = "auto",
     max_error: float | None = None,
+    precision: str = "strict",
 ) -> ConvGradients:
     """See `fastconv.functional.{name}`."""
     to = _targets(needs, accumulate)

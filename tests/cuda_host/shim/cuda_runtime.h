@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "fibers.h"
+#include "tensor_cores.h"
 
 #define __global__
 #define __device__

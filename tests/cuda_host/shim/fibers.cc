@@ -83,6 +83,7 @@ struct Fiber {
   unsigned mask = 0;
   uint64_t value = 0, received = 0;
   int operand = 0, width = 32;
+  Together together = nullptr;
   std::vector<Copy> copies;              // not committed yet
   std::deque<std::vector<Copy>> groups;  // committed, the oldest first
 };
@@ -215,6 +216,12 @@ int resolve_warp(int threads, int warp) {
     }
     if (!complete) continue;
     const unsigned mask = first.mask;
+    if (first.kind == Exchange::meet) {
+      void* brought[32];
+      for (int l = 0; l < 32; ++l)
+        brought[l] = reinterpret_cast<void*>(m.fibers[static_cast<size_t>(warp * 32 + l)].value);
+      first.together(brought);
+    }
     uint64_t ballot = 0;
     for (int l = 0; l < 32; ++l)
       if (mask >> l & 1 && m.fibers[static_cast<size_t>(warp * 32 + l)].value) ballot |= uint64_t{1} << l;
@@ -407,6 +414,28 @@ uint64_t wait_for_warp(Exchange kind, unsigned mask, uint64_t value, int operand
   f.width = width;
   leave_fiber();
   return f.received;
+}
+
+void meet_warp(void* mine, Together together, const Site& site) {
+  machine().current->together = together;
+  wait_for_warp(Exchange::meet, 0xFFFFFFFFu, reinterpret_cast<uintptr_t>(mine), 0, 32, site);
+}
+
+void load_matrices(uint32_t* to, const void* row, const Site& site) {
+  check_aligned(row, 16, site);
+  struct Brought {
+    uint32_t* to;
+    const char* row;
+  } mine{to, static_cast<const char*>(row)};
+  meet_warp(
+      &mine,
+      [](void* const(&brought)[32]) {
+        for (int matrix = 0; matrix < 4; ++matrix)
+          for (int lane = 0; lane < 32; ++lane)
+            std::memcpy(static_cast<Brought*>(brought[lane])->to + matrix,
+                        static_cast<Brought*>(brought[8 * matrix + lane / 4])->row + lane % 4 * 4, 4);
+      },
+      site);
 }
 
 void copy_async(void* to, const void* from, size_t bytes, size_t read_bytes) {

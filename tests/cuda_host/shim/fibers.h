@@ -42,9 +42,17 @@ void set_seed(uint64_t seed);
 void* shared_memory();
 void wait_for_block(const Site& site);
 
-enum class Exchange { sync, index, up, down, across, ballot, any, all };
+enum class Exchange { sync, index, up, down, across, ballot, any, all, meet };
 // A rendezvous of the lanes that `mask` names; returns the value that this lane receives.
 uint64_t wait_for_warp(Exchange kind, unsigned mask, uint64_t value, int operand, int width, const Site& site);
+
+// A rendezvous of all lanes of a warp, at which `together` runs once, on what each of them brings.
+using Together = void (*)(void* const (&brought)[32]);
+void meet_warp(void* mine, Together together, const Site& site);
+
+// ldmatrix of four 8 x 8 matrices: lane l names row l % 8 of matrix l / 8, in shared memory, and receives word l % 4 of
+// row l / 4 of each.
+void load_matrices(uint32_t* to, const void* row, const Site& site = Site::current());
 
 void copy_async(void* to, const void* from, size_t bytes, size_t read_bytes);
 void commit_copies();
