@@ -9,8 +9,8 @@ The network is made at the first call with tensors of a shape: the forward is fo
 followed runs as it is, and its children are tried in turn: so the largest parts that can be become one network each.
 
 A network is made anew when a parameter or buffer has changed (`load_state_dict`, an optimiser's step, `.to`), or a
-module was replaced, got a hook, or changed its mode. What PyTorch itself does not see is not seen: a change through
-`.data` or through NumPy, and other attributes of the modules. `refresh` forgets all networks.
+module was replaced, got a hook, or changed its mode. Not seen are changes that PyTorch does not count, through `.data`
+or through NumPy, and those of a module's other attributes. `refresh` forgets all networks.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import sys
 import threading
 from dataclasses import dataclass
 from itertools import chain
-from operator import attrgetter, is_
+from operator import attrgetter, is_, itemgetter
 from typing import Any
 
 from ..._graph import Network, Unsupported
@@ -49,6 +49,7 @@ _CHANGES = 8  # that a module may make before each is waited for
 _tracing = threading.RLock()  # a trace looks at, and restores, what belongs to all threads
 _version = attrgetter("_version")
 _inferred = torch.Tensor.is_inference
+_mode = itemgetter("training")
 _pointer = torch.Tensor.data_ptr
 
 
@@ -61,22 +62,42 @@ def _collecting() -> bool:
     return collector is not None and bool(collector.get())
 
 
+_OF_ONE_MODE = frozenset(
+    f"torch.nn.modules.{name}"
+    for name in ("container", "conv", "flatten", "linear", "normalization", "padding", "pooling", "upsampling")
+)
+_ACTIVATIONS = ("ReLU", "ReLU6", "SiLU", "GELU", "Hardswish", "Hardsigmoid", "Sigmoid", "Tanh", "LeakyReLU")
+
+
+def _of_one_mode(module: Any) -> bool:
+    """Whether a module does the same in training."""
+    kind = type(module)
+    return kind.__module__ in _OF_ONE_MODE or (
+        kind.__module__ == "torch.nn.modules.activation" and kind.__name__ in _ACTIVATIONS
+    )
+
+
 class _Watch:
-    """Whether a module still is what it was."""
+    """Whether a module still is what it was.
+
+    The check runs at each call, when what it looks at has left the caches: it looks at no more than it must.
+    """
 
     def __init__(self, module: Any, constants: list[Any]) -> None:
         self.modules = list(module.modules())
         named = [d for m in self.modules for d in (m._parameters, m._buffers, m._modules)]
         self._dicts = [d for d in named if d]
         self._entries = self._found()
-        held = chain(module.parameters(), module.buffers(), constants)
-        self._tensors = list({id(t): t for t in held}.values())
-        if any(map(_inferred, self._tensors)):
+        own = [*module.parameters(), *module.buffers()]
+        if any(map(_inferred, own)):
             raise Unsupported("weights made in inference mode, whose changes cannot be seen")
+        # What a forward computes of weights in inference mode has no versions, and goes with the weights.
+        held = chain(own, (t for t in constants if not t.is_inference()))
+        self._tensors = list({id(t): t for t in held}.values())
         self._versions = list(map(_version, self._tensors))
         self._pointers = list(map(_pointer, self._tensors))
-        self._states = [m.__dict__ for m in self.modules]
-        self._attributes = self._kept()
+        self._states = [m.__dict__ for m in self.modules if not _of_one_mode(m)]
+        self._modes = self._found_modes()
         # Those of the module itself run around its forward.
         inner = self.modules[1:]
         self._tables = [d for m in inner for d in (m._forward_hooks, m._forward_pre_hooks)]
@@ -85,9 +106,8 @@ class _Watch:
     def _found(self) -> list[Any]:
         return list(chain.from_iterable(map(dict.values, self._dicts)))
 
-    def _kept(self) -> list[Any]:
-        """The modules' own attributes: modes, numbers, containers as objects."""
-        return list(chain.from_iterable(map(dict.values, self._states)))
+    def _found_modes(self) -> list[bool]:
+        return list(map(_mode, self._states))
 
     def _found_hooks(self) -> list[Any]:
         return list(chain.from_iterable(map(dict.values, filter(None, self._tables))))
@@ -109,15 +129,8 @@ class _Watch:
             and list(map(_version, self._tensors)) == self._versions
             and list(map(_pointer, self._tensors)) == self._pointers
             and self._found_hooks() == self._hooks
-            and self._unchanged()
+            and self._found_modes() == self._modes
         )
-
-    def _unchanged(self) -> bool:
-        try:
-            # What is the same object is not compared further.
-            return self._kept() == self._attributes
-        except Exception:  # of an attribute that cannot be compared
-            return False
 
     def needs_gradient(self) -> bool:
         """Whether a parameter is to get a gradient."""
@@ -195,6 +208,7 @@ class _Forward:
         self.passed = ""
         self._met: dict[Any, None] = {}
         self._looks = self._uses = 0
+        self._trained = False  # statistics may have changed, which are not all counted
 
     def networks(self) -> list[_Run]:
         """Those that still hold."""
@@ -217,7 +231,10 @@ class _Forward:
         self.__init__(state["module"])  # type: ignore[misc]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self.module.training or not _ordinary():
+        if self.module.training:
+            self._trained = True
+            return self.original(*args, **kwargs)
+        if not _ordinary():
             return self.original(*args, **kwargs)
         found: list[Any] = []
         if len(args) == 1 and not kwargs and isinstance(args[0], torch.Tensor):
@@ -248,7 +265,7 @@ class _Forward:
     def _usable(self, tensors: list[Any]) -> bool:
         """Whether the networks still hold, and no gradient is asked for."""
         watch = self._watch
-        if watch is None or not watch.same() or watch.collected():
+        if watch is None or self._trained or not watch.same() or watch.collected():
             return False
         return not torch.is_grad_enabled() or not (watch.needs_gradient() or any(t.requires_grad for t in tensors))
 
@@ -263,7 +280,7 @@ class _Forward:
             self.passed = reason
             return None
         with _tracing:
-            if self._watch is not None and not self._watch.same():
+            if self._watch is not None and (self._trained or not self._watch.same()):
                 settled = self._changes < _CHANGES or self._uses >= _CHANGES
                 self._changes += 1
                 self.forget()
@@ -416,7 +433,8 @@ def convert(model: Any, inplace: bool = False) -> Any:
 
     The modules stay what they are: their classes, parameters, buffers, names and state dicts do not change, and
     `train`, `to`, `load_state_dict`, optimisers and copies work. A change of weights that PyTorch counts is noticed at
-    the next call; one through `.data` in place or through NumPy is not: call `refresh` then.
+    the next call; one through `.data` in place or through NumPy, and one of a module's other attributes, is not: call
+    `refresh` then.
 
     Results agree with PyTorch's up to rounding; they lie in memory as PyTorch's (channels-last for channels-last).
 
@@ -443,8 +461,8 @@ def convert(model: Any, inplace: bool = False) -> Any:
 def refresh(model: Any) -> None:
     """Forget the networks of a converted model; they are made anew when it is called.
 
-    Needed only after a change that PyTorch does not count: of `parameter.data` in place, through an array that shares
-    the parameter's memory, or of what a list or dict of a module holds.
+    Needed only after a change that a call does not look for: of `parameter.data` in place, through an array that shares
+    the parameter's memory, or of an attribute of a module (a stride, a flag, an entry of a configuration).
 
     Args:
         model: what `convert` gave.
