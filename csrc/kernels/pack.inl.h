@@ -57,6 +57,37 @@ inline void pack_weights_plain(const PackWeightsArgs<T>& p) {
   }
 }
 
+// Taps that are neighbours, forwards or (in a gradient) backwards, and fewer than fill a vector: those of W columns are
+// transposed at a time. A channel's columns are read from end to end, and those of the next channel, which may be pages
+// away, are asked for. (Input gradients of 3 x 3, AVX-512, Zen 4: 512 channels on 8 images of 2 x 2 1.45 times as fast as
+// with elements copied one by one, 256 on 14 x 14 1.12.)
+template <class T>
+inline void pack_weight_runs(const PackWeightsArgs<T>& p, int64_t direction) {
+  using V = Vec<T>;
+  constexpr int W = V::kLanes;
+  constexpr int64_t kLine = 64 / sizeof(T);
+  const int64_t n = p.taps, width = W * p.column_stride;
+  for (int64_t c = 0; c < p.length; ++c) {
+    const T* const row = p.w + c * p.channel_stride + p.tap_offset[direction == 1 ? 0 : n - 1];
+    for (int64_t j = 0; j < p.columns; j += W) {
+      const int64_t lanes = p.valid - j < W ? p.valid - j : W;
+      const T* const w = row + j * p.column_stride;
+      if (lanes > 0 && c + 1 < p.length)
+        for (int64_t i = 0; i < width; i += kLine) __builtin_prefetch(w + p.channel_stride + i, 0, 3);
+      V r[W];
+#pragma GCC unroll 16
+      for (int i = 0; i < W; ++i) r[i] = i < lanes ? V::load_n(w + i * p.column_stride, n) : V::zero();
+      V::transpose(r);
+#pragma GCC unroll 16
+      for (int i = 0; i < W; ++i) {
+        if (i >= n) break;
+        const int64_t t = direction == 1 ? i : n - 1 - i;
+        r[i].store((p.tap_panel ? p.tap_panel[t] : p.panel + t * p.length * p.columns) + c * p.columns + j);
+      }
+    }
+  }
+}
+
 template <class T>
 void pack_weights(const PackWeightsArgs<T>& p) {
   using V = Vec<T>;
@@ -64,6 +95,12 @@ void pack_weights(const PackWeightsArgs<T>& p) {
   bool plain = p.channel_stride == p.taps && !p.tap_panel;
   for (int64_t t = 0; t < p.taps; ++t) plain = plain && p.tap_offset[t] == t;
   if (plain) return pack_weights_plain(p);
+  // Of runs of taps, the direction; 0 of others.
+  int64_t direction = p.taps > 1 && p.column_stride != 1 ? p.tap_offset[1] - p.tap_offset[0] : 0;
+  if (direction != 1 && direction != -1) direction = 0;
+  for (int64_t t = 1; t < p.taps; ++t)
+    if (p.tap_offset[t] - p.tap_offset[t - 1] != direction) direction = 0;
+  if (direction && p.taps < W && 4 * p.taps >= W) return pack_weight_runs(p, direction);
   for (int64_t j0 = 0; j0 < p.columns; j0 += W) {
     const int64_t lanes = p.valid - j0 < W ? p.valid - j0 : W;
     auto rows_of = [&p, j0](int64_t t) {
@@ -75,13 +112,10 @@ void pack_weights(const PackWeightsArgs<T>& p) {
       continue;
     }
     const T* w = p.w + j0 * p.column_stride;
-    // Taps that are neighbours, forwards or (in a gradient) backwards: transpose W columns of W taps at a time.
+    // W columns of W taps at a time.
     int64_t t0 = 0;
-    if (p.column_stride != 1 && p.taps >= W) {
-      const int64_t direction = p.tap_offset[1] - p.tap_offset[0];
-      bool run = direction == 1 || direction == -1;
-      for (int64_t t = 1; t < p.taps; ++t) run = run && p.tap_offset[t] - p.tap_offset[t - 1] == direction;
-      for (; run && t0 + W <= p.taps; t0 += W) {
+    if (direction) {
+      for (; t0 + W <= p.taps; t0 += W) {
         const T* first = w + p.tap_offset[direction == 1 ? t0 : t0 + W - 1];
         for (int64_t c = 0; c < p.length; ++c, first += p.channel_stride) {
           V r[W];
