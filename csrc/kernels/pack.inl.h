@@ -59,8 +59,8 @@ inline void pack_weights_plain(const PackWeightsArgs<T>& p) {
 
 // Taps that are neighbours, forwards or (in a gradient) backwards, and fewer than fill a vector: those of W columns are
 // transposed at a time. A channel's columns are read from end to end, and those of the next channel, which may be pages
-// away, are asked for. (Input gradients of 3 x 3, AVX-512, Zen 4: 512 channels on 8 images of 2 x 2 1.45 times as fast as
-// with elements copied one by one, 256 on 14 x 14 1.12.)
+// away, are asked for. (Input gradients of 3 x 3, AVX-512, Zen 4: 512 channels on 8 images of 2 x 2 1.45 times as fast
+// as with elements copied one by one, 256 on 14 x 14 1.12.)
 template <class T>
 inline void pack_weight_runs(const PackWeightsArgs<T>& p, int64_t direction) {
   using V = Vec<T>;
