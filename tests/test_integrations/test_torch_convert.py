@@ -679,6 +679,21 @@ def test_what_cannot_be_followed(f, reason):
     assert [e.name for e in report(converted).networks] == ["conv"]
 
 
+def notes(m, y):
+    m.width = y.shape[-1]
+    m.kept = (m.width, "wide")
+    return y[..., : m.width - 1]
+
+
+def test_a_forward_that_settles():
+    """What it notes of its kind of input is noted, and does not keep it from being followed."""
+    model = Odd(notes).eval()
+    converted = convert(model)
+    assert same(model, converted)
+    assert converted.width == 22
+    assert converted.kept == (22, "wide")
+
+
 def test_modes():
     """Autocast, compilation, tracing, vmap and gradients are PyTorch's."""
     model = small()

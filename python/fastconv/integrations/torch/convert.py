@@ -337,24 +337,22 @@ class _Forward:
                 raise Unsupported(f"the forward of a {type(m).__name__} in it is replaced")
             if _parametrized(m):
                 raise Unsupported("a module in it has a parametrisation")
-        tables = [m.__dict__ for m in watch.modules]
-        tables += [d for t in tables for d in t.values() if isinstance(d, dict)]
-        kept = [dict(d) for d in tables]
-        seed = torch.get_rng_state()
+        state = _State(watch.modules)
         try:
             lowered = _lower.trace(self.original, args, kwargs)
-        finally:
-            changed = [(d, k) for d, k in zip(tables, kept, strict=True) if not _alike(d, k)]
-            for d, before in changed:
-                d.clear()
-                d.update(before)
-            drawn = not torch.equal(seed, torch.get_rng_state())
-            if drawn:
-                torch.set_rng_state(seed)
-        if changed:
-            raise Unsupported("a forward that changes its module")
-        if drawn:
-            raise Unsupported("a forward that draws random numbers")
+            if state.settles():
+                # What it notes at its first call, it finds at the next.
+                between = _State(watch.modules)
+                lowered = _lower.trace(self.original, args, kwargs)
+                if between.changed():
+                    raise Unsupported(_CHANGING)
+            elif state.changed():
+                raise Unsupported(_CHANGING)
+            if state.drawn():
+                raise Unsupported("a forward that draws random numbers")
+        except BaseException:
+            state.restore()
+            raise
         if not any(node.op in _WORTH for node in lowered.graph.nodes):
             raise Unsupported("nothing in it is faster here")
         if lowered.nanoseconds < _LEAST:
@@ -363,13 +361,60 @@ class _Forward:
         return _Run(lowered, tensors)
 
 
+_CHANGING = "a forward that changes its module"
+
+
+class _State:
+    """What a trace must leave as it was."""
+
+    def __init__(self, modules: list[Any]) -> None:
+        tables = [m.__dict__ for m in modules]
+        tables += [d for t in tables for d in t.values() if isinstance(d, dict)]
+        self._tables = [(d, dict(d)) for d in tables]
+        self._seed = torch.get_rng_state()
+
+    def _different(self) -> list[tuple[dict[Any, Any], dict[Any, Any]]]:
+        return [(d, kept) for d, kept in self._tables if not _alike(d, kept)]
+
+    def changed(self) -> bool:
+        """Whether an attribute, parameter, child or hook has."""
+        return bool(self._different())
+
+    def settles(self) -> bool:
+        """Whether all that has changed are plain attributes, such as a forward may set once for its kind of input."""
+        found = self._different()
+        return bool(found) and all(
+            "_parameters" in d and all(_plain(v) for k, v in d.items() if v is not kept.get(k)) for d, kept in found
+        )
+
+    def drawn(self) -> bool:
+        """Whether random numbers were."""
+        return not torch.equal(self._seed, torch.get_rng_state())
+
+    def restore(self) -> None:
+        """All as it was."""
+        for d, kept in self._different():
+            d.clear()
+            d.update(kept)
+        if self.drawn():
+            torch.set_rng_state(self._seed)
+
+
+def _plain(value: Any) -> bool:
+    if type(value) in (tuple, list):
+        return all(map(_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str, torch.dtype))
+
+
 # Nodes that make a network worth its call, if PyTorch takes about so long for it.
 _WORTH = ("conv", "pool", "affine")
 _LEAST = 40_000
 
 
 def _alike(d: dict[Any, Any], kept: dict[Any, Any]) -> bool:
-    return len(d) == len(kept) and all(map(is_, d.values(), kept.values()))
+    return d.keys() == kept.keys() and all(
+        v is w or (_plain(v) and _plain(w) and v == w) for v, w in zip(d.values(), kept.values(), strict=True)
+    )
 
 
 def _parametrized(module: Any) -> bool:
