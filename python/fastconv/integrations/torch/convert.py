@@ -45,7 +45,7 @@ _LAYERS = tuple(
 )
 _WRAPPERS = ("torch.nn.parallel.", "torch.distributed.")
 _SHAPES = 4  # that a module keeps networks for
-_CHANGES = 8  # that a module may make before each is waited for
+_CHANGES = 8  # that a module may make, of fewer calls each, before it is left alone for a while
 _tracing = threading.RLock()  # a trace looks at, and restores, what belongs to all threads
 _version = attrgetter("_version")
 _inferred = torch.Tensor.is_inference
@@ -195,7 +195,7 @@ class _Forward:
 
     def __init__(self, module: Any) -> None:
         self.module = module
-        self._changes = 0
+        self._changes = self._rest = 0
         self._layer = _training.layer(module)
         self.original = functools.partial(type(module).forward, module)
         self.forget()
@@ -210,6 +210,10 @@ class _Forward:
         self._met: dict[Any, None] = {}
         self._looks = self._uses = 0
         self._trained = False  # statistics may have changed, which are not all counted
+
+    def rested(self) -> None:
+        """Begin anew with a module that kept changing."""
+        self._changes = self._rest = 0
 
     def networks(self) -> list[_Run]:
         """Those that still hold."""
@@ -234,6 +238,9 @@ class _Forward:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.module.training:
             self._trained = True
+            return self._recorded(args, kwargs)
+        if self._rest:
+            self._rest -= 1
             return self._recorded(args, kwargs)
         if not _ordinary():
             return self.original(*args, **kwargs)
@@ -290,12 +297,12 @@ class _Forward:
             return None
         with _tracing:
             if self._watch is not None and (self._trained or not self._watch.same()):
-                settled = self._changes < _CHANGES or self._uses >= _CHANGES
-                self._changes += 1
+                self._changes = 0 if self._uses >= _CHANGES else self._changes + 1
                 self.forget()
-                if not settled:
-                    # Of a module that keeps changing, only a state that is met twice is worth networks.
-                    self._watch = _Watch(self.module, [])
+                if self._changes > _CHANGES:
+                    # A module that keeps changing is left alone, ever longer.
+                    self._rest = min(2 ** (self._changes - _CHANGES), 256)
+                    self.passed = "it keeps changing"
                     return None
             if self._watch is not None and self._watch.collected():
                 return None
@@ -371,6 +378,8 @@ class _State:
         tables = [m.__dict__ for m in modules]
         tables += [d for t in tables for d in t.values() if isinstance(d, dict)]
         self._tables = [(d, dict(d)) for d in tables]
+        buffers = {id(b): b for m in modules for b in m._buffers.values() if b is not None}
+        self._buffers = [(b, b._version, b.detach().clone()) for b in buffers.values() if not b.is_inference()]
         self._seed = torch.get_rng_state()
 
     def _different(self) -> list[tuple[dict[Any, Any], dict[Any, Any]]]:
@@ -378,13 +387,18 @@ class _State:
 
     def changed(self) -> bool:
         """Whether an attribute, parameter, child or hook has."""
-        return bool(self._different())
+        return bool(self._different()) or any(b._version != version for b, version, _ in self._buffers)
 
     def settles(self) -> bool:
         """Whether all that has changed are plain attributes, such as a forward may set once for its kind of input."""
         found = self._different()
-        return bool(found) and all(
-            "_parameters" in d and all(_plain(v) for k, v in d.items() if v is not kept.get(k)) for d, kept in found
+        counted = any(b._version != version for b, version, _ in self._buffers)
+        return (
+            bool(found)
+            and not counted
+            and all(
+                "_parameters" in d and all(_plain(v) for k, v in d.items() if v is not kept.get(k)) for d, kept in found
+            )
         )
 
     def drawn(self) -> bool:
@@ -396,6 +410,9 @@ class _State:
         for d, kept in self._different():
             d.clear()
             d.update(kept)
+        for b, version, kept in self._buffers:
+            if b._version != version:
+                b.detach().copy_(kept)
         if self.drawn():
             torch.set_rng_state(self._seed)
 
@@ -530,6 +547,7 @@ def refresh(model: Any) -> None:
         forward = module.__dict__.get("forward")
         if isinstance(forward, _Forward):
             forward.forget()
+            forward.rested()
 
 
 def report(model: Any) -> Report:
