@@ -211,4 +211,92 @@ def several() -> onnx.ModelProto:
     return b.model(z, y, b("ReduceMax", z, axes=[2, 3]), x=(1, 8, 16, 16), s=(1, 8, 1, 1))
 
 
+def drawn(seed: int, count: int = 14) -> onnx.ModelProto:
+    """A graph of so many nodes, drawn among those that fusion and the plan of memory treat each in their way."""
+    b, rng = Builder(seed), np.random.default_rng(seed)
+    images = ["x"]
+
+    def pick() -> str:
+        # Mostly what is new: chains are what is fused.
+        return images[-1] if rng.random() < 0.6 else str(rng.choice(images))
+
+    def conv() -> str:
+        r = int(rng.choice([1, 3]))
+        return b.conv(pick(), 8, 8, r, groups=int(rng.choice([1, 1, 2, 8])), bias=bool(rng.integers(2)))
+
+    def transposed() -> str:
+        return str(b("ConvTranspose", pick(), b.draw(8, 8, 3, 3), pads=[1, 1, 1, 1]))
+
+    def activation() -> str:
+        op = str(rng.choice(["Relu", "Sigmoid", "Tanh", "HardSwish", "LeakyRelu", "Elu", "Softplus"]))
+        return str(b(op, pick()))
+
+    def clip() -> str:
+        return str(b("Clip", pick(), np.float32(rng.choice([0, -1])), np.float32(rng.choice([6, 0.5]))))
+
+    def gated() -> str:
+        x = pick()
+        return str(b("Mul", x, b("Sigmoid", x)))
+
+    def gate() -> str:
+        x = pick()
+        return str(b("Mul", x, b("Sigmoid", b.conv(b("GlobalAveragePool", x), 8, 8, 1))))
+
+    def scaled() -> str:
+        op = str(rng.choice(["Add", "Mul", "Sub", "Div"]))
+        shape = ((8, 1, 1), (1, 8, 1, 1), (), (8,), (1, 1, 8, 1))[rng.integers(5)]
+        constant = (1 + 0.2 * rng.standard_normal(shape)).astype(np.float32)
+        return str(b(op, pick(), constant))
+
+    def both() -> str:
+        return str(b(str(rng.choice(["Add", "Mul", "Max", "Sum"])), pick(), pick()))
+
+    def joined() -> str:
+        return b.conv(b("Concat", pick(), pick(), axis=1), 8, 16, int(rng.choice([1, 3])))
+
+    def joined_elsewhere() -> str:
+        half = b("Slice", b("Concat", pick(), pick(), axis=2), np.array([3]), np.array([11]), np.array([2]))
+        return str(b("Identity", half))
+
+    def parts() -> str:
+        axis = int(rng.integers(1, 4))
+        left, right = b("Split", pick(), outputs=2, axis=axis)
+        return str(b("Concat", right, b("Add", left, right), axis=axis))
+
+    def padded() -> str:
+        mode = str(rng.choice(["constant", "reflect", "edge"]))
+        y = b("Pad", pick(), np.array([0, 0, 1, 1, 0, 0, 1, 1]), mode=mode)
+        if rng.integers(2):
+            return str(b("Conv", y, b.draw(8, 8, 3, 3)))
+        return str(b(str(rng.choice(["AveragePool", "MaxPool"])), y, kernel_shape=[3, 3], strides=[1, 1]))
+
+    def pool() -> str:
+        op = str(rng.choice(["AveragePool", "MaxPool"]))
+        return str(b(op, pick(), kernel_shape=[3, 3], strides=[1, 1], pads=[1, 1, 1, 1]))
+
+    def turned() -> str:
+        y = b("Transpose", b("Reshape", pick(), np.array([0, 2, 4, 8, 8])), perm=[0, 2, 1, 3, 4])
+        return str(b("Reshape", y, np.array([0, 8, 8, 8])))
+
+    def swapped() -> str:
+        return str(b("Transpose", pick(), perm=[[0, 1, 3, 2], [0, 2, 1, 3], [0, 3, 1, 2]][rng.integers(3)]))
+
+    def rows() -> str:
+        y = b("MatMul", pick(), b.draw(8, 8))
+        return str(b("Add", y, b.draw(8)) if rng.integers(2) else b("Softmax", y, axis=-1))
+
+    def resized() -> str:
+        y = b("MaxPool", pick(), kernel_shape=[2, 2], strides=[2, 2])
+        return str(b("Resize", y, "", np.array([1, 1, 2, 2], np.float32), mode="nearest", nearest_mode="floor"))
+
+    kinds = [conv, conv, conv, transposed, activation, activation, clip, gated, gate, scaled, scaled, both, both]
+    kinds += [joined, joined, joined_elsewhere, parts, padded, pool, turned, swapped, rows, resized]
+    kinds.append(lambda: b.norm(pick(), 8))
+    for _ in range(count):
+        made = kinds[rng.integers(len(kinds))]
+        images += [made()]
+    results = dict.fromkeys([images[-1], *(str(v) for v in rng.choice(images[1:], 2))])
+    return b.model(*results, shape=("n", 8, 8, 8))
+
+
 BUILT = (mobile_block, squeeze_block, hardswish_block, unet, flattened, attention, several)

@@ -21,6 +21,8 @@ from onnx import helper  # noqa: E402 - after the skip
 
 from fastconv.bench import networks, twin  # noqa: E402
 from fastconv.integrations import onnx as integration  # noqa: E402
+from fastconv.integrations.onnx import load  # noqa: E402
+from fastconv.integrations.onnx.operators import OPERATORS  # noqa: E402
 
 from . import onnx_models  # noqa: E402
 from .onnx_models import BUILT, LIGHT, Builder, light  # noqa: E402
@@ -139,6 +141,61 @@ def test_a_padding_is_part_of_the_pool_after_it() -> None:
         model, x = b.model(b(op, y, kernel_shape=[3, 3], strides=[2, 2])), image(1, 8, 16, 16)
         assert steps(model, x) == ["pool"]
         assert error(integration.prepare(model).run(x)[0], runtime(model, {"x": x})[0]) < 1e-6
+
+
+def test_a_view_of_the_input_is_handed_out_as_it_was() -> None:
+    """The input lies in the block, where its place serves again for whatever comes after its last reader."""
+    b = Builder()
+    look = b("Transpose", "x", perm=[0, 2, 1, 3])
+    y = b("Relu", "x")
+    for _ in range(4):
+        y = b.conv(y, 8, 8)
+    model, x = b.model(y, look, shape=(1, 8, 8, 8)), image(1, 8, 8, 8)
+    assert np.array_equal(integration.prepare(model).run(x)[1], x.transpose(0, 2, 1, 3))
+
+
+def eager(model: Any, x: np.ndarray) -> list[np.ndarray]:
+    """The model's nodes one after the other, in float64: nothing is fused, nor in anybody's place."""
+    source = load.read(model.SerializeToString())
+    double = {name: a.astype(np.float64) if a.dtype == np.float32 else a for name, a in source.constants.items()}
+    values: dict[str, Any] = {**double, "x": x.astype(np.float64), "": None}
+    for step in source.steps:
+        results = OPERATORS[step.op].compute(step, *(values[name] for name in step.inputs))
+        values |= zip(step.outputs, results if isinstance(results, tuple) else (results,), strict=True)
+    return [values[name] for name in source.outputs]
+
+
+@pytest.mark.parametrize("first", range(0, 60, 20))
+def test_drawn_graphs(first: int) -> None:
+    for seed in range(first, first + 20):
+        model = onnx_models.drawn(seed)
+        prepared = integration.prepare(model)
+        for n in (2, 1):
+            x = image(n, 8, 8, 8, seed=seed)
+            expected = eager(model, x)
+            for _ in range(2):
+                for y, y64 in zip(prepared.run(x), expected, strict=True):
+                    assert error(y, y64) < 2e-5, (seed, n, prepared.describe(x))
+
+
+@pytest.mark.parametrize("op", ["Slice", "Split", "Gather", "Transpose", "Squeeze"])
+def test_views_of_what_is_joined(op: str) -> None:
+    """A value that is written where it is joined lies there with gaps, and is looked at besides."""
+    b = Builder()
+    left, right = b.conv("x", 8, 8), b.conv("x", 8, 8)
+    looks = {
+        "Slice": lambda: b("Slice", left, np.array([1, 2]), np.array([6, 9]), np.array([1, 2])),
+        "Split": lambda: b("Split", left, outputs=2, axis=1)[1],
+        "Gather": lambda: b("Gather", left, np.array(3), axis=1),
+        "Transpose": lambda: b("Transpose", left, perm=[0, 1, 3, 2]),
+        "Squeeze": lambda: b("Squeeze", left, np.array([0])),
+    }
+    look = looks[op]()
+    joined = b("Relu", b("Concat", left, right, axis=1))
+    model = b.model(b("Neg", look), b.conv(joined, 4, 16))
+    x = image(1, 8, 16, 16)
+    for y, theirs in zip(integration.prepare(model).run(x), runtime(model, {"x": x}), strict=True):
+        assert error(y, theirs) < 2e-6
 
 
 def test_any_batch_of_one_model() -> None:
@@ -346,6 +403,18 @@ def test_the_backend_runs_on_the_cpu() -> None:
         integration.run_model(onnx_models.unet(), [image(1, 8, 16, 16)], device="CUDA")
     (y,) = integration.run_model(onnx_models.unet(), [image(1, 8, 16, 16)])
     assert y.shape == (1, 3, 32, 32)
+
+
+def test_the_page_lists_the_operators() -> None:
+    from fastconv.integrations.onnx.__main__ import tables
+
+    page = Path(__file__).parents[2] / "docs" / "onnx.md"
+    assert tables() in page.read_text(encoding="utf-8"), "python -m fastconv.integrations.onnx prints what it must hold"
+
+
+def test_import_of_the_package_imports_no_onnx() -> None:
+    code = "import sys, fastconv.integrations; sys.exit(any(name.split('.')[0] == 'onnx' for name in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
 
 
 # ---------------------------------------------------------------------------------------------------- the command line

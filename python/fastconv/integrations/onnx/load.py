@@ -18,6 +18,8 @@ import onnx.numpy_helper
 
 from ..._args import Array
 
+# Later operators may mean something else by the same name.
+NEWEST_OPERATORS = 28
 # A message of protobuf ends here; larger models keep their weights beside them.
 _MOST_BYTES = 2**31 - 1
 
@@ -217,6 +219,8 @@ def _source(proto: Any, weights: dict[str, Array]) -> Source:
     versions = {entry.domain or "ai.onnx": entry.version for entry in proto.opset_import}
     version = versions.get("ai.onnx", 1)
     unsupported = [f"the sparse weight {t.values.name!r}" for t in graph.sparse_initializer]
+    if version > NEWEST_OPERATORS:
+        unsupported.append(f"operators of the set {version} (the newest known is {NEWEST_OPERATORS})")
     inputs = []
     for info in graph.input:
         if info.name in weights:

@@ -166,7 +166,7 @@ def pool(step: Step, x: Sequence[int]) -> tuple[tuple[int, ...], dict[str, Any]]
     }
 
 
-@_operator("MaxPool", kind="images")
+@_operator("MaxPool", kind="images", note="1 to 3 spatial axes; indices")
 def _max_pool(step: Step, x: Array) -> Results:
     kernel, options = pool(step, x.shape)
     function = getattr(functional, f"max_pool{x.ndim - 2}d")
@@ -205,7 +205,7 @@ def windows(x: Array, kernel: Sequence[int], options: dict[str, Any], fill: floa
     return view
 
 
-@_operator("AveragePool", kind="images")
+@_operator("AveragePool", kind="images", note="1 to 3 spatial axes")
 def _average_pool(step: Step, x: Array) -> Array:
     kernel, options = pool(step, x.shape)
     counted = bool(step.get("count_include_pad", 0))
@@ -224,7 +224,7 @@ def _average_pool(step: Step, x: Array) -> Array:
     return np.asarray(sums / divisor[(..., *[slice(n) for n in sums.shape[2:]])], x.dtype)
 
 
-@_operator("LpPool", kind="images")
+@_operator("LpPool", kind="images", note="1 to 3 spatial axes")
 def _lp_pool(step: Step, x: Array) -> Array:
     kernel, options = pool(step, x.shape)
     p = step.get("p", 2)
@@ -277,7 +277,11 @@ def trains(step: Step) -> bool:
     return bool(step.get("training_mode", 0))
 
 
-@_operator("BatchNormalization", kind="same")
+def _refuse_batch_norm(step: Step) -> str | None:
+    return None if step.get("spatial", 1) else "spatial=0"
+
+
+@_operator("BatchNormalization", kind="same", refuse=_refuse_batch_norm, note="training, too; not spatial=0")
 def _batch_norm(step: Step, x: Array, scale: Array, bias: Array, mean: Array, var: Array) -> Results:
     eps = step.get("epsilon", 1e-5)
     if not trains(step):
