@@ -514,6 +514,20 @@ def test_changes_are_noticed(change):
     assert before.shape != after.shape or not torch.allclose(before, after, rtol=1e-3)
 
 
+def test_tensors_that_are_no_parameters():
+    """Their changes, and gradients, are noticed as well."""
+    model = Odd(lambda m, y: y + m.offset).eval().requires_grad_(False)
+    converted = convert(model)
+    assert same(model, converted)
+    for m in (model, converted):
+        m.offset += 1
+    assert same(model, converted)
+    converted.offset.requires_grad_()
+    converted(X).sum().backward()
+    assert converted.offset.grad is not None
+    assert same(model, converted)
+
+
 def test_refresh():
     """What PyTorch does not count is seen when one says so."""
     model = small()
@@ -664,6 +678,7 @@ class Odd(nn.Module):
         super().__init__()
         self.conv, self.calls, self.f = nn.Conv2d(8, 16, 3), 0, f
         self.register_buffer("seen", torch.zeros(()))
+        self.found, self.offset = [], torch.ones(16, 1, 1)
 
     def forward(self, x):
         return self.f(self, self.conv(x))
@@ -676,6 +691,11 @@ def counts(m, y):
 
 def tallies(m, y):
     m.seen.add_(1)
+    return y
+
+
+def lists(m, y):
+    m.found.append(y)
     return y
 
 
@@ -697,6 +717,7 @@ def numbers(m, y):
     [
         (counts, "a forward that changes its module"),
         (keeps, "a forward that changes its module"),
+        (lists, "a forward that changes its module"),
         (tallies, "a forward that changes its module"),
         (draws, "a forward that draws random numbers"),
         (numbers, "the function numpy"),
@@ -713,6 +734,7 @@ def test_what_cannot_be_followed(f, reason):
             found = converted(X)
             assert converted.calls == model.calls
             assert torch.equal(converted.seen, model.seen)
+            assert list(map(type, converted.found)) == [torch.Tensor] * len(model.found)
             assert type(found) is type(expected)
             torch.testing.assert_close(torch.as_tensor(found), torch.as_tensor(expected), rtol=1e-5, atol=1e-5)
     assert [(e.name, e.state, e.reason) for e in report(converted).entries[:1]] == [("", "left", reason)]
