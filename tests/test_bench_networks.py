@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -162,9 +163,16 @@ def test_separable_and_squeezed_layers_are_told() -> None:
 @pytest.mark.parametrize("network", [*TINY, TRAINING], ids=lambda v: v.id)
 def test_fastconv_agrees_with_float64(network: Network, tmp_path: Path) -> None:
     case, arrays, expected = described(network)
-    found = {name: make() for name, make in worker.FastConv(1).build(case, arrays, tmp_path)}
-    assert list(found) == (["fastconv"] if network.kind == "training" else ["fastconv", "fastconv_plan"])
-    for variant in found.values():
+    makers = dict(worker.FastConv(1).build(case, arrays, tmp_path))
+    forms = ["fastconv", "fastconv_plan", *run.INTEGRATIONS]
+    assert list(makers) == (["fastconv"] if network.kind == "training" else forms)
+    needs = {"fastconv_convert": "torch", "fastconv_onnx": "onnx"}
+    there = [name for name in makers if name not in needs or importlib.util.find_spec(needs[name])]
+    for name in makers.keys() - there:
+        with pytest.raises(worker.Unsupported, match=f"{needs[name]} is not installed"):
+            makers[name]()
+    for name in there:
+        variant = makers[name]()
         assert expected.check(variant.result(), ours=True) < (10_000 if network.kind == "training" else 50)
         variant.call()
         # What is timed leaves no trace in what is checked.
@@ -278,11 +286,12 @@ def test_a_session(tmp_path: Path) -> None:
 
 
 def test_gains_over_the_better_of_two_peers() -> None:
-    def row(net: str, family: str, **speedups: float) -> dict[str, Any]:
-        return {"net": net, "family": family, "threads": 1, "results": {"NCHW": {"speedups": speedups}}}
+    def row(net: str, family: str, through: dict[str, float] | None = None, **speedups: float) -> dict[str, Any]:
+        result = {"time": 3.0, "through": through or {}, "speedups": speedups}
+        return {"net": net, "family": family, "threads": 1, "results": {"NCHW": result}}
 
     rows = [
-        row("a", "network", onnxruntime=2.0, openvino=1.0, torch=5.0, torch_cl=4.0),
+        row("a", "network", {"fastconv_onnx": 4.0}, onnxruntime=2.0, openvino=1.0, torch=5.0, torch_cl=4.0),
         row("b", "network", onnxruntime=4.0, openvino=9.0),
         # One of them was not measured: the better one is not known.
         row("c", "network", onnxruntime=0.5),
@@ -293,8 +302,12 @@ def test_gains_over_the_better_of_two_peers() -> None:
     assert found == {
         "Whole networks, 1 thread, over the better of ONNX Runtime and OpenVINO": "2.00 in the geometric mean of 2, "
         "worst 1.00 (a)",
+        "Whole networks through ONNX, 1 thread, over the better of ONNX Runtime and OpenVINO": "0.75 in the geometric "
+        "mean of 1, worst 0.75 (a)",
         "Whole networks, 1 thread, over PyTorch in its better memory order": "4.00 in the geometric mean of 1, worst "
         "4.00 (a)",
+        "Whole networks through ONNX, 1 thread, over PyTorch in its better memory order": "3.00 in the geometric mean "
+        "of 1, worst 3.00 (a)",
         "Training steps, 1 thread, over PyTorch in its better memory order": "1.50 in the geometric mean of 1, worst "
         "1.50 (a)",
     }

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import fastconv
-from fastconv import functional, testing
+from fastconv import functional, reference, testing
 
 pytestmark = pytest.mark.usefixtures("isa")
 
@@ -80,6 +80,57 @@ def test_image_alone_or_in_a_batch(op, x_shape, w_shape, options, dtype, layout)
         assert_same_bits(forward(x[i : i + 1], w, **options)[0], y[i], "forward alone")
         assert_same_bits(forward(x[i], w, **options), y[i], "forward unbatched")
         assert_same_bits(backward(dy[i : i + 1], w, (1, *x.shape[1:]), **options)[0], dx[i], "input gradient alone")
+
+
+# Small images of a batch, whose tiles pass over the taps in the padding: sizes, strides, planes of a volume.
+SMALL = [
+    ("conv2d", (8, 70, 2, 2), (75, 70, 3, 3), {"padding": 1}),
+    ("conv2d", (9, 70, 3, 3), (20, 70, 3, 3), {"padding": 1, "stride": 2}),
+    ("conv2d", (5, 130, 2, 3), (33, 130, 5, 3), {"padding": (2, 1)}),
+    ("conv2d", (33, 24, 4, 4), (40, 12, 5, 5), {"padding": 2, "groups": 2}),
+    ("conv2d", (6, 3, 2, 2), (8, 3, 3, 3), {"padding": 2}),
+    ("conv2d", (6, 64, 2, 2), (48, 64, 3, 3), {"padding": 4, "dilation": 3}),
+    ("conv3d", (2, 40, 7, 2, 2), (24, 40, 1, 3, 3), {"padding": (0, 1, 1)}),
+    ("conv_transpose2d", (7, 40, 2, 2), (40, 36, 3, 3), {"padding": 1}),
+]
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("op", "x_shape", "w_shape", "options"), SMALL, ids=ident)
+def test_small_images_of_a_batch(op, x_shape, w_shape, options, dtype, layout):
+    options = {**options, "layout": layout, "algorithm": "direct"}
+    x, w = data(x_shape, w_shape, dtype, layout)
+    forward, backward = getattr(functional, op), getattr(functional, f"{op}_backward_input")
+    plain_forward, plain_backward = (getattr(reference, f.__name__) for f in (forward, backward))
+    dy = np.random.default_rng(5).standard_normal(plain_forward(x, w, **options).shape).astype(dtype)
+    broken = w.copy()
+    broken[1, 1, ..., 0, 0] = np.inf
+    for weight in (w, broken):
+        plan = fastconv.plan(op, x, weight, **options)
+        y = forward(x, weight, **options)
+        with fastconv.num_threads(1):
+            fastconv.workspace_info(reset=True)
+            dx = backward(dy, weight, x.shape, **options)
+            used = fastconv.workspace_info()["peak_call_bytes_per_thread"]
+        said = fastconv.explain(backward.__name__, dy, weight, x.shape, **options)
+        assert used <= said.decision["workspace_per_thread"]
+        with np.errstate(invalid="ignore"):
+            expected = plain_forward(x, weight, **options)
+        near = 1e-4 if dtype == np.float32 else 1e-12
+        if weight is w or not op.startswith("conv_transpose"):
+            # An infinite weight meets the padding's zeros.
+            np.testing.assert_array_equal(np.isnan(y), np.isnan(expected))
+            np.testing.assert_allclose(y, expected, rtol=near, atol=near)
+        if weight is w:
+            np.testing.assert_allclose(dx, plain_backward(dy, w, x.shape, **options), rtol=near, atol=near)
+        assert_same_bits(plan(x), y, "plan")
+        for threads in THREADS:
+            with fastconv.num_threads(threads):
+                assert_same_bits(forward(x, weight, **options), y, f"{threads} threads")
+        for i in range(0, len(x), 3):
+            assert_same_bits(forward(x[i], weight, **options), y[i], "forward alone")
+            assert_same_bits(backward(dy[i], weight, x.shape[1:], **options), dx[i], "input gradient alone")
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstring>
 #include <utility>
 
@@ -283,9 +284,11 @@ class PixelSlab {
   }
 
   // Fills the slab with the chunk's channels and points `table` at its pixels: `pieces` runs of `length` elements each.
-  // Runs that lie in the padding whole are returned as one run of zeros, which is nullptr unless `skip`.
+  // Runs that lie in the padding whole are returned as one run of zeros, which is nullptr unless `skip`. `apart`: a run
+  // is a tap's, even where those of a filter's row are neighbours.
   const T* fill(const KernelTable<T>& kernels, const DenseJob& job, const Chunk& chunk, const T* source,
-                InputMap<T> map, bool skip, int64_t pixels, const T** table, int64_t* pieces, int64_t* length) {
+                InputMap<T> map, bool skip, bool apart, int64_t pixels, const T** table, int64_t* pieces,
+                int64_t* length) {
     if (map.gate)
       for (int64_t c = 0; c < chunk.channels; ++c) gate_[c] = map.gate[c * map.gate_stride];
     if (map.gate) map.gate = gate_, map.gate_stride = 1;
@@ -297,7 +300,7 @@ class PixelSlab {
     args.column_map = column_map_;
     args.map = map;
     kernels.fill_pixel_slab(args);
-    const bool joined = job.dilation[2] == 1 && chunk.taps == job.taps();
+    const bool joined = job.dilation[2] == 1 && chunk.taps == job.taps() && !apart;
     const int64_t taps = joined ? job.filter[2] : 1;
     *pieces = chunk.taps / taps;
     *length = taps * chunk.channels;
@@ -345,19 +348,55 @@ class PixelSlab {
   int64_t* tap_position_;
 };
 
+bool packs_late(const DenseJob& job, const Choice& choice);
+
+// The share of pairs of an output and a tap, along some axes, that lie inside the image.
+double share_inside(const DenseJob& job, int first, int end) {
+  double inside = 1;
+  for (int a = first; a < end; ++a) {
+    int64_t in = 0;
+    for (int64_t f = 0; f < job.filter[a]; ++f) {
+      // Output positions o with 0 <= o * stride + shift < in.
+      const int64_t shift = f * job.dilation[a] - job.pad[a], s = job.stride[a];
+      const int64_t lo = shift >= 0 ? 0 : (-shift + s - 1) / s,
+                    hi = shift >= job.in[a] ? 0 : (job.in[a] - 1 - shift) / s + 1;
+      in += std::max<int64_t>(0, std::min(hi, job.out[a]) - lo);
+    }
+    inside *= static_cast<double>(in) / static_cast<double>(job.out[a] * job.filter[a]);
+  }
+  return inside;
+}
+
+// Whether images, which are joined or planes of a volume, are so small that much of a filter lies outside of them.
+bool skips_by_image(const DenseJob& job) {
+  return job.out[0] >= 4 && job.in[0] == job.out[0] && job.filter[0] == 1 && job.stride[0] == 1 && job.pad[0] == 0 &&
+         job.mode == PaddingMode::zeros && job.taps() > 1 && job.out[1] * job.out[2] <= 16 &&
+         share_inside(job, 1, 3) <= 0.75;
+}
+
 // Pixels of a box in an order by which the tiles skip more of the padding: those whose columns meet the same taps of a
 // filter's row come together, from the left edge to the right. A tile skips a tap only where all its pixels do, and
-// with a dilation of 6 the first six pixels of each row do. Null: the order of the image, which suits as well.
+// with a dilation of 6 the first six pixels of each row do. Of small images of a batch, the same pixel of all of them
+// comes together: a pixel of 2 x 2 meets four taps of 3 x 3. Null: the order of the image, which suits as well.
 template <class T>
 class PixelOrder {
  public:
   PixelOrder(const Run<T>& run, const DenseJob& job, const Machine& machine, Arena& arena) {
     const int64_t q = job.out[2], rows = job.out[0] * job.out[1], m = job.pixels();
+    const bool batch = skips_by_image(run.job), late = !run.packed && packs_late(run.job, run.choice);
     // Whether zeros are passed over a plan knows only after it has told its scratch.
-    if (!(run.skip_zeros || arena.counts()) || !gains(run.job, rows, machine)) return;
+    if (!(run.skip_zeros || (batch && late) || arena.counts())) return;
+    if (!batch && !gains(run.job, rows, machine)) return;
     place_ = arena.take<int32_t>(m);
     line_ = arena.take<const T*>(m);
     if (arena.counts()) return;
+    if (batch) {
+      by_image_ = true;
+      const int64_t plane = job.out[1] * q;
+      for (int64_t n = 0; n < job.out[0]; ++n)
+        for (int64_t i = 0; i < plane; ++i) place_[n * plane + i] = static_cast<int32_t>(i * job.out[0] + n);
+      return;
+    }
     // Columns met by the taps [lo, hi) of the filter's row, for one column after the other.
     int64_t next = 0;
     for (int64_t w = 0, end; w < q; w = end) {
@@ -369,6 +408,7 @@ class PixelOrder {
 
   // Where pixel i of the image's order is.
   int64_t operator()(int64_t i) const { return place_ ? place_[i] : i; }
+  bool by_image() const { return by_image_; }
 
   // Brings lines of pointers into this order.
   void arrange(const T** table, int64_t lines, int64_t m) const {
@@ -392,6 +432,7 @@ class PixelOrder {
     pixels_inside(w * job.stride[2] - job.pad[2], job.dilation[2], job.in[2], job.filter[2], &lo, &hi);
     return {lo, hi};
   }
+  bool by_image_ = false;
   int32_t* place_ = nullptr;
   const T** line_ = nullptr;
 };
@@ -540,6 +581,9 @@ void run_rows(const Run<T>& run, const DenseJob& job, const Context<T>& ctx, con
   g.row_step = 1;
   const T* group = run.packed ? run.packed + task.g * padded_k * job.C * T_all : nullptr;
   const bool in_place = !group && reads_weights_in_place(run.job, choice);
+  // Weights that are packed here are looked at here.
+  const bool looks = order.by_image() && !run.skip_zeros;
+  const T* zero_row = nullptr;
   if (!group && !in_place) tap_offsets(job, s.tap_offset);
   if (in_place) {
     // Every column's weights are read from end to end.
@@ -572,15 +616,16 @@ void run_rows(const Run<T>& run, const DenseJob& job, const Context<T>& ctx, con
       g.zero_row = nullptr;
     } else if (slab) {
       g.zero_row = slab->fill(ctx.kernels, job, chunk, image + chunk.c0 * job.is.c,
-                              map_at(ctx.map, task.n, ctx.gate_batch_stride, task.g * job.C + chunk.c0), run.skip_zeros,
-                              m, s.table, &g.taps, &g.length);
+                              map_at(ctx.map, task.n, ctx.gate_batch_stride, task.g * job.C + chunk.c0),
+                              run.skip_zeros || looks, order.by_image(), m, s.table, &g.taps, &g.length);
       order.arrange(s.table, g.taps, m);
       g.rows = s.table, g.row_pitch = m;
     } else {
       g.rows = s.table + chunk.t0 * m, g.row_pitch = m, g.row_offset = chunk.c0;
       g.taps = chunk.taps, g.length = chunk.channels;
-      g.zero_row = run.skip_zeros ? s.zero_row : nullptr;
+      g.zero_row = run.skip_zeros || looks ? s.zero_row : nullptr;
     }
+    zero_row = g.zero_row;
     g.accumulate = i > 0 || (ctx.accumulate && !moved.output);
     g.finish = i + 1 == choice.chunks.size();
     for (int64_t p = 0; p < panels.count; ++p) {
@@ -593,6 +638,8 @@ void run_rows(const Run<T>& run, const DenseJob& job, const Context<T>& ctx, con
       } else {
         if (terms) pack_panel(job, ctx.kernels, chunk, s.tap_offset, task.g, k, g.vectors * W, s.panel);
         g.panel = s.panel;
+        if (looks && zero_row)
+          g.zero_row = std::isfinite(ctx.kernels.sum_run(s.panel, terms * g.vectors * W, 1)) ? zero_row : nullptr;
         // In a gradient the weights of a panel are short runs far apart: the next panel's are asked for now.
         g.next_rows = 0;
         if (job.wk < job.wc && k + g.vectors * W < task.k1) {
@@ -1064,19 +1111,8 @@ bool may_skip_zeros(const DenseJob& job, const Choice& choice, const Machine& ma
     return false;
   // The share of (row, tap) pairs that lie outside the image. Columns count only where a whole tile of pixels is
   // outside.
-  double inside = 1;
-  for (int a = 0; a < 3; ++a) {
-    if (a == 2 && job.pad[2] < 6 && !PixelOrder<T>::gains(job, 8, machine)) continue;
-    int64_t in = 0;
-    for (int64_t f = 0; f < job.filter[a]; ++f) {
-      // Output positions o with 0 <= o * stride + shift < in.
-      const int64_t shift = f * job.dilation[a] - job.pad[a], s = job.stride[a];
-      const int64_t lo = shift >= 0 ? 0 : (-shift + s - 1) / s,
-                    hi = shift >= job.in[a] ? 0 : (job.in[a] - 1 - shift) / s + 1;
-      in += std::max<int64_t>(0, std::min(hi, job.out[a]) - lo);
-    }
-    inside *= static_cast<double>(in) / static_cast<double>(job.out[a] * job.filter[a]);
-  }
+  const bool columns = job.pad[2] >= 6 || PixelOrder<T>::gains(job, 8, machine);
+  const double inside = share_inside(job, 0, columns ? 3 : 2);
   if ((1 - inside) * static_cast<double>(job.pixels()) < (always ? 0.5 : 32)) return false;
   T sum = 0;  // of 0 * w: NaN where a weight is not finite
   for (int64_t g = 0; g < job.G; ++g)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
@@ -30,7 +30,8 @@ REQUIRES_GRAD = "(a tensor that requires grad) must be detached: no gradient wou
 
 # Devices of DLPack whose memory the host reads: its own, and what CUDA and ROCm have pinned for it.
 _DLPACK_HOST = (1, 3, 11)
-# What operands mostly are; asked for before anything slower.
+# What operands mostly are, and what is no array; asked for before anything slower.
+_OWN = frozenset((np.ndarray, type(None)))
 _NO_ARRAYS = frozenset((type(None), bool, int, float, str, tuple, list, _core.ConvSpec, _core.PoolSpec, _core.NormSpec))
 
 
@@ -178,8 +179,10 @@ def seen(value: Any) -> Any:
     return value if a is None else a
 
 
-def any_of(values: Iterable[object]) -> bool:
+def any_of(values: Collection[object]) -> bool:
     """Whether one of the values is an array of another library, on no device."""
+    if _OWN.issuperset(map(type, values)):
+        return False
     for value in values:
         if type(value) is not np.ndarray and value is not None:
             try:

@@ -693,6 +693,8 @@ class _Slot:
 
 # Nodes that write their result wherever it is to be, in place where it is joined with others.
 _ANYWHERE = ("conv", "pool", "add", "activation", "affine", "concat")
+# Nodes whose result, where no place is given for it, is an array of its own.
+_FRESH = ("conv", "linear", "separable", "inverted", "pool")
 # Nodes whose result may be another look at their input.
 _VIEWS = ("flatten", "reshape", "view")
 
@@ -740,8 +742,8 @@ class _Prepared:
         self._inside: dict[Value, tuple[Value, int]] = {}
         self._find_joined(arrays)
         self.bytes = self._place()
+        # Calls that no run has now. (Taking one from a list, or giving it back, is one step of the interpreter.)
         self._free: list[list[_Call]] = []
-        self._lock = threading.Lock()
 
     # -- where values lie
 
@@ -897,28 +899,29 @@ class _Prepared:
             else:
                 calls.append(bound(runner, views[v], None, inputs))
         results = [self._cells[v] if v in self._cells else views[v] for v in self.graph.outputs]
+        fresh = {node.output for node in self.graph.nodes if node.op in _FRESH}
+        owned = [v in self._cells and v in fresh for v in self.graph.outputs]
 
         def handed(cells: _Cells) -> None:
             """The results come last; nothing in the block, nor an input, is among them."""
             inputs = cells[: len(self.graph.inputs)]
-            for i in results:
+            for i, own in zip(results, owned, strict=True):
                 y = cells[i] if isinstance(i, int) else i
-                if not isinstance(i, int) or any(np.may_share_memory(y, x) for x in (block, *inputs)):
+                if not own and (not isinstance(i, int) or any(np.may_share_memory(y, x) for x in (block, *inputs))):
                     y = y.copy(order="K")
                 cells.append(y)
 
         return [*calls, handed]
 
     def __call__(self, xs: Sequence[Array], contiguous: bool | None = None) -> list[Array]:
-        with self._lock:
-            calls = self._free.pop() if self._free else None
-        if calls is None:
+        try:
+            calls = self._free.pop()
+        except IndexError:
             calls = self._bind()
         cells: _Cells = [*xs, *[None] * (len(self._cells) - len(xs))]
         for call in calls:
             call(cells)
-        with self._lock:
-            self._free.append(calls)
+        self._free.append(calls)
         ys = cells[len(self._cells) :]
         if contiguous is None:
             contiguous = self.last and all(x.flags.c_contiguous for x in xs)
@@ -933,11 +936,15 @@ class Network:
         self.graph = graph
         self._last = channels_last
         self._prepared: dict[Any, _Prepared] = {}
+        self._latest: tuple[Any, _Prepared] | None = None
         self._lock = threading.Lock()
 
     def prepare(self, *inputs: Array) -> _Prepared:
         """What runs inputs of these shapes and dtypes."""
         key = tuple([(x.shape, x.dtype) for x in inputs])
+        last = self._latest
+        if last is not None and last[0] == key:
+            return last[1]
         with self._lock:
             found = self._prepared.pop(key, None)
             if found is None:
@@ -945,6 +952,7 @@ class Network:
                 while len(self._prepared) >= 4:
                     del self._prepared[next(iter(self._prepared))]
             self._prepared[key] = found
+            self._latest = key, found
         return found
 
     def __call__(self, *inputs: Array) -> Array:

@@ -16,8 +16,8 @@ STEPS = 4
 
 def network():
     torch.manual_seed(0)
-    body = [nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 16, 3, groups=16), nn.ReLU()]
-    return nn.Sequential(*body, nn.Conv2d(16, 32, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 5))
+    body = [nn.Conv2d(3, 32, 5, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(32, 32, 5, groups=32), nn.ReLU()]
+    return nn.Sequential(*body, nn.Conv2d(32, 32, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 5))
 
 
 def train(rank=0, world=1):
@@ -28,7 +28,7 @@ def train(rank=0, world=1):
     draws = torch.Generator().manual_seed(1)
     losses, states = [], set()
     for _ in range(STEPS):
-        x, labels = torch.randn(8, 3, 48, 48, generator=draws), torch.randint(5, (8,), generator=draws)
+        x, labels = torch.randn(8, 3, 64, 64, generator=draws), torch.randint(5, (8,), generator=draws)
         mine = slice(rank * 8 // world, (rank + 1) * 8 // world)
         trained.train()
         loss = nn.functional.cross_entropy(trained(x[mine]), labels[mine])

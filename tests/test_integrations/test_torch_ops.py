@@ -348,6 +348,18 @@ def test_opcheck(name: str, make: Callable[[], tuple[Any, tuple[Any, ...]]]) -> 
         torch.library.opcheck(op.default, args)
 
 
+@pytest.mark.parametrize(("name", "make"), CALLS, ids=[f"{name}-{i}" for i, (name, _) in enumerate(CALLS)])
+def test_kernels_of_cuda_tensors(name: str, make: Callable[[], tuple[Any, tuple[Any, ...]]]) -> None:
+    # They give tensors to `fastconv.functional` as they are, which takes those of the host as well.
+    op, args = make()
+    with torch.no_grad():
+        ours, host = _register.cuda_kernels[name](*args), op(*args)
+    for a, b in zip(*(r if isinstance(r, (tuple, list)) else (r,) for r in (ours, host)), strict=True):
+        assert type(a) is torch.Tensor
+        assert torch.equal(a, b)
+        assert a.stride() == b.stride()
+
+
 # ------------------------------------------------------------------------------------------------ torch.compile
 
 
@@ -433,6 +445,25 @@ def test_vmap(case: Case) -> None:
         pairs = [torch.stack([r, r * 2, r - 1]) for r in rest]
         one = torch.func.vmap(case)(many.transpose(0, 1), *pairs)
         close(one, torch.stack([case(x, *p) for x, *p in zip(many.unbind(1), *pairs, strict=True)]))
+
+
+def test_vmap_of_the_operators_themselves() -> None:
+    # The functions take another way when a transform is active.
+    x, w, b = Case("", ((3, *X2), (3, 6, 4, 3, 3), (6,))).tensors()
+    options = ([1, 1], [1, 1], [1, 1], 1, "zeros")
+    op = torch.ops.fastconv.conv.default
+    one = torch.func.vmap(lambda x, w: op(x, w, b, *options))(x, w)
+    close(one, torch.stack([op(a, c, b, *options) for a, c in zip(x, w, strict=True)]))
+    one = torch.func.vmap(lambda x: op(x, w[0], b, *options))(x)
+    close(one, torch.stack([op(a, w[0], b, *options) for a in x]))
+    pool = torch.ops.fastconv.max_pool_with_indices.default
+    pair = torch.func.vmap(lambda x: pool(x, [2, 2], [2, 2], [0, 0], [1, 1], False), in_dims=1)(x)
+    close(
+        pair,
+        tuple(
+            map(torch.stack, zip(*(pool(a, [2, 2], [2, 2], [0, 0], [1, 1], False) for a in x.unbind(1)), strict=True))
+        ),
+    )
 
 
 def test_gradients_of_every_sample() -> None:

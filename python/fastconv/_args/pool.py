@@ -476,7 +476,7 @@ def with_ones(a: Any, rank: int, keepdims: bool, layout: str, name: str) -> Any:
     _check_flag("keepdims", keepdims)
     _check_layout(layout)
     last = _choice("layout", layout, _CHANNELS_LAST[rank])
-    if keepdims or _device.shape_of(a) is None:
+    if keepdims or a is None or _device.shape_of(a) is None:
         return a
     if a.ndim not in (1, 2):
         raise ValueError(f"{name} (shape {a.shape}) must have 2 dimensions (N, C), or 1 without the batch")

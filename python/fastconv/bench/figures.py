@@ -11,7 +11,7 @@ from typing import Any
 
 from fastconv.bench import report
 from fastconv.bench.cases import FAMILIES
-from fastconv.bench.run import OURS
+from fastconv.bench.run import INTEGRATIONS, OURS
 
 Document = dict[str, Any]
 
@@ -267,7 +267,7 @@ def _errors(axes: Any, theme: Theme, rows: list[Any]) -> bool:
         if best is None:
             continue
         for name, t in times.items():
-            if name == "numpy" or (name in OURS and f"{name}_plan" in times):
+            if name == "numpy" or name in INTEGRATIONS or (name in OURS and f"{name}_plan" in times):
                 continue
             group = report.SHORT.get(name, name)
             if name in OURS:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastconv.bench.cases import FAMILIES
 from fastconv.bench.peers import FORMS, TITLES, WORKERS
+from fastconv.bench.run import INTEGRATIONS
 from fastconv.bench.twin import KINDS
 
 if TYPE_CHECKING:
@@ -117,17 +118,27 @@ def better_of(document: Document) -> Iterator[tuple[str, str]]:
     for family, names, words in _BETTER:
         for threads in document["settings"]["threads"]:
             values = [
-                (min(result["speedups"][name] for name in names), row["net"])
+                (min(result["speedups"][name] for name in names), row["net"], result)
                 for row, _, result in results(document)
                 if row["family"] == family and row["threads"] == threads and set(names) <= set(result["speedups"])
             ]
-            if values:
-                mean, (worst, where) = geometric_mean(v for v, _ in values), min(values)
-                many = f"{threads} thread{'' if threads == 1 else 's'}"
-                yield (
-                    f"{_MANY[family]}, {many}, over {words}",
-                    f"{ratio(mean)} in the geometric mean of {len(values)}, worst {ratio(worst)} ({where})",
-                )
+            if not values:
+                continue
+            many = f"{threads} thread{'' if threads == 1 else 's'}"
+            yield f"{_MANY[family]}, {many}, over {words}", _mean_and_worst([v[:2] for v in values])
+            for name, through in INTEGRATIONS.items():
+                by = [
+                    (v * result["time"] / result["through"][name], net)
+                    for v, net, result in values
+                    if name in result.get("through", {})
+                ]
+                if by:
+                    yield f"{_MANY[family]} through {through}, {many}, over {words}", _mean_and_worst(by)
+
+
+def _mean_and_worst(values: Sequence[tuple[float, str]]) -> str:
+    mean, (worst, where) = geometric_mean(v for v, _ in values), min(values)
+    return f"{ratio(mean)} in the geometric mean of {len(values)}, worst {ratio(worst)} ({where})"
 
 
 # ----------------------------------------------------------------------------------------------------------- terminal
@@ -406,7 +417,9 @@ def _network_rows(document: Document, names: Sequence[str]) -> list[str]:
     """A table of one line a network, or nothing."""
     members = [(row, result) for row, _, result in results(document) if row["family"] in KINDS]
     names = [name for name in names if any(name in result["speedups"] for _, result in members)]
-    head = ["network", "input", "M MACs", "threads", "time", "GFLOP/s (of peak)", *(SHORT[n] for n in names), "best"]
+    through = [name for name in INTEGRATIONS if any(name in result.get("through", {}) for _, result in members)]
+    head = ["network", "input", "M MACs", "threads", "time", *(f"through {INTEGRATIONS[n]}" for n in through)]
+    head += ["GFLOP/s (of peak)", *(SHORT[n] for n in names), "best"]
     lines = ["| " + " | ".join(head) + " |", "|---|---|" + "---:|" * (len(head) - 2)]
     for row, result in members:
         best = result["best_peer"]
@@ -416,6 +429,7 @@ def _network_rows(document: Document, names: Sequence[str]) -> list[str]:
             f"{row['macs'] / 1e6:,.1f}",
             str(row["threads"]),
             duration(result["time"]),
+            *(duration(result.get("through", {}).get(n)) or "-" for n in through),
             f"{_digits(result['gflops'])} ({result['share_of_peak']:.0%})",
             *(ratio(result["speedups"].get(n)) or "-" for n in names),
             f"{SHORT[best['name']]} **{ratio(best['ratio'])}{'' if best['complete'] else '?'}**" if best else "-",

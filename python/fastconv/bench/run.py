@@ -19,8 +19,10 @@ from fastconv.bench.operations import Operation, WrongResult
 from fastconv.bench.worker import FORMS, WORKERS, form_of, not_applicable
 
 SCHEMA = 1
+# Networks that other libraries describe, run by fastconv.
+INTEGRATIONS = {"fastconv_convert": "convert", "fastconv_onnx": "ONNX"}
 # fastconv's own calls: the plain function and the plan, for each layout.
-OURS = ("fastconv", "fastconv_plan", "fastconv_nhwc", "fastconv_nhwc_plan")
+OURS = ("fastconv", "fastconv_plan", "fastconv_nhwc", "fastconv_nhwc_plan", *INTEGRATIONS)
 # Pixels are alike over wide areas, so that sums grow before they cancel: they meet more rounding than seeded data does.
 _CONSTANT, _PICTURE_CONSTANT = 4.0, 16.0
 # A peer may use Winograd's algorithm, whose error is a few times larger. A lower precision's is a hundred times larger.
@@ -201,7 +203,8 @@ class Session:
             return []
         ready = []
         for variant, state in header["variants"].items():
-            form = ("plan" if variant.endswith("_plan") else "function") if ours else form_of(variant, case)
+            prepared = variant.endswith("_plan") or variant in INTEGRATIONS
+            form = ("plan" if prepared else "function") if ours else form_of(variant, case)
             contenders[variant] = state | {"form": form}
             if state["status"] != "ok":
                 continue
@@ -375,6 +378,7 @@ def _derive_row(row: Row, peak: float) -> None:
             "function_time": function,
             "plan_time": plan,
             "cold_time": _median(row, f"{name}_plan" if plan is not None else name, "cold"),
+            "through": {through: t for through in INTEGRATIONS if (t := _median(row, through)) is not None},
             "gflops": row["flops"] / best / 1e9,
             "share_of_peak": compute / best,
             "share_of_copy": memory / best,

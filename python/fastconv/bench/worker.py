@@ -147,6 +147,14 @@ class Unsupported(Exception):
     """The contender refuses the operation."""
 
 
+def _needed(name: str) -> Any:
+    """A framework that a form of fastconv's takes models of."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise Unsupported(f"{name} is not installed beside fastconv") from None
+
+
 class Variant:
     """A prepared call, how its result is read, and what must outlive it: some peers borrow the memory of an array."""
 
@@ -270,6 +278,26 @@ class FastConv(Contender):
             about = {"steps": len(network), "memory": network.memory(x)}
             return Variant(lambda: network(x), lambda: [np.ascontiguousarray(network(x))], about)
 
+        def converted() -> Variant:
+            torch = _needed("torch")
+            torch.set_num_threads(self.threads)
+            integration = importlib.import_module("fastconv.integrations.torch")
+            module = twin.torch_module(torch, case["nodes"], case["result"], twin.weights_of(arrays)).eval()
+            network = integration.convert(module, inplace=True)
+
+            def call() -> Array:
+                with torch.inference_mode():
+                    return network(torch.from_numpy(x)).numpy()
+
+            return Variant(call, lambda: [call()], {"report": str(integration.report(network))[:500]})
+
+        def imported() -> Variant:
+            onnx = _needed("onnx")
+            model, inputs = twin.onnx_model(onnx, case, arrays)
+            prepared = importlib.import_module("fastconv.integrations.onnx").prepare(model)
+            held = [inputs["x"]]
+            return Variant(lambda: prepared.run(held), lambda: list(prepared.run(held)))
+
         def training() -> Variant:
             target = arrays["target"]
             step = networks.training_step(created(), twin.TIMED_RATE)
@@ -287,6 +315,8 @@ class FastConv(Contender):
         else:
             yield "fastconv", layers
             yield "fastconv_plan", fused
+            yield "fastconv_convert", converted
+            yield "fastconv_onnx", imported
 
     def _operation(self, case: Case, arrays: dict[str, Array], layout: str) -> Makers:
         f, op, options, rank = self.module, case["op"], _tuples(case["options"]), len(case["x_shape"])

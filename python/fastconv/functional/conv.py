@@ -588,7 +588,7 @@ def conv2d_backward(
         padding_mode: what the padding held.
         layout: the axes of dy and of x.
         algorithm: "auto" or "direct", of both gradients; "winograd2", "winograd4" or "fft" of the input's alone.
-        max_error: of the gradient of the input: as there.
+        max_error: of both gradients: as there.
 
     Returns:
         ConvGradients(input, weight, bias), None where one is not needed.
@@ -1051,7 +1051,7 @@ def conv_transpose2d_backward(
         groups: see the module's text.
         layout: the axes of dy and of x.
         algorithm: "auto" or "direct", of both gradients; "winograd2", "winograd4" or "fft" of the input's alone.
-        max_error: of the gradient of the input: as there.
+        max_error: of both gradients: as there.
 
     Returns:
         ConvGradients(input, weight, bias), None where one is not needed.

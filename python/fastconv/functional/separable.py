@@ -15,6 +15,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from .. import _core, _foreign, _verbose
 from .._args import Activation, Array, Ints, Padding
 from .._args import separable as _args
@@ -83,7 +85,8 @@ def _backward(
 ) -> SeparableGradients:
     if isinstance(needs, str) or not set(needs) <= set(SeparableGradients._fields):
         raise ValueError(f"needs (={needs!r}) must name some of {', '.join(SeparableGradients._fields)}")
-    if _foreign.any_of((dy, x, depthwise_weight, pointwise_weight)):
+    same = type(dy) is type(x) is type(depthwise_weight) is type(pointwise_weight) is np.ndarray
+    if not same and _foreign.any_of((dy, x, depthwise_weight, pointwise_weight)):
         return _foreign.on_views(_backward, rank, dy, x, depthwise_weight, pointwise_weight, needs, options, layout)
     forward = getattr(conv, f"conv{rank}d")
     d_input, d_weight = getattr(conv, f"conv{rank}d_backward_input"), getattr(conv, f"conv{rank}d_backward_weight")

@@ -91,6 +91,7 @@ class _State(threading.local):
 
 
 _state = _State()
+_array = np.ndarray  # found sooner than as an attribute
 
 
 def is_recording() -> bool:
@@ -356,9 +357,8 @@ class Module:
             return _state.tracer(self, *args, **kwargs)
         if _state.active is not None:
             return self.forward(*args, **kwargs)
-        for value in args:
-            if type(value) is not np.ndarray and any_foreign((value,)):
-                return self._call_on_views(*args, **kwargs)
+        if args and type(args[0]) is not _array and any_foreign(args):
+            return self._call_on_views(*args, **kwargs)
         record = self.training if _state.asked is None else _state.asked
         if record:
             for module in self.modules():

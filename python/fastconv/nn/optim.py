@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -30,6 +30,20 @@ def _check(name: str, value: object, low: float, high: float = math.inf) -> None
     if not low <= value < high:
         bound = f"at least {low}" if high == math.inf else f"from {low} to below {high}"
         raise ValueError(f"{name} (={value}) must be {bound}")
+
+
+# Elements of a piece, of which the second-level cache holds what an update reads and writes.
+_PIECE = 1 << 15
+
+
+def _pieces(*arrays: Array) -> Iterator[tuple[Array, ...]]:
+    """The same pieces of all arrays, one after the other: what is done to a piece passes over memory once."""
+    if arrays[0].size <= _PIECE or not all(a.flags.c_contiguous for a in arrays):
+        yield arrays
+        return
+    flat = [a.reshape(-1) for a in arrays]
+    for begin in range(0, arrays[0].size, _PIECE):
+        yield tuple([a[begin : begin + _PIECE] for a in flat])
 
 
 class Optimizer:
@@ -200,18 +214,25 @@ class SGD(Optimizer):
             raise ValueError(f"nesterov (=True) needs {both}")
 
     def _update(self, p: Parameter, gradient: Array, group: Mapping[str, Any], state: dict[str, Any]) -> None:
-        values, lr, momentum = p._writable(), float(group["lr"]), float(group["momentum"])
-        if group["weight_decay"]:
-            gradient = gradient + group["weight_decay"] * values
+        lr, momentum, fresh = float(group["lr"]), float(group["momentum"]), 1 - group["dampening"]
+        first = "momentum_buffer" not in state
+        operands = [p._writable(), gradient]
         if momentum:
-            buffer = state.get("momentum_buffer")
-            if buffer is None:
-                buffer = state["momentum_buffer"] = np.array(gradient, order="C")
-            else:
-                buffer *= momentum
-                buffer += (1 - group["dampening"]) * gradient
-            gradient = gradient + momentum * buffer if group["nesterov"] else buffer
-        values -= lr * gradient
+            if first:
+                state["momentum_buffer"] = np.empty(gradient.shape, gradient.dtype)
+            operands.append(state["momentum_buffer"])
+        for values, g, *held in _pieces(*operands):
+            if group["weight_decay"]:
+                g = g + group["weight_decay"] * values
+            if momentum:
+                buffer = held[0]
+                if first:
+                    buffer[...] = g
+                else:
+                    buffer *= momentum
+                    buffer += g if fresh == 1 else fresh * g
+                g = g + momentum * buffer if group["nesterov"] else buffer
+            values -= lr * g
 
 
 class Adam(Optimizer):
@@ -249,26 +270,26 @@ class Adam(Optimizer):
             _check("betas", beta, 0.0, 1.0)
 
     def _update(self, p: Parameter, gradient: Array, group: Mapping[str, Any], state: dict[str, Any]) -> None:
-        values, lr, (b1, b2) = p._writable(), float(group["lr"]), group["betas"]
-        if group["weight_decay"]:
-            if self._decoupled:
-                values *= 1 - lr * group["weight_decay"]
-            else:
-                gradient = gradient + group["weight_decay"] * values
+        whole, lr, (b1, b2) = p._writable(), float(group["lr"]), group["betas"]
         if not state:
-            state.update(step=0, exp_avg=np.zeros_like(values), exp_avg_sq=np.zeros_like(values))
+            state.update(step=0, exp_avg=np.zeros_like(whole), exp_avg_sq=np.zeros_like(whole))
         state["step"] += 1
-        mean, square = state["exp_avg"], state["exp_avg_sq"]
-        mean *= b1
-        mean += (1 - b1) * gradient
-        square *= b2
-        square += (1 - b2) * (gradient * gradient)
-        below = np.sqrt(square, out=np.empty_like(square))
-        below /= math.sqrt(1 - b2 ** state["step"])
-        below += group["eps"]
-        np.divide(mean, below, out=below)
-        below *= lr / (1 - b1 ** state["step"])
-        values -= below
+        for values, g, mean, square in _pieces(whole, gradient, state["exp_avg"], state["exp_avg_sq"]):
+            if group["weight_decay"]:
+                if self._decoupled:
+                    values *= 1 - lr * group["weight_decay"]
+                else:
+                    g = g + group["weight_decay"] * values
+            mean *= b1
+            mean += (1 - b1) * g
+            square *= b2
+            square += (1 - b2) * (g * g)
+            below = np.sqrt(square, out=np.empty_like(square))
+            below /= math.sqrt(1 - b2 ** state["step"])
+            below += group["eps"]
+            np.divide(mean, below, out=below)
+            below *= lr / (1 - b1 ** state["step"])
+            values -= below
 
 
 class AdamW(Adam):

@@ -1,8 +1,8 @@
 """How an operator of `ops` is registered with PyTorch, with all that PyTorch may ask of it.
 
 An operator is `torch.library.Library.impl` of a Python function: the cheapest registration that needs no build against
-PyTorch (bench/torch_overhead.py measures it). Its gradient is registered with it; torch.func, whose transforms
-do not take such gradients, is given a `torch.autograd.Function` of the same functions instead.
+PyTorch (bench/torch_overhead.py measures it). Its gradient is a kernel of the key Autograd; torch.func, whose
+transforms do not take such gradients, is given a `torch.autograd.Function` of the same functions instead.
 """
 
 from __future__ import annotations
@@ -16,9 +16,13 @@ from torch import Tensor
 _Library: Any = torch.library.Library
 library = _Library("fastconv", "DEF")
 from_numpy = torch.from_numpy
+cuda_kernels: dict[str, Callable[..., Any]] = {}  # by the operator's name, for the tests: which have no CUDA device
 
 _ops: Any = torch.ops.fastconv
 _transforming = torch._C._are_functorch_transforms_active
+_below_autograd: Any = torch._C._AutoDispatchBelowAutograd
+_after_autograd = torch._C._after_autograd_keyset
+_requires_grad: Any = torch._C._any_requires_grad
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -137,21 +141,45 @@ def operator(
 
         @staticmethod
         def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-            return rule(info, in_dims, *args)
+            return mapped(info, in_dims, *args)
+
+    class Recorded(torch.autograd.Function):
+        """What `torch.library.register_autograd` makes, for two thirds of its time: no schema here has defaults."""
+
+        @staticmethod
+        def forward(ctx: Any, *args: Any) -> Any:
+            *args_, keys = args
+            with _below_autograd():
+                result = op.redispatch(keys & _after_autograd, *args_)
+            save(ctx, tuple(args_), result)
+            return tuple(result) if lists else result
+
+        @staticmethod
+        def backward(ctx: Any, *dy: Any) -> Any:
+            return (*(backward(ctx, dy) if lists else backward(ctx, *dy)), None)
 
     transformed: Any = Transformed.apply
+    recorded: Any = Recorded.apply
+
+    def record(keys: Any, *args: Any) -> Any:
+        if torch.is_grad_enabled() and _requires_grad(*args):
+            result = recorded(*args, keys)
+            return list(result) if lists else result
+        with _below_autograd():
+            return op.redispatch(keys & _after_autograd, *args)
 
     def call(*args: Any) -> Any:
         if _transforming():
             return transformed(*args)
         return op(*args)
 
-    rule = _vmap(call, folds)
+    mapped = _vmap(call, folds)
     library.impl(name, host or on_host(kernel), "CPU")
     library.impl(name, kernel, "CUDA")
+    cuda_kernels[name] = kernel
     torch.library.register_fake(qualified, fake, lib=library)
-    torch.library.register_autograd(qualified, backward, setup_context=save, lib=library)
-    torch.library.register_vmap(qualified, rule, lib=library)
+    library.impl(name, record, "Autograd", with_keyset=True)
+    torch.library.register_vmap(qualified, _vmap(op, folds), lib=library)
     torch.library.register_autocast(qualified, "cpu", torch.float32, lib=library)
     library.impl(name, _autocast_cuda(name, lower), "AutocastCUDA")
     return call

@@ -1,16 +1,16 @@
-"""`convert`: PyTorch modules that compute with fastconv in inference.
+"""`convert`: PyTorch modules that compute with fastconv.
 
 A converted module stays what it is: its class, its parameters and buffers, its children, hooks and state dict are
 untouched; only `forward` is replaced, on the object. In eval mode and without gradients it runs a fused network of the
-package; in all other cases its own forward.
+package; in training its own forward, single layers by the operators of `ops` where those are faster (`_training`).
 
 The network is made at the first call with tensors of a shape: the forward is followed with tensors that have no numbers
 (`_lower`), batch norms, activations and sums become part of the layers before them, weights are packed. What cannot be
 followed runs as it is, and its children are tried in turn: so the largest parts that can be become one network each.
 
 A network is made anew when a parameter or buffer has changed (`load_state_dict`, an optimiser's step, `.to`), or a
-module was replaced, got a hook, or changed its mode. What PyTorch itself does not see is not seen: a change through
-`.data` or through NumPy, and other attributes of the modules. `refresh` forgets all networks.
+module was replaced, got a hook, or changed its mode. Not seen are changes that PyTorch does not count, through `.data`
+or through NumPy, and those of a module's other attributes. `refresh` forgets all networks.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ import sys
 import threading
 from dataclasses import dataclass
 from itertools import chain
-from operator import attrgetter, is_
+from operator import attrgetter, is_, itemgetter
 from typing import Any
 
 from ..._graph import Network, Unsupported
-from . import _lower
+from . import _lower, _training
 
 torch: Any = importlib.import_module("torch")
 _nn: Any = torch.nn
@@ -49,6 +49,7 @@ _CHANGES = 8  # that a module may make before each is waited for
 _tracing = threading.RLock()  # a trace looks at, and restores, what belongs to all threads
 _version = attrgetter("_version")
 _inferred = torch.Tensor.is_inference
+_mode = itemgetter("training")
 _pointer = torch.Tensor.data_ptr
 
 
@@ -61,8 +62,26 @@ def _collecting() -> bool:
     return collector is not None and bool(collector.get())
 
 
+_OF_ONE_MODE = frozenset(
+    f"torch.nn.modules.{name}"
+    for name in ("container", "conv", "flatten", "linear", "normalization", "padding", "pooling", "upsampling")
+)
+_ACTIVATIONS = ("ReLU", "ReLU6", "SiLU", "GELU", "Hardswish", "Hardsigmoid", "Sigmoid", "Tanh", "LeakyReLU")
+
+
+def _of_one_mode(module: Any) -> bool:
+    """Whether a module does the same in training."""
+    kind = type(module)
+    return kind.__module__ in _OF_ONE_MODE or (
+        kind.__module__ == "torch.nn.modules.activation" and kind.__name__ in _ACTIVATIONS
+    )
+
+
 class _Watch:
-    """Whether a module still is what it was."""
+    """Whether a module still is what it was.
+
+    The check runs at each call, when what it looks at has left the caches: it looks at no more than it must.
+    """
 
     def __init__(self, module: Any, constants: list[Any]) -> None:
         self.modules = list(module.modules())
@@ -77,8 +96,8 @@ class _Watch:
         self._tensors = list({id(t): t for t in held}.values())
         self._versions = list(map(_version, self._tensors))
         self._pointers = list(map(_pointer, self._tensors))
-        self._states = [m.__dict__ for m in self.modules]
-        self._attributes = self._kept()
+        self._states = [m.__dict__ for m in self.modules if not _of_one_mode(m)]
+        self._modes = self._found_modes()
         # Those of the module itself run around its forward.
         inner = self.modules[1:]
         self._tables = [d for m in inner for d in (m._forward_hooks, m._forward_pre_hooks)]
@@ -87,9 +106,8 @@ class _Watch:
     def _found(self) -> list[Any]:
         return list(chain.from_iterable(map(dict.values, self._dicts)))
 
-    def _kept(self) -> list[Any]:
-        """The modules' own attributes: modes, numbers, containers as objects."""
-        return list(chain.from_iterable(map(dict.values, self._states)))
+    def _found_modes(self) -> list[bool]:
+        return list(map(_mode, self._states))
 
     def _found_hooks(self) -> list[Any]:
         return list(chain.from_iterable(map(dict.values, filter(None, self._tables))))
@@ -111,15 +129,8 @@ class _Watch:
             and list(map(_version, self._tensors)) == self._versions
             and list(map(_pointer, self._tensors)) == self._pointers
             and self._found_hooks() == self._hooks
-            and self._unchanged()
+            and self._found_modes() == self._modes
         )
-
-    def _unchanged(self) -> bool:
-        try:
-            # What is the same object is not compared further.
-            return self._kept() == self._attributes
-        except Exception:  # of an attribute that cannot be compared
-            return False
 
     def needs_gradient(self) -> bool:
         """Whether a parameter is to get a gradient."""
@@ -185,6 +196,7 @@ class _Forward:
     def __init__(self, module: Any) -> None:
         self.module = module
         self._changes = 0
+        self._layer = _training.layer(module)
         self.original = functools.partial(type(module).forward, module)
         self.forget()
         functools.update_wrapper(self, self.original.func)
@@ -197,6 +209,7 @@ class _Forward:
         self.passed = ""
         self._met: dict[Any, None] = {}
         self._looks = self._uses = 0
+        self._trained = False  # statistics may have changed, which are not all counted
 
     def networks(self) -> list[_Run]:
         """Those that still hold."""
@@ -219,7 +232,10 @@ class _Forward:
         self.__init__(state["module"])  # type: ignore[misc]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if self.module.training or not _ordinary():
+        if self.module.training:
+            self._trained = True
+            return self._recorded(args, kwargs)
+        if not _ordinary():
             return self.original(*args, **kwargs)
         found: list[Any] = []
         if len(args) == 1 and not kwargs and isinstance(args[0], torch.Tensor):
@@ -243,14 +259,22 @@ class _Forward:
         if not isinstance(run, _Run) or not self._usable(found):
             run = self._find(key, args, kwargs, found)
         if run is None:
-            return self.original(*args, **kwargs)
+            return self._recorded(args, kwargs)
         self._uses += 1
         return run(found)
+
+    def _recorded(self, args: Any, kwargs: Any) -> Any:
+        """What the module's own forward gives; while gradients are recorded by the operators, where they are faster."""
+        if self._layer is not None and len(args) == 1 and not kwargs and torch.is_grad_enabled() and _ordinary():
+            y = self._layer(args[0])
+            if y is not None:
+                return y
+        return self.original(*args, **kwargs)
 
     def _usable(self, tensors: list[Any]) -> bool:
         """Whether the networks still hold, and no gradient is asked for."""
         watch = self._watch
-        if watch is None or not watch.same() or watch.collected():
+        if watch is None or self._trained or not watch.same() or watch.collected():
             return False
         return not torch.is_grad_enabled() or not (watch.needs_gradient() or any(t.requires_grad for t in tensors))
 
@@ -265,7 +289,7 @@ class _Forward:
             self.passed = reason
             return None
         with _tracing:
-            if self._watch is not None and not self._watch.same():
+            if self._watch is not None and (self._trained or not self._watch.same()):
                 settled = self._changes < _CHANGES or self._uses >= _CHANGES
                 self._changes += 1
                 self.forget()
@@ -408,17 +432,18 @@ def _plain_forward(module: Any) -> str | None:
 
 
 def convert(model: Any, inplace: bool = False) -> Any:
-    """A model whose convolutions, poolings and norms, and what lies between them, run in fastconv in inference.
+    """A model whose convolutions, poolings and norms, and in inference what lies between them, run in fastconv.
 
     In eval mode, where no gradient is asked for (`torch.no_grad`, `torch.inference_mode`, or no parameter requires
     one), the largest parts of the model that can be followed run as one fused network each, prepared when a shape is
-    first met; `report` says which, and why others are left. In training, with gradients, under autocast,
-    `torch.compile` or `torch.export`, on other devices, and for other dtypes than float32 and float64 the modules run
-    as they are.
+    first met; `report` says which, and why others are left. While gradients are recorded, single layers run by the
+    operators of this package where those are faster. Under autocast, `torch.compile` or `torch.export`, on other
+    devices, and for other dtypes than float32 and float64 the modules run as they are.
 
     The modules stay what they are: their classes, parameters, buffers, names and state dicts do not change, and
     `train`, `to`, `load_state_dict`, optimisers and copies work. A change of weights that PyTorch counts is noticed at
-    the next call; one through `.data` in place or through NumPy is not: call `refresh` then.
+    the next call; one through `.data` in place or through NumPy, and one of a module's other attributes, is not: call
+    `refresh` then.
 
     Results agree with PyTorch's up to rounding; they lie in memory as PyTorch's (channels-last for channels-last).
 
@@ -445,8 +470,8 @@ def convert(model: Any, inplace: bool = False) -> Any:
 def refresh(model: Any) -> None:
     """Forget the networks of a converted model; they are made anew when it is called.
 
-    Needed only after a change that PyTorch does not count: of `parameter.data` in place, through an array that shares
-    the parameter's memory, or of what a list or dict of a module holds.
+    Needed only after a change that a call does not look for: of `parameter.data` in place, through an array that shares
+    the parameter's memory, or of an attribute of a module (a stride, a flag, an entry of a configuration).
 
     Args:
         model: what `convert` gave.
