@@ -315,6 +315,14 @@ def test_any_batch_of_one_model() -> None:
     assert prepared.memory(image(4, 8, 16, 16)) > prepared.memory(image(1, 8, 16, 16)) > 0
 
 
+def test_a_size_of_minus_one_is_any() -> None:
+    model = onnx_models.flattened()
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -1
+    prepared = integration.prepare(model)
+    assert prepared.inputs[0].shape == (None, 8, 16, 16)
+    assert [prepared.run(image(n, 8, 16, 16))[0].shape for n in (2, 3)] == [(2, 10), (3, 10)]
+
+
 def test_shapes_that_are_inputs() -> None:
     b = Builder()
     graph = b.model(b("Reshape", "x", "shape"), shape=(2, 6)).graph
