@@ -964,7 +964,7 @@ def _triangle(step: Step, x: Array, k: Array | None = None) -> Array:
 @_operator("Einsum")
 def _einsum(step: Step, *inputs: Array) -> Array:
     equation = step.attributes["equation"].replace(" ", "")
-    return np.asarray(np.einsum(equation, *inputs, optimize=equation != "->"))
+    return inputs[0] if equation == "->" else np.asarray(np.einsum(equation, *inputs, optimize=True))
 
 
 @_operator("NonZero", constants=(0,), note="of constants")
