@@ -1,5 +1,6 @@
 """Models of ONNX: the results of other runtimes and of float64, what is fused, what is refused and how."""
 
+import io
 import subprocess
 import sys
 import threading
@@ -80,6 +81,71 @@ def test_models_through_their_twins(network: networks.Network) -> None:
     assert prepared.memory(inputs) <= 1.1 * fused.memory(inputs["x"])
 
 
+EXPORTED: dict[str, tuple[str, dict[str, Any]]] = {
+    "MobileNetV2": ("MobileNetV2Model", {"depth_multiplier": 0.35}),
+    "Segformer": (
+        "SegformerForSemanticSegmentation",
+        {"hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 2, 3, 4]}
+        | {"decoder_hidden_size": 32},
+    ),
+    "ResNet": ("ResNetModel", {"embedding_size": 16, "hidden_sizes": [32, 64, 128, 256], "depths": [2, 2, 2, 2]}),
+    "ConvNext": ("ConvNextModel", {"hidden_sizes": [16, 32, 64, 128], "depths": [1, 1, 2, 1]}),
+    "Swin": ("SwinModel", {"image_size": 64, "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4}),
+    "ViT": (
+        "ViTModel",
+        {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
+        | {"image_size": 64},
+    ),
+    "RegNet": (
+        "RegNetModel",
+        {"embedding_size": 16, "hidden_sizes": [32, 64, 128, 256], "depths": [1, 1, 2, 1], "groups_width": 16},
+    ),
+    "MobileViT": ("MobileViTModel", {"image_size": 64, "patch_size": 2}),
+    "PoolFormer": ("PoolFormerModel", {}),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "name", [v if v in ("MobileNetV2", "Segformer") else pytest.param(v, marks=pytest.mark.slow) for v in EXPORTED]
+)
+def test_models_as_pytorch_exports_them(name: str) -> None:
+    """Networks of transformers, for any batch: their graphs are full of shapes that are computed."""
+    torch, transformers = require("torch"), require("transformers")
+    kind, options = EXPORTED[name]
+    torch.manual_seed(0)
+    network = getattr(transformers, kind)(getattr(transformers, f"{name}Config")(**options)).eval()
+    for m in network.modules():
+        if isinstance(m, torch.nn.BatchNorm2d):
+            m.running_mean.normal_(0, 0.1)
+            m.running_var.uniform_(0.5, 1.5)
+
+    class Tensors(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, x: Any) -> Any:
+            return tuple(v for v in self.network(pixel_values=x).to_tuple() if isinstance(v, torch.Tensor))
+
+    module, file = Tensors().eval(), io.BytesIO()
+    with torch.no_grad():
+        torch.onnx.export(
+            module, (torch.zeros(2, 3, 64, 64),), file, dynamo=False, opset_version=17, input_names=["x"],
+            dynamic_axes={"x": {0: "n"}},
+        )  # fmt: skip
+    prepared = integration.prepare(file.getvalue())
+    for n in (2, 1):
+        x = image(n, 3, 64, 64)
+        with torch.no_grad():
+            expected = module(torch.from_numpy(x))
+        for y, theirs in zip(prepared.run(x), expected, strict=True):
+            assert error(y, theirs.numpy()) < 1e-5
+    if name == "MobileNetV2":
+        # From more than a thousand nodes.
+        assert len(prepared.describe(x).splitlines()) < 25
+
+
 # ---------------------------------------------------------------------------------------------------- graphs as written
 
 
@@ -131,6 +197,47 @@ def test_a_constant_of_the_last_axis_is_no_constant_of_the_channels() -> None:
     model = b.model(b("Add", b("MatMul", "x", b.draw(6, 6)), b.draw(6, 1)), shape=(2, 6, 6))
     x = image(2, 6, 6)
     assert error(integration.prepare(model).run(x)[0], runtime(model, {"x": x})[0]) < 1e-6
+
+
+def test_a_number_folds_into_the_dense_layer_behind_views() -> None:
+    """As attention divides its queries; not where somebody else reads the layer, or what is between."""
+
+    def graph(read_twice: bool) -> Any:
+        b = Builder()
+        y = b("Add", b("MatMul", "x", b.draw(6, 8)), b.draw(8))
+        heads = b("Transpose", b("Reshape", y, np.array([0, 0, 2, 4])), perm=[0, 2, 1, 3])
+        scaled = b("Div", heads, np.float32(3))
+        return b.model(b("MatMul", scaled, b.draw(4, 5)), *([y] if read_twice else []), shape=(2, 6, 6))
+
+    x = image(2, 6, 6)
+    assert steps(graph(False), x) == ["linear", "reshape", "view", "linear"]
+    assert steps(graph(True), x) == ["linear", "reshape", "view", "constant", "call", "linear"]
+    for twice in (False, True):
+        model = graph(twice)
+        for y, theirs in zip(integration.prepare(model).run(x), runtime(model, {"x": x}), strict=True):
+            assert error(y, theirs) < 1e-6
+
+
+@pytest.mark.parametrize("mode", ["nearest", "linear", "cubic"])
+@pytest.mark.parametrize("size", [(9, 14), (64, 50), (5, 3)])
+@pytest.mark.parametrize("way", ["half_pixel", "align_corners", "asymmetric", "pytorch_half_pixel"])
+def test_resized_images(mode: str, size: tuple[int, int], way: str) -> None:
+    """Of few pixels, which are products of matrices, and of many; of an image as it came in and of a layer's."""
+    b = Builder()
+    options = {"mode": mode, "coordinate_transformation_mode": way, "nearest_mode": "floor"}
+    sizes = np.array([1, 4, *size])
+    model = b.model(
+        b("Resize", "x", "", "", sizes, **options),
+        b("Resize", b.conv("x", 4, 4), "", "", sizes, **options),
+        b("Resize", "x", "", np.array([1, 1, 2, 3], np.float32), **options),
+        shape=(1, 4, 8, 60),
+    )
+    x = image(1, 4, 8, 60)
+    results = zip(integration.prepare(model).run(x), eager(model, x), runtime(model, {"x": x}), strict=True)
+    for y, y64, theirs in results:
+        assert error(y, y64) < 1e-6
+        # Which computes places in float32.
+        assert error(y, theirs) < 1e-5
 
 
 def test_a_padding_is_part_of_the_pool_after_it() -> None:
@@ -206,6 +313,14 @@ def test_any_batch_of_one_model() -> None:
         x = image(n, 8, 16, 16)
         assert error(prepared.run([x])[0], runtime(model, {"x": x})[0]) < 2e-6
     assert prepared.memory(image(4, 8, 16, 16)) > prepared.memory(image(1, 8, 16, 16)) > 0
+
+
+def test_a_size_of_minus_one_is_any() -> None:
+    model = onnx_models.flattened()
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -1
+    prepared = integration.prepare(model)
+    assert prepared.inputs[0].shape == (None, 8, 16, 16)
+    assert [prepared.run(image(n, 8, 16, 16))[0].shape for n in (2, 3)] == [(2, 10), (3, 10)]
 
 
 def test_shapes_that_are_inputs() -> None:

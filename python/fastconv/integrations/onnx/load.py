@@ -207,7 +207,10 @@ def _port(info: Any) -> Port | str:
     shape = None
     if tensor.HasField("shape"):
         dims = tensor.shape.dim
-        shape = tuple(d.dim_value if d.HasField("dim_value") else (d.dim_param or None) for d in dims)
+        # Some write -1 for a size that is not known.
+        shape = tuple(
+            d.dim_value if d.HasField("dim_value") and d.dim_value >= 0 else (d.dim_param or None) for d in dims
+        )
     dtype = _dtype(tensor.elem_type, f"the input {info.name!r}")
     if dtype.kind not in "biuf" or dtype.isbuiltin != 1:
         return f"the input {info.name!r} of type {onnx.TensorProto.DataType.Name(tensor.elem_type)}"

@@ -86,7 +86,9 @@ class Lowering:
         for port, value in zip(source.inputs, self.graph.inputs, strict=True):
             if port.name not in self.known:
                 self.values[port.name] = value
-        self._read = {name for step in source.steps for name in step.inputs} | set(source.outputs)
+        self._read: dict[str, int] = {}
+        for name in (*(name for step in source.steps for name in step.inputs), *source.outputs):
+            self._read[name] = self._read.get(name, 0) + 1
         for step in source.steps:
             self._step(step)
         self.graph.outputs = [self.value(name) for name in source.outputs]
@@ -126,6 +128,10 @@ class Lowering:
         """The model's node that makes a value, if it is one of these."""
         step = self.makers.get(name)
         return step if step is not None and step.op in ops else None
+
+    def once(self, name: str) -> bool:
+        """Whether one node alone reads a value."""
+        return self._read.get(name) == 1
 
     def floats(self, *names: str) -> bool:
         """Whether all are of a dtype that fastconv's functions take."""
@@ -436,12 +442,16 @@ def _channel_constant(low: Lowering, x: str, c: str) -> Array | None:
 
 def _scaled(low: Lowering, step: Step) -> Value | None:
     """Sums and products with a constant of the channels, where a layer or a norm may take it in."""
+    if step.op in ("Mul", "Div") and (value := _folded(low, step)) is not None:
+        return value
     sides = [tuple(step.inputs)] if step.op in ("Sub", "Div") else [tuple(step.inputs), tuple(step.inputs[::-1])]
     for x, c in sides:
         if x in low.known or low.form(x).shape != low.forms[step.outputs[0]].shape:
             continue
         vector = _channel_constant(low, x, c)
-        if vector is None or (low.form(x).ndim < 4 and low.node(x, "conv", "linear", "affine") is None):
+        if vector is None:
+            continue
+        if (low.form(x).ndim < 4 or low.known[c].size == 1) and low.node(x, "conv", "linear", "affine") is None:
             continue
         if low.form(x).ndim == 3 and low.node(x, "linear") is not None and low.known[c].size > 1:
             continue
@@ -451,6 +461,25 @@ def _scaled(low: Lowering, step: Step) -> Value | None:
         scale = {"Mul": vector, "Div": 1 / np.where(vector == 0, 1, vector)}.get(step.op, one)
         shift = {"Add": vector, "Sum": vector, "Sub": -vector}.get(step.op, zero)
         return _affine(low, x, scale, shift)
+    return None
+
+
+def _folded(low: Lowering, step: Step) -> Value | None:
+    """A number into the dense layer whose result it multiplies, however that is looked at in between."""
+    for x, c in [tuple(step.inputs)] if step.op == "Div" else [tuple(step.inputs), tuple(step.inputs[::-1])]:
+        number, name = _number(low, c), x
+        if number is None or not number or low.known[c].ndim > low.form(x).ndim:
+            continue
+        while low.once(name) and (look := low.maker(name, "Reshape", "Transpose", "Squeeze", "Unsqueeze")) is not None:
+            name = look.inputs[0]
+        linear = low.node(name, "linear")
+        if linear is None or not low.once(name) or name == x:
+            continue
+        for what in ("weight", "bias"):
+            if (a := linear.get(what)) is not None:
+                scaled = a.astype(np.float64) * number if step.op == "Mul" else a.astype(np.float64) / number
+                linear.attributes[what] = scaled.astype(a.dtype)
+        return low.value(x)
     return None
 
 
@@ -480,13 +509,39 @@ def _combine(low: Lowering, step: Step) -> Value | None:
         if value is not None:
             return value
     if step.op in ("Sub", "Div"):
-        return None
+        return _elementwise(low, step)
     if step.op == "Mul":
         return _multiply(low, *names)
     total = low.value(names[0])
     for name in names[1:]:
         total = low.graph.add("add", total, low.value(name))
     return total
+
+
+_UFUNCS: dict[str, np.ufunc] = {
+    "Sub": np.subtract,
+    "Div": np.divide,
+    "Max": np.maximum,
+    "Min": np.minimum,
+    "Sqrt": np.sqrt,
+    "Exp": np.exp,
+    "Neg": np.negative,
+    "Abs": np.abs,
+}
+
+
+@_rule("Max", "Min", "Sqrt", "Exp", "Neg", "Abs")
+def _elementwise(low: Lowering, step: Step) -> Value | None:
+    """What NumPy writes where it is to be."""
+    ufunc, names = _UFUNCS[step.op], step.inputs
+    if step.version < 8 or ufunc.nin != len(names) or not low.floats(*names) or not low.forms[step.outputs[0]].ndim:
+        return None
+
+    def function(*inputs: Array, out: Array | None = None) -> Array:
+        with np.errstate(all="ignore"):
+            return np.asarray(ufunc(*inputs, out=out))
+
+    return low.graph.add("call", *(low.value(name) for name in names), function=function, what=step.op, writes=True)
 
 
 def _multiply(low: Lowering, a: str, b: str) -> Value:
@@ -536,8 +591,15 @@ def _gemm(low: Lowering, step: Step) -> Value | None:
 
 @_rule("MatMul")
 def _matmul(low: Lowering, step: Step) -> Value | None:
-    b = low.constant(step, 1)
-    return None if b is None or b.ndim != 2 else _dense(low, step.inputs[0], b.T, None)
+    b, names = low.constant(step, 1), step.inputs
+    dense = None if b is None or b.ndim != 2 else _dense(low, names[0], b.T, None)
+    if dense is not None or not low.floats(*names) or low.forms[step.outputs[0]].ndim < 2:
+        return dense
+
+    def function(x: Array, y: Array, out: Array | None = None) -> Array:
+        return np.matmul(x, y, out=out)
+
+    return low.graph.add("call", *(low.value(name) for name in names), function=function, what=step.op, writes=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------- pools
@@ -687,8 +749,10 @@ def _resize(low: Lowering, step: Step) -> Value | None:
     form = low.form(step.inputs[0])
     given = [low.constant(step, i) for i in range(1, len(step.inputs))]
     shape, factors = operators.resized(step, form.shape, *given)
-    if step.get("mode", "nearest") != "nearest" or form.ndim != 4 or shape[:2] != form.shape[:2]:
+    if form.ndim != 4 or shape[:2] != form.shape[:2]:
         return None
+    if step.get("mode", "nearest") != "nearest":
+        return _interpolate(low, step, shape, factors)
     repeats = []
     for n, m, factor in zip(form.shape[2:], shape[2:], factors[2:], strict=True):
         places = operators._taps(step, n, operators._places(step, n, m, factor))[0][0]
@@ -704,6 +768,70 @@ def _resize(low: Lowering, step: Step) -> Value | None:
         return y.reshape(n, h * r, w * s, c).transpose(0, 3, 1, 2)
 
     return low.graph.add("call", low.value(step.inputs[0]), function=function, what=step.op)
+
+
+# Above, products with matrices of mostly zeros cost more than sums of what is taken.
+_MOST_INTERPOLATED = 48
+
+
+def _interpolate(low: Lowering, step: Step, shape: Sequence[int], factors: Sequence[float]) -> Value | None:
+    """Images that lie channels-last, interpolated by two products: of all rows, and of the pixels in each."""
+    form = low.form(step.inputs[0])
+    n, c, h, w = form.shape
+    if form.dtype not in _FLOATS or not 0 < max(h, w) <= _MOST_INTERPOLATED or 0 in (n, c, *shape):
+        return None
+    matrices = []
+    for size, m, factor in zip((h, w), shape[2:], factors[2:], strict=True):
+        indices, weights = operators._taps(step, size, operators._places(step, size, m, factor))
+        indices = np.clip(indices, 0, size - 1).astype(np.int64)
+        matrix = np.zeros((m, size))
+        for taps, counts in zip(indices, weights, strict=True):
+            np.add.at(matrix, (np.arange(m), taps), counts)
+        matrices.append(matrix.astype(form.dtype)[:, :, None])
+    a, b = shape[2:]
+
+    def product(x: Value, weight: Array) -> Value:
+        return low.graph.add("conv", x, rank=1, transposed=False, weight=weight, bias=None, options={})
+
+    rows = low.graph.add("view", low.value(step.inputs[0]), function=lambda x: _rows(x, h), what="rows")
+    pixels = low.graph.add("view", product(rows, matrices[0]), function=lambda x: _pixels(x, w), what="pixels")
+    y = product(pixels, matrices[1])
+    return low.graph.add("view", y, function=lambda x: x.reshape(-1, a, b, c).transpose(0, 3, 1, 2), what=step.op)
+
+
+def _rows(x: Array, h: int) -> Array:
+    """An image (N, C, H, W) as (N, H, W * C)."""
+    return x.transpose(0, 2, 3, 1).reshape(x.shape[0], h, -1)
+
+
+def _pixels(x: Array, w: int) -> Array:
+    """Rows (N, H, W * C) as (N * H, W, C)."""
+    return x.reshape(x.shape[0] * x.shape[1], w, -1)
+
+
+@_rule("LayerNormalization", "InstanceNormalization")
+def _norm(low: Lowering, step: Step) -> Value | None:
+    """What fastconv's functions write where it is to be."""
+    name, scale, shift = step.inputs[0], low.constant(step, 1), low.constant(step, 2)
+    form = low.form(name)
+    if scale is None or (low.given(step, 2) and shift is None) or not low.floats(*(v for v in step.inputs if v)):
+        return None
+    eps = step.get("epsilon", 1e-5)
+    if step.op == "InstanceNormalization":
+        if not 3 <= form.ndim <= 5:
+            return None
+
+        def function(x: Array, out: Array | None = None) -> Array:
+            return functional.instance_norm(x, weight=scale, bias=shift, eps=eps, out=out)
+    else:
+        sizes = form.shape[operators.axis_of(step.get("axis", -1), form.ndim) :]
+        if scale.shape != sizes or (shift is not None and shift.shape != sizes) or form.ndim > 5:
+            return None
+
+        def function(x: Array, out: Array | None = None) -> Array:
+            return functional.layer_norm(x, sizes, scale, shift, eps=eps, out=out)
+
+    return low.graph.add("call", low.value(name), function=function, what=step.op, writes=True)
 
 
 @_rule("LRN")

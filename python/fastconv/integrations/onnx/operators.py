@@ -910,6 +910,63 @@ def _gather_elements(step: Step, x: Array, indices: Array) -> Array:
     return np.asarray(x[tuple(grids)])
 
 
+@_operator("GatherND")
+def _gather_nd(step: Step, x: Array, indices: Array) -> Array:
+    batch = step.get("batch_dims", 0)
+    grids: list[Array] = list(np.indices(x.shape[:batch], sparse=True))
+    behind = indices.ndim - 1 - batch
+    places = [g.reshape(*g.shape, *[1] * behind) for g in grids]
+    return np.asarray(x[(*places, *np.moveaxis(indices, -1, 0))])
+
+
+_SCATTERED: dict[str, Any] = {"add": np.add, "mul": np.multiply, "max": np.maximum, "min": np.minimum}
+
+
+def _scatter(step: Step, x: Array, places: tuple[Array, ...], updates: Array) -> Array:
+    y, reduction = x.copy(), step.get("reduction", "none")
+    if reduction == "none":
+        y[places] = updates
+    else:
+        _SCATTERED[reduction].at(y, places, updates)
+    return y
+
+
+@_operator("ScatterND", kind="same")
+def _scatter_nd(step: Step, x: Array, indices: Array, updates: Array) -> Array:
+    return _scatter(step, x, tuple(np.moveaxis(indices, -1, 0)), updates)
+
+
+@_operator("ScatterElements", "Scatter", kind="same")
+def _scatter_elements(step: Step, x: Array, indices: Array, updates: Array) -> Array:
+    grids: list[Array] = list(np.indices(indices.shape, sparse=True))
+    grids[axis_of(step.get("axis", 0), x.ndim)] = indices
+    return _scatter(step, x, tuple(grids), updates)
+
+
+@_operator("OneHot", constants=(1,))
+def _one_hot(step: Step, indices: Array, depth: Array, values: Array) -> Array:
+    count = int(depth.item())
+    _admit((*indices.shape, count))
+    axis = axis_of(step.get("axis", -1), indices.ndim + 1)
+    whole = indices.astype(np.int64)
+    hot = np.expand_dims(np.where(whole < 0, whole + count, whole), axis) == np.arange(count).reshape(
+        [-1 if i == axis else 1 for i in range(indices.ndim + 1)]
+    )
+    return np.asarray(np.where(hot, values[1], values[0]), values.dtype)
+
+
+@_operator("Trilu", kind="same", constants=(1,))
+def _triangle(step: Step, x: Array, k: Array | None = None) -> Array:
+    function = np.triu if step.get("upper", 1) else np.tril
+    return np.asarray(function(x, 0 if k is None else int(k.item())), x.dtype)
+
+
+@_operator("Einsum")
+def _einsum(step: Step, *inputs: Array) -> Array:
+    equation = step.attributes["equation"].replace(" ", "")
+    return inputs[0] if equation == "->" else np.asarray(np.einsum(equation, *inputs, optimize=True))
+
+
 @_operator("NonZero", constants=(0,), note="of constants")
 def _nonzero(step: Step, x: Array) -> Array:
     return np.array(np.nonzero(x), np.int64)
