@@ -4,6 +4,8 @@ import itertools
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import fastconv
 from fastconv import cuda, functional, reference
@@ -115,6 +117,72 @@ def test_layers(device, transposed, layer, math, rng):
         assert_within(math, dw, exact.weight, scale.weight, "dw")
 
 
+@settings(max_examples=80)
+@given(
+    math=st.sampled_from(list(MATHS)),
+    rank=st.integers(1, 3),
+    transposed=st.booleans(),
+    last=st.booleans(),
+    groups=st.sampled_from([1, 1, 2]),
+    inputs=st.sampled_from([16, 17, 24, 32]),
+    outputs=st.sampled_from([16, 18, 40, 66]),
+    size=st.lists(st.integers(2, 6), min_size=3, max_size=3),
+    kernel=st.lists(st.integers(1, 3), min_size=3, max_size=3),
+    stride=st.lists(st.integers(1, 3), min_size=3, max_size=3),
+    dilation=st.lists(st.integers(1, 2), min_size=3, max_size=3),
+    padding=st.lists(st.integers(0, 2), min_size=6, max_size=6),
+    mode=st.sampled_from(["zeros", "zeros", "reflect", "replicate", "circular"]),
+    batch=st.integers(1, 2),
+    step=st.sampled_from([1, 2, -1]),
+)
+def test_any_layer(
+    device,
+    math,
+    rank,
+    transposed,
+    last,
+    groups,
+    inputs,
+    outputs,
+    size,
+    kernel,
+    stride,
+    dilation,
+    padding,
+    mode,
+    batch,
+    step,
+):
+    dtype, precision = MATHS[math]
+    rng = np.random.default_rng(inputs)
+    # As many pixels in any rank.
+    size = tuple(n * (40, 3, 1)[rank - 1] for n in size[:rank])
+    kernel, stride, dilation = (tuple(v[:rank]) for v in (kernel, stride, dilation))
+    pairs = tuple((padding[i], padding[3 + i]) for i in range(rank))
+    name = f"conv_transpose{rank}d" if transposed else f"conv{rank}d"
+    how = {"stride": stride, "dilation": dilation, "padding": pairs, "groups": groups, "layout": LAYOUTS[rank][last]}
+    if not transposed:
+        how["padding_mode"] = mode
+    whole = cuda.to_device(side(rng, batch, inputs * groups, [n * abs(step) for n in size], last), dtype=dtype)
+    taken = (slice(None, None, step),) * rank
+    x = whole[(slice(None), *taken)] if last else whole[(slice(None), slice(None), *taken)]
+    wide_x = cuda.to_host(x).astype(np.float64)
+    shape = (inputs * groups, outputs) if transposed else (outputs * groups, inputs)
+    w, wide_w = on_device(rng.standard_normal((*shape, *kernel)), dtype)
+    try:
+        expected = getattr(functional, name)(wide_x, wide_w, **how)
+    except ValueError:
+        return
+    scale = getattr(functional, name)(np.abs(wide_x), np.abs(wide_w), algorithm="direct", **how)
+    assert_within(math, getattr(functional, name)(x, w, precision=precision, **how), expected, scale, "y")
+    dy, wide_dy = on_device(rng.standard_normal(expected.shape), dtype)
+    got = getattr(functional, f"{name}_backward")(dy, x, w, precision=precision, **how)
+    exact = getattr(functional, f"{name}_backward")(wide_dy, wide_x, wide_w, **how)
+    scales = getattr(functional, f"{name}_backward")(np.abs(wide_dy), np.abs(wide_x), np.abs(wide_w), **how)
+    for field in ("input", "weight"):
+        assert_within(math, getattr(got, field), getattr(exact, field), getattr(scales, field), field)
+
+
 @pytest.mark.parametrize("math", MATHS)
 @pytest.mark.parametrize("last", [False, True])
 def test_prologue_and_epilogue(device, last, math, rng):
@@ -209,6 +277,17 @@ def test_no_bit_depends_on_batch_layout_or_address(device, math, rng):
     # Channels 1 to 16 of 17: no vector lies at a multiple of 16 bytes.
     padded = np.concatenate([values[2:3, ..., :1], values[2:3]], axis=-1)
     np.testing.assert_array_equal(run(cuda.to_device(padded, dtype=dtype)[..., 1:])[0], whole[2])
+    # Backwards in memory: offsets are negative, by either way of bringing operands, and with a prologue.
+    back = cuda.to_device(np.ascontiguousarray(values[2:3, ::-1, ::-1]), dtype=dtype)[:, ::-1, ::-1]
+    odd = cuda.to_device(np.ascontiguousarray(padded[:, ::-1, ::-1]), dtype=dtype)[:, ::-1, ::-1, 1:]
+    scale = cuda.to_device(rng.standard_normal(16), dtype=dtype)
+
+    def prepared(x):
+        return cuda.to_host(functional.conv2d(x, w, layout="NHWC", precision=precision, input_scale=scale))
+
+    for x in (back, odd):
+        np.testing.assert_array_equal(run(x)[0], whole[2])
+        np.testing.assert_array_equal(prepared(x), prepared(cuda.to_device(values[2:3], dtype=dtype)))
 
 
 @pytest.mark.parametrize("math", MATHS)

@@ -42,6 +42,7 @@
 #include "cuda/mma.cuh"
 
 #include <algorithm>
+#include <limits>
 #include <numeric>
 
 #include "cuda/async.cuh"
@@ -102,7 +103,10 @@ __device__ __forceinline__ Tap walk_tap(const Walk& p, int number) {
   return tap;
 }
 
-// The pixel that a tap reads, as an offset from the row's base; -1 for a zero.
+// Where a tap reads a zero: strides may be negative, and so may offsets.
+constexpr int64_t kNowhere = std::numeric_limits<int64_t>::min();
+
+// The pixel that a tap reads, as an offset of its first channel.
 __device__ __forceinline__ int64_t place_of(const Walk& p, const Row& row, const Tap& tap) {
   int64_t offset = row.base;
 #pragma unroll
@@ -112,7 +116,7 @@ __device__ __forceinline__ int64_t place_of(const Walk& p, const Row& row, const
       offset += at * p.read.s[a];
       continue;
     }
-    if (p.mode == PaddingMode::zeros) return -1;
+    if (p.mode == PaddingMode::zeros) return kNowhere;
     offset += ops::map_index(p.mode, at, p.size[a]) * p.read.s[a];
   }
   return offset;
@@ -178,8 +182,9 @@ struct Rows {
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
       const int mine = tid / kRowVectors + i * (kConvThreads / kRowVectors);
-      const int64_t place = term < p.terms ? place_of(p, row[mine], tap) : -1;
-      copy_async<16>(stage + swizzled(mine, vector), place < 0 ? from : from + place + channel, place < 0 ? 0 : 16);
+      const int64_t place = term < p.terms ? place_of(p, row[mine], tap) : kNowhere;
+      copy_async<16>(stage + swizzled(mine, vector), place == kNowhere ? from : from + place + channel,
+                     place == kNowhere ? 0 : 16);
     }
   }
 
@@ -191,18 +196,19 @@ struct Rows {
       int term = chunk * kDepth + vector_of(i) * kVector;
       auto number = static_cast<int>(p.by_channels.quotient(static_cast<uint32_t>(term)));
       int channel = term - number * p.channels;
-      int64_t place = term < p.terms ? place_of(p, mine, walk_tap(p, number)) : -1;
+      int64_t place = term < p.terms ? place_of(p, mine, walk_tap(p, number)) : kNowhere;
 #pragma unroll
       for (int j = 0; j < kVector; ++j) {
         T value = narrow<T>(0);
-        if (place >= 0) value = from[place + channel * p.read.c];
+        if (place != kNowhere) value = from[place + channel * p.read.c];
         if constexpr (kLoad == Load::prepared)
-          if (place >= 0) value = narrow<T>(prepared<true>(before, widen(value), mine.n, g * p.channels + channel));
+          if (place != kNowhere)
+            value = narrow<T>(prepared<true>(before, widen(value), mine.n, g * p.channels + channel));
         taken[i].at[j] = value;
         ++term;
         if (++channel == p.channels) {
           channel = 0;
-          place = term < p.terms ? place_of(p, mine, walk_tap(p, ++number)) : -1;
+          place = term < p.terms ? place_of(p, mine, walk_tap(p, ++number)) : kNowhere;
         }
       }
     }
