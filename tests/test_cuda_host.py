@@ -56,7 +56,7 @@ def test_launches_stay_within_their_shared_memory(host, rng):
 
     d, depthwise = functional, {"groups": 16, "padding": 15, "dilation": 15}
     x, w, half = on(1, 16, 40, 40), on(16, 1, 3, 3), on(1, 40, 40, 16, dtype="float16")
-    weights, wide = on(16, 1, 3, 3, dtype="float16"), on(80, 16, 1, 1, dtype="float16")
+    weights, wide = on(16, 1, 3, 3, dtype="float16"), on(136, 16, 1, 1, dtype="float16")
     for kernel, call, least in (
         ("depthwise_forward", lambda: d.conv2d(x, w, **depthwise), 1),
         ("depthwise_forward", lambda: d.conv2d(half, weights, layout="NHWC", **depthwise), 1),
@@ -68,7 +68,7 @@ def test_launches_stay_within_their_shared_memory(host, rng):
         ("depthwise_backward", lambda: d.conv2d_backward(on(1, 48, 40, 40), x, on(48, 1, 3, 3), **depthwise), 1),
         ("product_tiles", lambda: d.conv2d(x, on(16, 16, 3, 3)), 1),
         ("mma_tiles", lambda: d.conv2d(on(9, 40, 40, 16, dtype="float16"), wide, layout="NHWC"), 65536),
-        ("mma_weights", lambda: d.conv2d_backward_weight(half, half, (16, 16, 1, 1), layout="NHWC"), 1),
+        ("mma_weights", lambda: d.conv2d_backward_weight(half, half, (16, 16, 3, 3), padding=1, layout="NHWC"), 1),
         ("thin_weights", lambda: d.conv2d_backward_weight(on(1, 2, 9, 9), on(1, 2, 9, 9), (2, 2, 1, 1)), 1),
         ("bias_sums", lambda: d.conv2d_backward_bias(x), 1),
         ("channel_sums", lambda: d.batch_norm_train(x), 1),

@@ -4,6 +4,8 @@ import itertools
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import fastconv
 from fastconv import cuda, functional, reference
@@ -115,6 +117,72 @@ def test_layers(device, transposed, layer, math, rng):
         assert_within(math, dw, exact.weight, scale.weight, "dw")
 
 
+@settings(max_examples=80)
+@given(
+    math=st.sampled_from(list(MATHS)),
+    rank=st.integers(1, 3),
+    transposed=st.booleans(),
+    last=st.booleans(),
+    groups=st.sampled_from([1, 1, 2]),
+    inputs=st.sampled_from([16, 17, 24, 32]),
+    outputs=st.sampled_from([16, 18, 40, 66]),
+    size=st.lists(st.integers(2, 6), min_size=3, max_size=3),
+    kernel=st.lists(st.integers(1, 3), min_size=3, max_size=3),
+    stride=st.lists(st.integers(1, 3), min_size=3, max_size=3),
+    dilation=st.lists(st.integers(1, 2), min_size=3, max_size=3),
+    padding=st.lists(st.integers(0, 2), min_size=6, max_size=6),
+    mode=st.sampled_from(["zeros", "zeros", "reflect", "replicate", "circular"]),
+    batch=st.integers(1, 2),
+    step=st.sampled_from([1, 2, -1]),
+)
+def test_any_layer(
+    device,
+    math,
+    rank,
+    transposed,
+    last,
+    groups,
+    inputs,
+    outputs,
+    size,
+    kernel,
+    stride,
+    dilation,
+    padding,
+    mode,
+    batch,
+    step,
+):
+    dtype, precision = MATHS[math]
+    rng = np.random.default_rng(inputs)
+    # As many pixels in any rank.
+    size = tuple(n * (40, 3, 1)[rank - 1] for n in size[:rank])
+    kernel, stride, dilation = (tuple(v[:rank]) for v in (kernel, stride, dilation))
+    pairs = tuple((padding[i], padding[3 + i]) for i in range(rank))
+    name = f"conv_transpose{rank}d" if transposed else f"conv{rank}d"
+    how = {"stride": stride, "dilation": dilation, "padding": pairs, "groups": groups, "layout": LAYOUTS[rank][last]}
+    if not transposed:
+        how["padding_mode"] = mode
+    whole = cuda.to_device(side(rng, batch, inputs * groups, [n * abs(step) for n in size], last), dtype=dtype)
+    taken = (slice(None, None, step),) * rank
+    x = whole[(slice(None), *taken)] if last else whole[(slice(None), slice(None), *taken)]
+    wide_x = cuda.to_host(x).astype(np.float64)
+    shape = (inputs * groups, outputs) if transposed else (outputs * groups, inputs)
+    w, wide_w = on_device(rng.standard_normal((*shape, *kernel)), dtype)
+    try:
+        expected = getattr(functional, name)(wide_x, wide_w, **how)
+    except ValueError:
+        return
+    scale = getattr(functional, name)(np.abs(wide_x), np.abs(wide_w), algorithm="direct", **how)
+    assert_within(math, getattr(functional, name)(x, w, precision=precision, **how), expected, scale, "y")
+    dy, wide_dy = on_device(rng.standard_normal(expected.shape), dtype)
+    got = getattr(functional, f"{name}_backward")(dy, x, w, precision=precision, **how)
+    exact = getattr(functional, f"{name}_backward")(wide_dy, wide_x, wide_w, **how)
+    scales = getattr(functional, f"{name}_backward")(np.abs(wide_dy), np.abs(wide_x), np.abs(wide_w), **how)
+    for field in ("input", "weight"):
+        assert_within(math, getattr(got, field), getattr(exact, field), getattr(scales, field), field)
+
+
 @pytest.mark.parametrize("math", MATHS)
 @pytest.mark.parametrize("last", [False, True])
 def test_prologue_and_epilogue(device, last, math, rng):
@@ -209,6 +277,17 @@ def test_no_bit_depends_on_batch_layout_or_address(device, math, rng):
     # Channels 1 to 16 of 17: no vector lies at a multiple of 16 bytes.
     padded = np.concatenate([values[2:3, ..., :1], values[2:3]], axis=-1)
     np.testing.assert_array_equal(run(cuda.to_device(padded, dtype=dtype)[..., 1:])[0], whole[2])
+    # Backwards in memory: offsets are negative, by either way of bringing operands, and with a prologue.
+    back = cuda.to_device(np.ascontiguousarray(values[2:3, ::-1, ::-1]), dtype=dtype)[:, ::-1, ::-1]
+    odd = cuda.to_device(np.ascontiguousarray(padded[:, ::-1, ::-1]), dtype=dtype)[:, ::-1, ::-1, 1:]
+    scale = cuda.to_device(rng.standard_normal(16), dtype=dtype)
+
+    def prepared(x):
+        return cuda.to_host(functional.conv2d(x, w, layout="NHWC", precision=precision, input_scale=scale))
+
+    for x in (back, odd):
+        np.testing.assert_array_equal(run(x)[0], whole[2])
+        np.testing.assert_array_equal(prepared(x), prepared(cuda.to_device(values[2:3], dtype=dtype)))
 
 
 @pytest.mark.parametrize("math", MATHS)
@@ -261,9 +340,9 @@ def test_what_is_not_finite_stays_where_it_is(device, math, rng):
 
 def test_weight_gradients_in_pieces(device, rng):
     # More pixels than a piece has; the last piece is short. The same bits from any run.
-    x, wide_x = on_device(side(rng, 1, 16, (60, 90), True), "float16")
-    dy, wide_dy = on_device(side(rng, 1, 17, (60, 90), True), "float16")
-    w = (17, 16, 1, 1)
+    x, wide_x = on_device(side(rng, 1, 44, (60, 90), True), "float16")
+    dy, wide_dy = on_device(side(rng, 1, 47, (60, 90), True), "float16")
+    w = (47, 44, 1, 1)
     got = functional.conv2d_backward_weight(dy, x, w, layout="NHWC")
     exact = reference.conv2d_backward_weight(wide_dy, wide_x, w, layout="NHWC")
     scale = reference.conv2d_backward_weight(np.abs(wide_dy), np.abs(wide_x), w, layout="NHWC")
@@ -272,12 +351,27 @@ def test_weight_gradients_in_pieces(device, rng):
     np.testing.assert_array_equal(cuda.to_host(got), cuda.to_host(again))
 
 
+@pytest.mark.parametrize("rows", [1, 200])
+def test_dense_layers_of_any_batch(device, rows, rng):
+    """One row or many: the same products, and the same bits of a row."""
+    x, wide_x = on_device(rng.standard_normal((200, 48)), "bfloat16")
+    w, wide_w = on_device(rng.standard_normal((56, 48)), "bfloat16")
+    b, wide_b = on_device(rng.standard_normal(56), "bfloat16")
+    whole = cuda.to_host(functional.linear(x, w, b))
+    took(device, TILES)
+    y = functional.linear(x[:rows], w, b)
+    assert took(device, TILES)
+    np.testing.assert_array_equal(cuda.to_host(y), whole[:rows])
+    scale = reference.linear(np.abs(wide_x[:rows]), np.abs(wide_w), np.abs(wide_b))
+    assert_within("bfloat16", y, reference.linear(wide_x[:rows], wide_w, wide_b), scale)
+
+
 def test_separable_layers_leave_room_for_their_stages(device, rng):
     """The pointwise half packs its weights behind the image between."""
     for last in (False, True):
         x, wide_x = on_device(side(rng, 2, 32, (20, 21), last), "float16")
         u, wide_u = on_device(rng.standard_normal((32, 1, 3, 3)), "float16")
-        p, wide_p = on_device(rng.standard_normal((48, 32, 1, 1)), "float16")
+        p, wide_p = on_device(rng.standard_normal((80, 32, 1, 1)), "float16")
         options = {"padding": 1, "layout": LAYOUTS[2][last]}
         took(device, TILES)
         y = functional.separable_conv2d(x, u, p, **options)
@@ -292,7 +386,7 @@ def test_explain_tells_what_runs(device, name, rng):
     if not hasattr(device, "take_launches"):
         pytest.skip("a GPU does not say what it launched")
     cases = [(math, dtype, precision, 96) for math, (dtype, precision) in MATHS.items()]
-    cases += [("strict", "float32", "strict", 96), ("double", "float64", "tf32", 96), ("small", "float16", "strict", 8)]
+    cases += [("strict", "float32", "strict", 96), ("double", "float64", "tf32", 96), ("small", "float16", "strict", 4)]
     for math, dtype, precision, outputs in cases:
         x = cuda.to_device(rng.standard_normal((2, 32, 8, 8)), dtype=dtype)
         w = cuda.to_device(rng.standard_normal((outputs, 32, 3, 3)), dtype=dtype)
@@ -305,11 +399,13 @@ def test_explain_tells_what_runs(device, name, rng):
         assert launched == (math in MATHS)
         assert e.decision["isa"] == "cuda"
         role = "tensor cores" if math not in ("tf32", "tf32x3") else f"tensor cores, {math}"
-        assert e.decision["role"] == (role if math in MATHS else "CUDA cores")
+        assert e.decision["role"] == role if math in MATHS else e.decision["role"].startswith("CUDA cores")
         reason = {"strict": "precision is strict", "double": "not of float64", "small": "the product is small"}
         assert reason.get(math, "CUDA cores: ") in e.decision["passed_over"]
         assert e.as_dict()["dtype"] == dtype
-        assert f"{dtype}\n  algorithm   direct on a CUDA device, {e.decision['role']}, tile 64 x 64" in str(e)
+        size = e.decision["tile_rows"]
+        assert size == 64 or math == "small"
+        assert f"{dtype}\n  algorithm   direct on a CUDA device, {e.decision['role']}, tile {size} x" in str(e)
         if launched and not name.endswith("weight"):
             columns, terms = (128, 9 * 32) if name == "conv2d" else (64, 9 * 96)
             assert e.decision["packed_weight_bytes"] == columns * terms * (2 if math in NORM else 4)
@@ -335,14 +431,14 @@ def test_one_channel_and_many_outputs(device, rng):
     """No depthwise layer, though it has one channel a group; 16 to 32 outputs are one."""
     for outputs in (24, 48):
         x, wide_x = on_device(side(rng, 2, 1, (30, 28), False), "float16")
-        w, wide_w = on_device(rng.standard_normal((outputs, 1, 5, 5)), "float16")
+        w, wide_w = on_device(rng.standard_normal((outputs, 1, 7, 7)), "float16")
         took(device, TILES)
-        y = functional.conv2d(x, w, padding=2)
+        y = functional.conv2d(x, w, padding=3)
         assert took(device, TILES) == (outputs == 48 or not hasattr(device, "take_launches"))
-        assert_within("float16", y, reference.conv2d(wide_x, wide_w, padding=2), 60)
+        assert_within("float16", y, reference.conv2d(wide_x, wide_w, padding=3), 60)
         dy, wide_dy = on_device(rng.standard_normal((2, outputs, 30, 28)), "float16")
-        dw = functional.conv2d_backward_weight(dy, x, w.shape, padding=2)
-        exact = reference.conv2d_backward_weight(wide_dy, wide_x, w.shape, padding=2)
+        dw = functional.conv2d_backward_weight(dy, x, w.shape, padding=3)
+        exact = reference.conv2d_backward_weight(wide_dy, wide_x, w.shape, padding=3)
         assert_close(dw, exact, "float16", 2000)
 
 

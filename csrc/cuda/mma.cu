@@ -42,6 +42,7 @@
 #include "cuda/mma.cuh"
 
 #include <algorithm>
+#include <limits>
 #include <numeric>
 
 #include "cuda/async.cuh"
@@ -102,7 +103,10 @@ __device__ __forceinline__ Tap walk_tap(const Walk& p, int number) {
   return tap;
 }
 
-// The pixel that a tap reads, as an offset from the row's base; -1 for a zero.
+// Where a tap reads a zero: strides may be negative, and so may offsets.
+constexpr int64_t kNowhere = std::numeric_limits<int64_t>::min();
+
+// The pixel that a tap reads, as an offset of its first channel.
 __device__ __forceinline__ int64_t place_of(const Walk& p, const Row& row, const Tap& tap) {
   int64_t offset = row.base;
 #pragma unroll
@@ -112,7 +116,7 @@ __device__ __forceinline__ int64_t place_of(const Walk& p, const Row& row, const
       offset += at * p.read.s[a];
       continue;
     }
-    if (p.mode == PaddingMode::zeros) return -1;
+    if (p.mode == PaddingMode::zeros) return kNowhere;
     offset += ops::map_index(p.mode, at, p.size[a]) * p.read.s[a];
   }
   return offset;
@@ -178,8 +182,9 @@ struct Rows {
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
       const int mine = tid / kRowVectors + i * (kConvThreads / kRowVectors);
-      const int64_t place = term < p.terms ? place_of(p, row[mine], tap) : -1;
-      copy_async<16>(stage + swizzled(mine, vector), place < 0 ? from : from + place + channel, place < 0 ? 0 : 16);
+      const int64_t place = term < p.terms ? place_of(p, row[mine], tap) : kNowhere;
+      copy_async<16>(stage + swizzled(mine, vector), place == kNowhere ? from : from + place + channel,
+                     place == kNowhere ? 0 : 16);
     }
   }
 
@@ -191,18 +196,19 @@ struct Rows {
       int term = chunk * kDepth + vector_of(i) * kVector;
       auto number = static_cast<int>(p.by_channels.quotient(static_cast<uint32_t>(term)));
       int channel = term - number * p.channels;
-      int64_t place = term < p.terms ? place_of(p, mine, walk_tap(p, number)) : -1;
+      int64_t place = term < p.terms ? place_of(p, mine, walk_tap(p, number)) : kNowhere;
 #pragma unroll
       for (int j = 0; j < kVector; ++j) {
         T value = narrow<T>(0);
-        if (place >= 0) value = from[place + channel * p.read.c];
+        if (place != kNowhere) value = from[place + channel * p.read.c];
         if constexpr (kLoad == Load::prepared)
-          if (place >= 0) value = narrow<T>(prepared<true>(before, widen(value), mine.n, g * p.channels + channel));
+          if (place != kNowhere)
+            value = narrow<T>(prepared<true>(before, widen(value), mine.n, g * p.channels + channel));
         taken[i].at[j] = value;
         ++term;
         if (++channel == p.channels) {
           channel = 0;
-          place = term < p.terms ? place_of(p, mine, walk_tap(p, ++number)) : -1;
+          place = term < p.terms ? place_of(p, mine, walk_tap(p, ++number)) : kNowhere;
         }
       }
     }
@@ -441,8 +447,28 @@ __global__ void __launch_bounds__(kConvThreads, 2)
   const int vector = tid / kTile, row = row0 + tid % kTile, column = column0 + tid % kTile;
   const auto tap_number = static_cast<int>(by_channels.quotient(static_cast<uint32_t>(column)));
   const Tap tap = tap_of(s, tap_number);
-  const int channel = g * s.C + column - tap_number * s.C;
-  const Before<T> none{};
+  int origin[3];
+#pragma unroll
+  for (int a = 0; a < 3; ++a) origin[a] = tap.at[a] * s.dilation[a] - s.pad[a];
+  const T* from = in + (g * s.C + column - tap_number * s.C) * s.is.c;
+  const T* of_row = out + (static_cast<int64_t>(g) * s.K + row) * s.os.c;
+  // in at an output pixel and this thread's tap and channel; zero in zero padding.
+  auto value_at = [&](const Pixel& pixel) {
+    int64_t offset = pixel.n * s.is.n;
+    bool there = true;
+#pragma unroll
+    for (int a = 0; a < 3; ++a) {
+      const int at = pixel.at[a] * static_cast<int>(s.stride[a].divisor) + origin[a];
+      if (static_cast<unsigned>(at) < static_cast<unsigned>(s.in[a])) {
+        offset += at * s.is.s[a];
+      } else if (s.mode == PaddingMode::zeros) {
+        there = false;
+      } else {
+        offset += ops::map_index(s.mode, at, s.in[a]) * s.is.s[a];
+      }
+    }
+    return there ? from[offset] : narrow<T>(0);
+  };
   Vector<T> left, right;
   auto gather = [&](int chunk) {
     const int64_t first = begin + static_cast<int64_t>(chunk) * kDepth + vector * kVector;
@@ -451,8 +477,8 @@ __global__ void __launch_bounds__(kConvThreads, 2)
     for (int j = 0; j < kVector; ++j) {
       T a = narrow<T>(0), b = narrow<T>(0);
       if (first + j < end) {
-        if (row < s.K) a = out[offset_in(s.os, pixel, g * s.K + row)];
-        if (column < columns) b = narrow<T>(in_value<false>(s, none, in, pixel, tap, channel));
+        if (row < s.K) a = of_row[offset_in(s.os, pixel, 0)];
+        if (column < columns) b = value_at(pixel);
       }
       if constexpr (sizeof(T) == 4 && !kThrice) {
         const uint32_t bits = to_tf32(b);
@@ -499,9 +525,10 @@ __global__ void __launch_bounds__(kConvThreads, 2)
 
 // --- on the host -------------------------------------------------------------------------------------------------
 
-// Below this many multiply-adds of an image and group, columns and terms the CUDA cores serve: a launch that packs
-// weights would take longer, and tiles would be empty. (Not measured.)
-constexpr int64_t kLeastProduct = int64_t{1} << 18, kLeastSide = 16;
+// Groups of fewer channels written, terms or weights go by the CUDA cores: tiles would be empty, and a launch that
+// packs weights would take longer. How many pixels there are does not count: those of a dense layer are its batch. (Not
+// measured.)
+constexpr int64_t kLeastSide = 16, kLeastWeights = int64_t{1} << 11;
 // From this many blocks on tiles are large: most of what a GPU has multiprocessors. (Not measured.)
 constexpr int64_t kManyTiles = 96;
 // Pixels of a piece of a weight gradient, at least.
@@ -645,12 +672,8 @@ bool on_tensor_cores(Product product, const ConvShape& s, Precision precision) {
   if (sizeof(T) == 8 || (sizeof(T) == 4 && precision == Precision::strict)) return false;
   if (product == Product::dgrad && s.mode != PaddingMode::zeros) return false;
   const int columns = product == Product::dgrad ? s.C : s.K, channels = product == Product::dgrad ? s.K : s.C;
-  int64_t product_size = static_cast<int64_t>(s.C) * s.tap_count;
-  if (columns < kLeastSide || static_cast<int64_t>(channels) * s.tap_count < kLeastSide || s.G > 65535 / 64)
-    return false;
-  for (const int n : s.out)
-    if (__builtin_mul_overflow(product_size, n, &product_size)) return true;
-  if (static_cast<double>(product_size) * s.K < static_cast<double>(kLeastProduct)) return false;
+  const int64_t terms = static_cast<int64_t>(channels) * s.tap_count;
+  if (columns < kLeastSide || terms < kLeastSide || terms * columns < kLeastWeights || s.G > 65535 / 64) return false;
   if (product == Product::wgrad) return true;
   return residues_of(product, s) <= kMostResidues && packed_elements<T>(product, s) <= kMost32 / 2;
 }
