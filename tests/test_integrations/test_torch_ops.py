@@ -511,6 +511,38 @@ def test_autocast_computes_in_float32() -> None:
         ops.conv2d(x.bfloat16(), w.bfloat16())
 
 
+@pytest.mark.filterwarnings("ignore")  # PyTorch's own, on its way
+def test_autocast_when_compiled() -> None:
+    from fastconv.integrations.torch import modules
+
+    torch._dynamo.reset()
+    net = small(modules).float()
+    run = torch.compile(net, backend="aot_eager", fullgraph=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        x = images().float()
+        expected, y = small(modules).float()(x), run(x)
+        assert y.dtype is torch.bfloat16  # of the dense layer, which is PyTorch's
+        torch.testing.assert_close(y, expected)
+        y.float().sum().backward()
+    assert {p.grad.dtype for p in net.parameters()} == {torch.float32}
+
+
+def test_gradients_of_every_sample_of_a_network() -> None:
+    from fastconv.integrations.torch import modules
+
+    results = []
+    for layers in (modules, torch.nn):
+        net = small(layers).eval()
+        weights = {name: p.detach() for name, p in net.named_parameters()}
+
+        def loss(weights: Any, x: Any, net: Any = net) -> Any:
+            return torch.func.functional_call(net, weights, (x[None],)).square().sum()
+
+        results.append(torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(weights, images()))
+    for name, ours in results[0].items():
+        close(ours, results[1][name])
+
+
 # ------------------------------------------------------------------------------------------------ errors, memory
 
 

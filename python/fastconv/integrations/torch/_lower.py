@@ -829,6 +829,28 @@ def _index(t: Trace, result: Any, x: Any, index: Any) -> Traced:
     return t.view(x, t.graph.add("view", t.plain(x), function=lambda a: a[parts], what="slice"), result)
 
 
+@_op("unbind")
+def _unbind(t: Trace, result: Any, x: Any, dim: int = 0) -> tuple[Traced, ...]:
+    before = (slice(None),) * (dim % x.dim())
+    return tuple(_index(t, part, x, (*before, i)) for i, part in enumerate(result))
+
+
+def _filled_with(value: float | None) -> Handler:
+    """A new tensor, which is a constant: of this number, or of the last argument."""
+
+    def lower(t: Trace, result: Any, x: Any, *args: Any, fill_value: Any = None, **_: Any) -> Any:
+        number = value if value is not None else args[-1] if fill_value is None else fill_value
+        if not _number(number) or result.dtype is not t.dtype:
+            raise Unsupported("a new tensor of another kind")
+        return torch.full(tuple(result.shape), number, dtype=result.dtype)
+
+    return lower
+
+
+for _kind, _fill in (("zeros", 0.0), ("ones", 1.0), ("full", None)):
+    _register(_filled_with(_fill), [f"{_kind}_like", f"new_{_kind}"])
+
+
 @_op("narrow")
 def _narrow(t: Trace, result: Any, x: Any, dim: int, start: int, length: int) -> Traced:
     y: Traced = _index(t, result, x, (slice(None),) * (dim % x.dim()) + (slice(start, start + length),))
@@ -935,6 +957,7 @@ for _name in (
     *("local_response_norm", "lp_pool1d", "lp_pool2d", "channel_shuffle", "flip", "roll", "prelu", "normalize"),
     *("scaled_dot_product_attention", "matmul", "__matmul__", "bmm", "baddbmm", "addmm", "einsum", "glu", "unfold"),
     *("masked_fill", "where", "maximum", "minimum", "amax", "amin", "sum", "repeat", "repeat_interleave", "stack"),
+    *("expand", "expand_as", "broadcast_to", "tile", "movedim", "moveaxis", "rot90", "cumsum", "logsumexp", "softmin"),
     *("grid_sample", "fold", "upsample", "index_select", "cosine_similarity", "norm", "cdist", "var", "std"),
 ):
     for _place in (torch, torch.Tensor, functional, torch._C._nn):

@@ -45,11 +45,12 @@ _LAYERS = tuple(
 )
 _WRAPPERS = ("torch.nn.parallel.", "torch.distributed.")
 _SHAPES = 4  # that a module keeps networks for
-_CHANGES = 8  # that a module may make before each is waited for
+_CHANGES = 8  # that a module may make, of fewer calls each, before it is left alone for a while
 _tracing = threading.RLock()  # a trace looks at, and restores, what belongs to all threads
 _version = attrgetter("_version")
 _inferred = torch.Tensor.is_inference
 _mode = itemgetter("training")
+_recording = attrgetter("requires_grad")
 _pointer = torch.Tensor.data_ptr
 
 
@@ -83,7 +84,7 @@ class _Watch:
     The check runs at each call, when what it looks at has left the caches: it looks at no more than it must.
     """
 
-    def __init__(self, module: Any, constants: list[Any]) -> None:
+    def __init__(self, module: Any) -> None:
         self.modules = list(module.modules())
         named = [d for m in self.modules for d in (m._parameters, m._buffers, m._modules)]
         self._dicts = [d for d in named if d]
@@ -91,9 +92,7 @@ class _Watch:
         own = [*module.parameters(), *module.buffers()]
         if any(map(_inferred, own)):
             raise Unsupported("weights made in inference mode, whose changes cannot be seen")
-        # What a forward computes of weights in inference mode has no versions, and goes with the weights.
-        held = chain(own, (t for t in constants if not t.is_inference()))
-        self._tensors = list({id(t): t for t in held}.values())
+        self._tensors = list({id(t): t for t in own}.values())
         self._versions = list(map(_version, self._tensors))
         self._pointers = list(map(_pointer, self._tensors))
         self._states = [m.__dict__ for m in self.modules if not _of_one_mode(m)]
@@ -134,19 +133,36 @@ class _Watch:
 
     def needs_gradient(self) -> bool:
         """Whether a parameter is to get a gradient."""
-        return any(t.requires_grad for t in self._tensors)
+        return any(map(_recording, self._tensors))
+
+    def others(self, constants: list[Any]) -> list[Any]:
+        """Those that are no parameters or buffers of the module."""
+        own = set(map(id, self._tensors))
+        return [t for t in constants if id(t) not in own]
 
 
 class _Run:
     """A call's network."""
 
-    def __init__(self, lowered: _lower.Lowered, tensors: list[Any]) -> None:
+    def __init__(self, lowered: _lower.Lowered, tensors: list[Any], others: list[Any]) -> None:
+        # Tensors that are no parameters. What a forward computes of weights in inference mode has no versions, and
+        # goes with the weights.
+        self._others = [t for t in others if not t.is_inference()]
+        self._versions = list(map(_version, self._others))
         arrays = _arrays(tensors)
         # One layer does not pay for another memory order, there and back.
         layers = sum(node.op == "conv" for node in lowered.graph.nodes)
         self.network = Network(lowered.graph, channels_last=layers > 1 or not all(a.flags.c_contiguous for a in arrays))
         self._prepared = self.network.prepare(*arrays)
         self._contiguous, self._results = lowered.contiguous, lowered.results
+
+    def same(self) -> bool:
+        """Whether other tensors than parameters are what they were."""
+        return not self._others or list(map(_version, self._others)) == self._versions
+
+    def needs_gradient(self) -> bool:
+        """Whether one of those is to get a gradient."""
+        return any(map(_recording, self._others))
 
     def __call__(self, tensors: list[Any]) -> Any:
         return self._results([torch.from_numpy(y) for y in self._prepared(_arrays(tensors), self._contiguous)])
@@ -195,7 +211,7 @@ class _Forward:
 
     def __init__(self, module: Any) -> None:
         self.module = module
-        self._changes = 0
+        self._changes = self._rest = 0
         self._layer = _training.layer(module)
         self.original = functools.partial(type(module).forward, module)
         self.forget()
@@ -210,6 +226,10 @@ class _Forward:
         self._met: dict[Any, None] = {}
         self._looks = self._uses = 0
         self._trained = False  # statistics may have changed, which are not all counted
+
+    def rested(self) -> None:
+        """Begin anew with a module that kept changing."""
+        self._changes = self._rest = 0
 
     def networks(self) -> list[_Run]:
         """Those that still hold."""
@@ -235,6 +255,9 @@ class _Forward:
         if self.module.training:
             self._trained = True
             return self._recorded(args, kwargs)
+        if self._rest:
+            self._rest -= 1
+            return self._recorded(args, kwargs)
         if not _ordinary():
             return self.original(*args, **kwargs)
         found: list[Any] = []
@@ -256,7 +279,7 @@ class _Forward:
             self._looks += 1
             if self._looks & (self._looks - 1):
                 return self.original(*args, **kwargs)
-        if not isinstance(run, _Run) or not self._usable(found):
+        if not isinstance(run, _Run) or not self._usable(run, found):
             run = self._find(key, args, kwargs, found)
         if run is None:
             return self._recorded(args, kwargs)
@@ -271,12 +294,14 @@ class _Forward:
                 return y
         return self.original(*args, **kwargs)
 
-    def _usable(self, tensors: list[Any]) -> bool:
-        """Whether the networks still hold, and no gradient is asked for."""
+    def _usable(self, run: _Run, tensors: list[Any]) -> bool:
+        """Whether a network still holds, and no gradient is asked for."""
         watch = self._watch
-        if watch is None or self._trained or not watch.same() or watch.collected():
+        if watch is None or self._trained or not (watch.same() and run.same()) or watch.collected():
             return False
-        return not torch.is_grad_enabled() or not (watch.needs_gradient() or any(t.requires_grad for t in tensors))
+        if not torch.is_grad_enabled():
+            return True
+        return not (watch.needs_gradient() or run.needs_gradient() or any(map(_recording, tensors)))
 
     def _find(self, key: Any, args: Any, kwargs: Any, tensors: list[Any]) -> _Run | None:
         """The network of a call, made where there is none yet."""
@@ -290,20 +315,22 @@ class _Forward:
             return None
         with _tracing:
             if self._watch is not None and (self._trained or not self._watch.same()):
-                settled = self._changes < _CHANGES or self._uses >= _CHANGES
-                self._changes += 1
+                self._changes = 0 if self._uses >= _CHANGES else self._changes + 1
                 self.forget()
-                if not settled:
-                    # Of a module that keeps changing, only a state that is met twice is worth networks.
-                    self._watch = _Watch(self.module, [])
+                if self._changes > _CHANGES:
+                    # A module that keeps changing is left alone, ever longer.
+                    self._rest = min(2 ** (self._changes - _CHANGES), 256)
+                    self.passed = "it keeps changing"
                     return None
             if self._watch is not None and self._watch.collected():
                 return None
             run = self.runs.get(key)
-            if isinstance(run, _Run):
-                return run
             if isinstance(run, str):
                 return None
+            if run is not None:
+                if run.same():
+                    return None if torch.is_grad_enabled() and run.needs_gradient() else run
+                del self.runs[key]
             networks = [k for k, v in self.runs.items() if isinstance(v, _Run)]
             if len(networks) >= _SHAPES and key not in self._met:
                 # Of shapes that keep changing, only what comes again is worth a network.
@@ -327,7 +354,7 @@ class _Forward:
 
     def _make(self, args: Any, kwargs: Any, tensors: list[Any]) -> _Run:
         # Watched before it is looked at: a change meanwhile is seen at the next call.
-        watch = _Watch(self.module, [])
+        watch = _Watch(self.module)
         self._watch = self._watch or watch
         if watch.hooked():
             raise Unsupported("a module in it has hooks")
@@ -337,30 +364,96 @@ class _Forward:
                 raise Unsupported(f"the forward of a {type(m).__name__} in it is replaced")
             if _parametrized(m):
                 raise Unsupported("a module in it has a parametrisation")
-        tables = [m.__dict__ for m in watch.modules]
-        tables += [d for t in tables for d in t.values() if isinstance(d, dict)]
-        kept = [dict(d) for d in tables]
-        seed = torch.get_rng_state()
+        state = _State(watch.modules)
         try:
             lowered = _lower.trace(self.original, args, kwargs)
-        finally:
-            changed = [(d, k) for d, k in zip(tables, kept, strict=True) if not _alike(d, k)]
-            for d, before in changed:
-                d.clear()
-                d.update(before)
-            drawn = not torch.equal(seed, torch.get_rng_state())
-            if drawn:
-                torch.set_rng_state(seed)
-        if changed:
-            raise Unsupported("a forward that changes its module")
-        if drawn:
-            raise Unsupported("a forward that draws random numbers")
+            if state.settles():
+                # What it notes at its first call, it finds at the next.
+                between = _State(watch.modules)
+                lowered = _lower.trace(self.original, args, kwargs)
+                if between.changed():
+                    raise Unsupported(_CHANGING)
+            elif state.changed():
+                raise Unsupported(_CHANGING)
+            if state.drawn():
+                raise Unsupported("a forward that draws random numbers")
+        except BaseException:
+            state.restore()
+            raise
         if not any(node.op in _WORTH for node in lowered.graph.nodes):
             raise Unsupported("nothing in it is faster here")
         if lowered.nanoseconds < _LEAST:
             raise Unsupported("it is too small for what a call of a network costs")
-        self._watch = _Watch(self.module, lowered.constants)
-        return _Run(lowered, tensors)
+        others = watch.others(lowered.constants)
+        if torch.is_grad_enabled() and any(map(_recording, others)):
+            raise Unsupported("gradients are asked for")
+        run = _Run(lowered, tensors, others)
+        if not watch.same():
+            raise Unsupported("it changed meanwhile")
+        return run
+
+
+_CHANGING = "a forward that changes its module"
+
+
+class _State:
+    """What a trace must leave as it was."""
+
+    def __init__(self, modules: list[Any]) -> None:
+        tables = [m.__dict__ for m in modules]
+        tables += [d for t in tables for d in t.values() if isinstance(d, dict)]
+        self._tables = [(d, dict(d)) for d in tables]
+        self._lists = [(v, list(v)) for t in tables for v in t.values() if isinstance(v, list)]
+        buffers = {id(b): b for m in modules for b in m._buffers.values() if b is not None}
+        self._buffers = [(b, b._version, b.detach().clone()) for b in buffers.values() if not b.is_inference()]
+        self._seed = torch.get_rng_state()
+
+    def _different(self) -> list[tuple[dict[Any, Any], dict[Any, Any]]]:
+        return [(d, kept) for d, kept in self._tables if not _alike(d, kept)]
+
+    def changed(self) -> bool:
+        """Whether an attribute, parameter, child or hook has."""
+        return bool(self._different()) or self._altered()
+
+    def _altered(self) -> bool:
+        """Whether the content of a list or buffer has changed."""
+        return any(b._version != version for b, version, _ in self._buffers) or any(
+            len(v) != len(kept) or not all(map(is_, v, kept)) for v, kept in self._lists
+        )
+
+    def settles(self) -> bool:
+        """Whether all that has changed are plain attributes, such as a forward may set once for its kind of input."""
+        found = self._different()
+        return (
+            bool(found)
+            and not self._altered()
+            and all(
+                "_parameters" in d and all(_plain(v) for k, v in d.items() if v is not kept.get(k)) for d, kept in found
+            )
+        )
+
+    def drawn(self) -> bool:
+        """Whether random numbers were."""
+        return not torch.equal(self._seed, torch.get_rng_state())
+
+    def restore(self) -> None:
+        """All as it was."""
+        for d, kept in self._different():
+            d.clear()
+            d.update(kept)
+        for v, content in self._lists:
+            v[:] = content
+        for b, version, before in self._buffers:
+            if b._version != version:
+                b.detach().copy_(before)
+        if self.drawn():
+            torch.set_rng_state(self._seed)
+
+
+def _plain(value: Any) -> bool:
+    if type(value) in (tuple, list):
+        return all(map(_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str, torch.dtype))
 
 
 # Nodes that make a network worth its call, if PyTorch takes about so long for it.
@@ -369,7 +462,9 @@ _LEAST = 40_000
 
 
 def _alike(d: dict[Any, Any], kept: dict[Any, Any]) -> bool:
-    return len(d) == len(kept) and all(map(is_, d.values(), kept.values()))
+    return d.keys() == kept.keys() and all(
+        v is w or (_plain(v) and _plain(w) and v == w) for v, w in zip(d.values(), kept.values(), strict=True)
+    )
 
 
 def _parametrized(module: Any) -> bool:
@@ -485,6 +580,7 @@ def refresh(model: Any) -> None:
         forward = module.__dict__.get("forward")
         if isinstance(forward, _Forward):
             forward.forget()
+            forward.rested()
 
 
 def report(model: Any) -> Report:
