@@ -20,6 +20,8 @@ from ..._args import Array
 
 # Later operators may mean something else by the same name.
 NEWEST_OPERATORS = 28
+# Bytes of a weight that is worth taking out of the model.
+_LARGE = 1 << 12
 # A message of protobuf ends here; larger models keep their weights beside them.
 _MOST_BYTES = 2**31 - 1
 
@@ -117,18 +119,21 @@ def _check(proto: Any) -> None:
 
 
 def _weights(proto: Any, folder: Path | None) -> dict[str, Array]:
-    """The initializers; those that lie in other files are read, and taken out of the model."""
+    """The initializers. Those that lie in other files, and large ones, are taken out of the model, which is checked
+    without them: the checker writes it to memory first, and fails on those of other files.
+    """
     weights: dict[str, Array] = {}
     for tensor in proto.graph.initializer:
         if tensor.name in weights:
             raise ValueError(f"the weight {tensor.name!r} is there twice")
         outside = tensor.data_location == onnx.TensorProto.EXTERNAL
         weights[tensor.name] = _external(tensor, folder) if outside else array_of(tensor)
-        if outside:
-            # What is left of it is checked with the model: a tensor of its type with nothing in it.
-            del tensor.external_data[:], tensor.dims[:]
+        if outside or weights[tensor.name].nbytes > _LARGE:
+            # What is left of it is a tensor of its type with nothing in it.
+            name, kind = tensor.name, tensor.data_type
+            tensor.Clear()
+            tensor.name, tensor.data_type = name, kind
             tensor.dims.append(0)
-            tensor.data_location = onnx.TensorProto.DEFAULT
     return weights
 
 
