@@ -1033,31 +1033,13 @@ int64_t patch_size(int32_t outputs) {
   return outputs + 2;
 }
 
-template <class T>
-void winograd_input(const std::string& isa, const Array<T>& x, const Indices& patch, int64_t tiles, int64_t channels,
-                    Array<T> points, int64_t point_pitch, int64_t tile_pitch, int32_t outputs) {
-  const KernelTable<T>& kernels = table<T>(isa);
-  const int64_t n = patch_size(outputs);
-  require(static_cast<int64_t>(patch.size()) == natural(tiles) * n * n, "a tile has n x n pixels");
-  Reach().any_of(patch).steps(channels, 1).within(x, "pixels lie in x");
-  Reach()
-      .steps(n * n, point_pitch)
-      .steps(tiles, tile_pitch)
-      .steps(up_to_multiple(natural(channels), kernels.lanes), 1)
-      .within(points, "whole vectors of all points are written");
-  const std::vector<const T*> pixels = pointers<const T>(x.data(), patch);
-  WinogradInputArgs<T> g{};
-  g.patch = pixels.data(), g.tiles = tiles, g.channels = channels;
-  g.points = points.mutable_data(), g.point_pitch = point_pitch, g.tile_pitch = tile_pitch, g.outputs = outputs;
-  kernels.winograd_input(g);
-}
-
-template <class T>
-void winograd_spread(const std::string& isa, const Array<T>& x, const Indices& patch, int64_t tiles, int64_t channels,
+// Of patches, or of the pixels of tiles.
+template <class T, bool Tiles>
+void winograd_points(const std::string& isa, const Array<T>& x, const Indices& patch, int64_t tiles, int64_t channels,
                      Array<T> points, int64_t point_pitch, int64_t tile_pitch, int32_t outputs) {
   const KernelTable<T>& kernels = table<T>(isa);
-  const int64_t n = patch_size(outputs);
-  require(static_cast<int64_t>(patch.size()) == natural(tiles) * outputs * outputs, "a tile has m x m pixels");
+  const int64_t n = patch_size(outputs), side = Tiles ? outputs : n;
+  require(static_cast<int64_t>(patch.size()) == natural(tiles) * side * side, "a patch has n x n pixels, a tile m x m");
   Reach().any_of(patch).steps(channels, 1).within(x, "pixels lie in x");
   Reach()
       .steps(n * n, point_pitch)
@@ -1068,7 +1050,7 @@ void winograd_spread(const std::string& isa, const Array<T>& x, const Indices& p
   WinogradInputArgs<T> g{};
   g.patch = pixels.data(), g.tiles = tiles, g.channels = channels;
   g.points = points.mutable_data(), g.point_pitch = point_pitch, g.tile_pitch = tile_pitch, g.outputs = outputs;
-  kernels.winograd_spread(g);
+  Tiles ? kernels.winograd_spread(g) : kernels.winograd_input(g);
 }
 
 // Returns the rows' `bad`.
@@ -1446,9 +1428,9 @@ void bind_kernels(py::module_& m) {
         absent("residual"), py::arg("residual_start") = 0, py::arg("residual_channel_pitch") = 0,
         py::arg("residual_row_pitch") = 0, absent("scale"), absent("shift"), py::arg("activation") = 0,
         py::arg("a") = T{0}, py::arg("b") = T{0}, py::arg("accumulate") = false);
-  m.def("winograd_input", &winograd_input<T>, isa, options, array("x"), py::arg("patch"), py::arg("tiles"),
+  m.def("winograd_input", &winograd_points<T, false>, isa, options, array("x"), py::arg("patch"), py::arg("tiles"),
         py::arg("channels"), array("points"), py::arg("point_pitch"), py::arg("tile_pitch"), py::arg("outputs"));
-  m.def("winograd_spread", &winograd_spread<T>, isa, options, array("x"), py::arg("patch"), py::arg("tiles"),
+  m.def("winograd_spread", &winograd_points<T, true>, isa, options, array("x"), py::arg("patch"), py::arg("tiles"),
         py::arg("channels"), array("points"), py::arg("point_pitch"), py::arg("tile_pitch"), py::arg("outputs"));
   m.def("winograd_taps", &winograd_taps<T>, isa, options, array("points"), py::arg("point_pitch"), py::arg("row_pitch"),
         py::arg("rows"), py::arg("channels"), py::arg("outputs"));

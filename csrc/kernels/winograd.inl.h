@@ -40,8 +40,9 @@ inline constexpr T kRootHalf = (T)0.70710678118654752440;
 template <class T>
 inline constexpr T kRootTwo = (T)1.41421356237309504880;
 
-// The one-dimensional transforms of m outputs. input() and output() make half of their results, those that share sums:
-// half 0 or 1 of n / 2 elements of a patch, of m / 2 outputs in the order of kOutput; spread() half of a tile's points.
+// The one-dimensional transforms of m outputs. points() and output() make half of their results, those that share sums:
+// half 0 or 1 of n / 2 points of a patch of n elements, or of a tile of m, and of m / 2 outputs in the order of
+// kOutput.
 template <class T, int M>
 struct Winograd;
 
@@ -50,7 +51,7 @@ struct Winograd<T, 2> {
   using V = Vec<T>;
   static constexpr int kOutput[2][1] = {{0}, {1}};
   template <int H>
-  static inline __attribute__((always_inline)) void input(const V (&d)[4], V (&t)[2]) {
+  static inline __attribute__((always_inline)) void points(const V (&d)[4], V (&t)[2]) {
     t[0] = H == 0 ? d[0] - d[2] : d[2] - d[1];
     t[1] = H == 0 ? d[1] + d[2] : d[1] - d[3];
   }
@@ -66,7 +67,7 @@ struct Winograd<T, 2> {
     y[0] = H == 0 ? s[0] + s[1] + s[2] : s[1] - s[2] - s[3];
   }
   template <int H>
-  static inline __attribute__((always_inline)) void spread(const V (&y)[2], V (&e)[2]) {
+  static inline __attribute__((always_inline)) void points(const V (&y)[2], V (&e)[2]) {
     e[0] = H == 0 ? y[0] : y[0] - y[1];
     e[1] = H == 0 ? y[0] + y[1] : V::zero() - y[1];
   }
@@ -83,7 +84,7 @@ struct Winograd<T, 4> {
   using V = Vec<T>;
   static constexpr int kOutput[2][2] = {{0, 2}, {1, 3}};
   template <int H>
-  static inline __attribute__((always_inline)) void input(const V (&d)[6], V (&t)[3]) {
+  static inline __attribute__((always_inline)) void points(const V (&d)[6], V (&t)[3]) {
     const V mid = V::set1((T)2.5);
     if constexpr (H == 0) {
       const V a = V::set1(kRootHalf<T>), two = V::set1(2);
@@ -124,7 +125,7 @@ struct Winograd<T, 4> {
     }
   }
   template <int H>
-  static inline __attribute__((always_inline)) void spread(const V (&y)[4], V (&e)[3]) {
+  static inline __attribute__((always_inline)) void points(const V (&y)[4], V (&e)[3]) {
     const V ratio = V::set1(H == 0 ? (T)0.5 : (T)2), point = V::set1(H == 0 ? kRootHalf<T> : kRootTwo<T>);
     const V even = fma(ratio, y[2], y[0]), odd = fma(ratio, y[3], y[1]);
     e[0] = H == 0 ? y[0] : fma(point, odd, even);
@@ -139,19 +140,20 @@ struct Winograd<T, 4> {
   }
 };
 
-// Rows H * n / 2 and so on of a patch's points, lanes of its channels from c on.
-template <class T, int M, int H, bool Full>
-inline __attribute__((always_inline)) void winograd_half_patch(const T* const* patch, int64_t c, int64_t lanes, T* to,
-                                                               int64_t point_pitch) {
+// Rows H * n / 2 and so on of the points of a patch of S = n pixels along an axis, or of a tile of S = m; lanes of its
+// channels from c on.
+template <class T, int M, int S, int H, bool Full>
+inline __attribute__((always_inline)) void winograd_half_points(const T* const* patch, int64_t c, int64_t lanes, T* to,
+                                                                int64_t point_pitch) {
   using V = Vec<T>;
   constexpr int N = M + 2;
-  V half[N / 2][N];
+  V half[N / 2][S];
 #pragma GCC unroll 16
-  for (int j = 0; j < N; ++j) {
-    V d[N], column[N / 2];
+  for (int j = 0; j < S; ++j) {
+    V d[S], column[N / 2];
 #pragma GCC unroll 16
-    for (int i = 0; i < N; ++i) d[i] = Full ? V::load(patch[i * N + j] + c) : V::load_n(patch[i * N + j] + c, lanes);
-    Winograd<T, M>::template input<H>(d, column);
+    for (int i = 0; i < S; ++i) d[i] = Full ? V::load(patch[i * S + j] + c) : V::load_n(patch[i * S + j] + c, lanes);
+    Winograd<T, M>::template points<H>(d, column);
 #pragma GCC unroll 16
     for (int i = 0; i < N / 2; ++i) half[i][j] = column[i];
   }
@@ -159,36 +161,41 @@ inline __attribute__((always_inline)) void winograd_half_patch(const T* const* p
   for (int i = 0; i < N / 2; ++i) {
     V row[N / 2];
     T* const from = to + (H * N / 2 + i) * N * point_pitch;
-    Winograd<T, M>::template input<0>(half[i], row);
+    Winograd<T, M>::template points<0>(half[i], row);
 #pragma GCC unroll 16
     for (int j = 0; j < N / 2; ++j) row[j].store(from + j * point_pitch);
-    Winograd<T, M>::template input<1>(half[i], row);
+    Winograd<T, M>::template points<1>(half[i], row);
 #pragma GCC unroll 16
     for (int j = 0; j < N / 2; ++j) row[j].store(from + (N / 2 + j) * point_pitch);
   }
 }
 
-template <class T, int M>
-inline void winograd_input_tiles(const WinogradInputArgs<T>& g) {
-  constexpr int W = Vec<T>::kLanes, N = M + 2;
+template <class T, int M, int S>
+inline void winograd_points(const WinogradInputArgs<T>& g) {
+  constexpr int W = Vec<T>::kLanes;
   for (int64_t t = 0; t < g.tiles; ++t) {
-    const T* const* patch = g.patch + t * N * N;
+    const T* const* patch = g.patch + t * S * S;
     T* const to = g.points + t * g.tile_pitch;
     int64_t c = 0;
     for (; c + W <= g.channels; c += W) {
-      winograd_half_patch<T, M, 0, true>(patch, c, W, to + c, g.point_pitch);
-      winograd_half_patch<T, M, 1, true>(patch, c, W, to + c, g.point_pitch);
+      winograd_half_points<T, M, S, 0, true>(patch, c, W, to + c, g.point_pitch);
+      winograd_half_points<T, M, S, 1, true>(patch, c, W, to + c, g.point_pitch);
     }
     if (c < g.channels) {
-      winograd_half_patch<T, M, 0, false>(patch, c, g.channels - c, to + c, g.point_pitch);
-      winograd_half_patch<T, M, 1, false>(patch, c, g.channels - c, to + c, g.point_pitch);
+      winograd_half_points<T, M, S, 0, false>(patch, c, g.channels - c, to + c, g.point_pitch);
+      winograd_half_points<T, M, S, 1, false>(patch, c, g.channels - c, to + c, g.point_pitch);
     }
   }
 }
 
 template <class T>
 void winograd_input(const WinogradInputArgs<T>& g) {
-  g.outputs == 2 ? winograd_input_tiles<T, 2>(g) : winograd_input_tiles<T, 4>(g);
+  g.outputs == 2 ? winograd_points<T, 2, 4>(g) : winograd_points<T, 4, 6>(g);
+}
+
+template <class T>
+void winograd_spread(const WinogradInputArgs<T>& g) {
+  g.outputs == 2 ? winograd_points<T, 2, 2>(g) : winograd_points<T, 4, 4>(g);
 }
 
 template <class T, int M>
@@ -315,58 +322,6 @@ inline void winograd_output_tiles(const WinogradOutputArgs<T>& g) {
 template <class T>
 void winograd_output(const WinogradOutputArgs<T>& g) {
   g.outputs == 2 ? winograd_output_tiles<T, 2>(g) : winograd_output_tiles<T, 4>(g);
-}
-
-// As winograd_half_patch(), of the pixels of a tile.
-template <class T, int M, int H, bool Full>
-inline __attribute__((always_inline)) void winograd_half_spread(const T* const* tile, int64_t c, int64_t lanes, T* to,
-                                                                int64_t point_pitch) {
-  using V = Vec<T>;
-  constexpr int N = M + 2;
-  V half[N / 2][M];
-#pragma GCC unroll 16
-  for (int j = 0; j < M; ++j) {
-    V y[M], column[N / 2];
-#pragma GCC unroll 16
-    for (int i = 0; i < M; ++i) y[i] = Full ? V::load(tile[i * M + j] + c) : V::load_n(tile[i * M + j] + c, lanes);
-    Winograd<T, M>::template spread<H>(y, column);
-#pragma GCC unroll 16
-    for (int i = 0; i < N / 2; ++i) half[i][j] = column[i];
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < N / 2; ++i) {
-    V row[N / 2];
-    T* const from = to + (H * N / 2 + i) * N * point_pitch;
-    Winograd<T, M>::template spread<0>(half[i], row);
-#pragma GCC unroll 16
-    for (int j = 0; j < N / 2; ++j) row[j].store(from + j * point_pitch);
-    Winograd<T, M>::template spread<1>(half[i], row);
-#pragma GCC unroll 16
-    for (int j = 0; j < N / 2; ++j) row[j].store(from + (N / 2 + j) * point_pitch);
-  }
-}
-
-template <class T, int M>
-inline void winograd_spread_tiles(const WinogradInputArgs<T>& g) {
-  constexpr int W = Vec<T>::kLanes;
-  for (int64_t t = 0; t < g.tiles; ++t) {
-    const T* const* tile = g.patch + t * M * M;
-    T* const to = g.points + t * g.tile_pitch;
-    int64_t c = 0;
-    for (; c + W <= g.channels; c += W) {
-      winograd_half_spread<T, M, 0, true>(tile, c, W, to + c, g.point_pitch);
-      winograd_half_spread<T, M, 1, true>(tile, c, W, to + c, g.point_pitch);
-    }
-    if (c < g.channels) {
-      winograd_half_spread<T, M, 0, false>(tile, c, g.channels - c, to + c, g.point_pitch);
-      winograd_half_spread<T, M, 1, false>(tile, c, g.channels - c, to + c, g.point_pitch);
-    }
-  }
-}
-
-template <class T>
-void winograd_spread(const WinogradInputArgs<T>& g) {
-  g.outputs == 2 ? winograd_spread_tiles<T, 2>(g) : winograd_spread_tiles<T, 4>(g);
 }
 
 template <class T, int M>
