@@ -741,6 +741,57 @@ def test_what_cannot_be_followed(f, reason):
     assert [e.name for e in report(converted).networks] == ["conv"]
 
 
+class Filled(nn.Module):
+    """Its forward hands on what it computes by a list or a dict of the caller's."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(8, 16, 3)
+
+    def forward(self, x, into):
+        y = self.conv(x)
+        if isinstance(into, dict):
+            into["y"] = y
+        else:
+            into.append(y)
+        return y + 1
+
+
+@pytest.mark.parametrize("kind", [list, dict])
+def test_arguments_that_are_filled(kind):
+    converted = convert(Filled().eval())
+    with torch.no_grad():
+        for _ in range(3):
+            into = kind()
+            y = converted(X, into)
+            (kept,) = into.values() if kind is dict else into
+            assert torch.equal(kept + 1, y)
+    assert report(converted).entries[0].reason == "a forward that changes its arguments"
+    assert [e.name for e in report(converted).networks] == ["conv"]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_tensors_that_are_kept(fails):
+    """A forward that keeps tensors where nobody looks keeps PyTorch's, and those of each call."""
+    kept, tied = [], {}
+
+    def forward(m, y):
+        kept.append(y)
+        tied["y"] = (y, [y])
+        return y.clamp(min=y.max().item()) if fails else y
+
+    model = Odd(forward).eval()
+    converted = convert(model)
+    with torch.no_grad():
+        for turn in (1, 2, 3):
+            converted(X)
+            assert len(kept) == turn
+            assert list(map(type, [*kept, tied["y"][0], *tied["y"][1]])) == [torch.Tensor] * (turn + 2)
+    if not fails:
+        assert report(converted).entries[0].reason == "a forward that keeps what it computes"
+    assert [e.name for e in report(converted).networks] == ["conv"]
+
+
 def notes(m, y):
     m.width = y.shape[-1]
     m.kept = (m.width, "wide")

@@ -10,10 +10,13 @@ channels-last tensors permute (N, C, H, W) to (N, H, W, C) and back around layer
 
 from __future__ import annotations
 
+import gc
 import importlib
 import math
 import threading
+import weakref
 from collections.abc import Callable, Sequence
+from operator import is_
 from typing import Any
 
 import numpy as np
@@ -124,11 +127,12 @@ def _filled(value: Any, tensors: Sequence[Any]) -> Any:
 class Trace:
     """A graph in the making."""
 
-    def __init__(self, dtype: Any) -> None:
+    def __init__(self, dtype: Any, made: list[weakref.ref[Traced]]) -> None:
         self.graph = Graph(0)
         self.dtype = dtype
         self.constants: list[Any] = []  # tensors that the graph holds the numbers of
         self.nanoseconds = 0.0  # that PyTorch takes, by a rough count
+        self._made = made
         self._metas: dict[int, tuple[Any, Any]] = {}
 
     # -- tensors and values
@@ -149,6 +153,7 @@ class Trace:
         t: Traced = meta.as_subclass(torch.Tensor).as_subclass(Traced)
         t._value, t._memory = value, memory or _Storage()
         t._order = None if order is None or order == tuple(range(len(order))) else order
+        self._made.append(weakref.ref(t))
         return t
 
     def view(self, x: Traced, value: Value, meta: Any, order: tuple[int, ...] | None = None) -> Traced:
@@ -1016,8 +1021,26 @@ class Lowered:
 _pytree: Any = importlib.import_module("torch.utils._pytree")
 
 
-def trace(forward: Callable[..., Any], args: Any, kwargs: Any) -> Lowered:
+def release(made: list[weakref.ref[Traced]]) -> bool:
+    """Whether traced tensors are left somewhere when nothing of their trace is; lists and dicts lose them again."""
+    if not any(t() is not None for t in made):
+        return False
+    gc.collect()  # what only is part of a cycle
+    left = [t for t in [t() for t in made] if t is not None]
+    own = set(map(id, left))
+    for holder in gc.get_referrers(*left) if left else ():
+        if type(holder) is list and holder is not left:
+            holder[:] = [v for v in holder if id(v) not in own]
+        elif type(holder) is dict:
+            for key in [k for k, v in holder.items() if id(v) in own]:
+                del holder[key]
+    return bool(left)
+
+
+def trace(forward: Callable[..., Any], args: Any, kwargs: Any, made: list[weakref.ref[Traced]]) -> Lowered:
     """Lower a call. The arguments hold tensors of one dtype, float32 or float64, on the CPU.
+
+    The traced tensors are appended to `made`.
 
     Raises:
         Unsupported: something in it has no node; anything that the forward raises.
@@ -1030,16 +1053,19 @@ def trace(forward: Callable[..., Any], args: Any, kwargs: Any) -> Lowered:
         raise Unsupported("inputs of several dtypes")
     if found[0].dtype not in _DTYPES:
         raise Unsupported(f"inputs of {found[0].dtype}")
-    t = Trace(found[0].dtype)
+    t = Trace(found[0].dtype, made)
     entries = [t.enter(x) for x in found]
-    args, kwargs = _filled(shape, entries)
+    given_args, given_kwargs = _filled(shape, entries)
     before, _state.trace = getattr(_state, "trace", None), t
     try:
         with torch.no_grad():
-            result = forward(*args, **kwargs)
+            result = forward(*given_args, **given_kwargs)
         leaves, spec = _pytree.tree_flatten(result)
     finally:
         _state.trace = before
+    now: list[Any] = []
+    if _flat((given_args, given_kwargs), now) != shape or not all(map(is_, now, entries)):
+        raise Unsupported("a forward that changes its arguments")
     for leaf in leaves:
         if not (isinstance(leaf, (Traced, bool, int, float, str)) or leaf is None):
             raise Unsupported(f"a result of type {type(leaf).__name__}")

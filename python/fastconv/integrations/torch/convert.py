@@ -338,10 +338,13 @@ class _Forward:
                 while len(self._met) > 4 * _SHAPES:
                     del self._met[next(iter(self._met))]
                 return None
+            traced: list[Any] = []
             try:
-                made: _Run | str = self._make(args, kwargs, tensors)
+                made: _Run | str = self._make(args, kwargs, tensors, traced)
             except Exception as problem:
                 made = str(problem).partition("\n")[0] or type(problem).__name__
+            if _lower.release(traced) and isinstance(made, _Run):
+                made = "a forward that keeps what it computes"
             if isinstance(made, _Run) and len(networks) >= _SHAPES:
                 del self.runs[networks[0]]
             elif len(self.runs) >= 16 * _SHAPES:
@@ -352,7 +355,7 @@ class _Forward:
             self.passed = made
             return None
 
-    def _make(self, args: Any, kwargs: Any, tensors: list[Any]) -> _Run:
+    def _make(self, args: Any, kwargs: Any, tensors: list[Any], traced: list[Any]) -> _Run:
         # Watched before it is looked at: a change meanwhile is seen at the next call.
         watch = _Watch(self.module)
         self._watch = self._watch or watch
@@ -366,11 +369,11 @@ class _Forward:
                 raise Unsupported("a module in it has a parametrisation")
         state = _State(watch.modules)
         try:
-            lowered = _lower.trace(self.original, args, kwargs)
+            lowered = _lower.trace(self.original, args, kwargs, traced)
             if state.settles():
                 # What it notes at its first call, it finds at the next.
                 between = _State(watch.modules)
-                lowered = _lower.trace(self.original, args, kwargs)
+                lowered = _lower.trace(self.original, args, kwargs, traced)
                 if between.changed():
                     raise Unsupported(_CHANGING)
             elif state.changed():
