@@ -471,6 +471,37 @@ def step(model):
     model.eval()
 
 
+def fused_step(model):
+    """An optimiser that changes parameters without a count, and without a change of mode."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=True)
+    with torch.enable_grad():
+        model(X).square().mean().backward()
+    optimizer.step()
+
+
+def wrap(model):
+    own = model[0].forward
+    model[0].forward = lambda x: own(x) * 2
+
+
+def wrap_activation(model):
+    model[2].forward = lambda x: x.clamp(0, 0.5)
+
+
+class Doubled(nn.Conv2d):
+    def forward(self, x):
+        return super().forward(x) * 2
+
+
+def reclass(model):
+    model[0].__class__ = Doubled
+
+
+def unconvert(model):
+    model[0].__dict__.pop("forward", None)
+    model[0].__class__ = Doubled
+
+
 def assign(model):
     model[3].weight.data = model[3].weight.data * 2
 
@@ -496,7 +527,7 @@ def recompute(model):
     model.eval()
 
 
-CHANGES = (rescale, load, step, assign, replace, renew, drop, recompute)
+CHANGES = (rescale, load, step, fused_step, assign, replace, renew, drop, recompute, reclass, unconvert)
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda f: f.__name__)
@@ -512,6 +543,58 @@ def test_changes_are_noticed(change):
     with torch.no_grad():
         after = converted(X)
     assert before.shape != after.shape or not torch.allclose(before, after, rtol=1e-3)
+
+
+def test_a_forward_replaced_later():
+    """A tracer's, say, around one that was converted; and its end."""
+    model = small()
+    converted = convert(model)
+    assert same(model, converted)
+    for change, kind in ((wrap_activation, "ReLU"), (wrap, "Conv2d")):
+        own = model[0].forward, converted[0].forward
+        for m in (model, converted):
+            change(m)
+        assert not same(model, converted)
+        assert report(converted).entries[0].reason == f"the forward of a {kind} in it is replaced"
+        model[0].forward, converted[0].forward = own
+        for m in (model, converted):
+            m[2].__dict__.pop("forward", None)
+        refresh(converted)
+        assert same(model, converted)
+
+
+def test_optimizers_of_other_models():
+    """Their steps are no reason to make a network anew, even where they hold a parameter that gets no gradient."""
+    model = small()
+    converted = convert(model)
+    assert same(model, converted)
+    made = network(converted)
+    other = nn.Linear(3, 3)
+    optimizer = torch.optim.Adam([*other.parameters(), *converted.parameters()], fused=True)
+    for _ in range(3):
+        other(torch.randn(2, 3)).sum().backward()
+        optimizer.step()
+        assert same(model, converted)
+    assert network(converted) is made
+
+
+def test_weights_of_inference_mode():
+    """They have no count of their changes: left as it is, while they are there."""
+    model = small()
+    converted = convert(model)
+    assert same(model, converted)
+    kept = converted[3].weight
+    for m in (model, converted):
+        with torch.inference_mode():
+            m[3].weight = nn.Parameter(torch.ones(16, 1, 3, 3), requires_grad=False)
+    for _ in range(4):
+        assert not same(model, converted)
+    assert "inference mode" in report(converted).entries[0].reason
+    model[3].weight = converted[3].weight = kept
+    with torch.no_grad():
+        for _ in range(9):
+            converted(X)
+    assert same(model, converted)
 
 
 def test_tensors_that_are_no_parameters():

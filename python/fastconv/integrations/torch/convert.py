@@ -20,6 +20,7 @@ import functools
 import importlib
 import sys
 import threading
+import weakref
 from dataclasses import dataclass
 from itertools import chain
 from operator import attrgetter, is_, itemgetter
@@ -50,6 +51,7 @@ _tracing = threading.RLock()  # a trace looks at, and restores, what belongs to 
 _version = attrgetter("_version")
 _inferred = torch.Tensor.is_inference
 _mode = itemgetter("training")
+_forward = itemgetter("forward")
 _recording = attrgetter("requires_grad")
 _pointer = torch.Tensor.data_ptr
 
@@ -78,10 +80,29 @@ def _of_one_mode(module: Any) -> bool:
     )
 
 
+_watches: weakref.WeakSet[_Watch] = weakref.WeakSet()
+
+
+@functools.cache
+def _follow_optimizers() -> None:
+    """Hear of all steps: those of fused optimisers change parameters without a count."""
+
+    def stepped(optimizer: Any, *_: Any) -> None:
+        updated = {id(p) for group in optimizer.param_groups for p in group["params"] if p.grad is not None}
+        for watch in list(_watches):
+            watch.stepped |= not updated.isdisjoint(watch.own)
+
+    importlib.import_module("torch.optim.optimizer").register_optimizer_step_post_hook(stepped)
+
+
 class _Watch:
     """Whether a module still is what it was.
 
     The check runs at each call, when what it looks at has left the caches: it looks at no more than it must.
+
+    Attributes:
+        stepped: whether an optimiser has updated a parameter since.
+        own: the ids of the parameters and buffers.
     """
 
     def __init__(self, module: Any) -> None:
@@ -93,6 +114,10 @@ class _Watch:
         if any(map(_inferred, own)):
             raise Unsupported("weights made in inference mode, whose changes cannot be seen")
         self._tensors = list({id(t): t for t in own}.values())
+        self.own = frozenset(map(id, self._tensors))
+        self.stepped = False
+        _follow_optimizers()
+        _watches.add(self)
         self._versions = list(map(_version, self._tensors))
         self._pointers = list(map(_pointer, self._tensors))
         self._states = [m.__dict__ for m in self.modules if not _of_one_mode(m)]
@@ -101,6 +126,12 @@ class _Watch:
         inner = self.modules[1:]
         self._tables = [d for m in inner for d in (m._forward_hooks, m._forward_pre_hooks)]
         self._hooks = self._found_hooks()
+        self._inner, self._kinds = inner, list(map(type, inner))
+        # Of those without a forward of their own, what gets one gets longer.
+        self._converted = [m.__dict__ for m in inner if "forward" in m.__dict__]
+        self._forwards = list(map(_forward, self._converted))
+        self._others = [m.__dict__ for m in inner if "forward" not in m.__dict__]
+        self._lengths = list(map(len, self._others))
 
     def _found(self) -> list[Any]:
         return list(chain.from_iterable(map(dict.values, self._dicts)))
@@ -110,6 +141,12 @@ class _Watch:
 
     def _found_hooks(self) -> list[Any]:
         return list(chain.from_iterable(map(dict.values, filter(None, self._tables))))
+
+    def _same_forwards(self) -> bool:
+        try:
+            return list(map(_forward, self._converted)) == self._forwards
+        except KeyError:
+            return False
 
     def hooked(self) -> bool:
         """Whether a module below has hooks other than those that can be passed over."""
@@ -123,12 +160,16 @@ class _Watch:
         """Whether nothing has changed since."""
         entries = self._found()
         return (
-            len(entries) == len(self._entries)
+            not self.stepped
+            and len(entries) == len(self._entries)
             and all(map(is_, entries, self._entries))
             and list(map(_version, self._tensors)) == self._versions
             and list(map(_pointer, self._tensors)) == self._pointers
             and self._found_hooks() == self._hooks
             and self._found_modes() == self._modes
+            and list(map(type, self._inner)) == self._kinds
+            and list(map(len, self._others)) == self._lengths
+            and self._same_forwards()
         )
 
     def needs_gradient(self) -> bool:
@@ -137,8 +178,7 @@ class _Watch:
 
     def others(self, constants: list[Any]) -> list[Any]:
         """Those that are no parameters or buffers of the module."""
-        own = set(map(id, self._tensors))
-        return [t for t in constants if id(t) not in own]
+        return [t for t in constants if id(t) not in self.own]
 
 
 class _Run:
@@ -211,9 +251,14 @@ class _Forward:
 
     def __init__(self, module: Any) -> None:
         self.module = module
+        self._become()
+
+    def _become(self) -> None:
+        """Begin with the class that the module has now."""
+        self._kind = type(self.module)
         self._changes = self._rest = 0
-        self._layer = _training.layer(module)
-        self.original = functools.partial(type(module).forward, module)
+        self._layer = _training.layer(self.module)
+        self.original = functools.partial(self._kind.forward, self.module)
         self.forget()
         functools.update_wrapper(self, self.original.func)
         del self.__dict__["__wrapped__"]
@@ -252,6 +297,8 @@ class _Forward:
         self.__init__(state["module"])  # type: ignore[misc]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if type(self.module) is not self._kind:
+            self._become()
         if self.module.training:
             self._trained = True
             return self._recorded(args, kwargs)
@@ -325,9 +372,9 @@ class _Forward:
             if self._watch is not None and self._watch.collected():
                 return None
             run = self.runs.get(key)
-            if isinstance(run, str):
+            if isinstance(run, str) and self._watch is not None:
                 return None
-            if run is not None:
+            if isinstance(run, _Run):
                 if run.same():
                     return None if torch.is_grad_enabled() and run.needs_gradient() else run
                 del self.runs[key]
