@@ -366,6 +366,26 @@ def test_memory_order():
         assert len(converted.forward.runs) == 3
 
 
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda m, y: functional.group_norm(y, 4),
+        lambda m, y: functional.pixel_shuffle(y, 2),
+        lambda m, y: functional.pixel_unshuffle(y, 2),
+        lambda m, y: functional.relu(y).contiguous(),
+        lambda m, y: functional.pad(y, (1, 1, 1, 1)),
+    ],
+    ids=["group_norm", "pixel_shuffle", "pixel_unshuffle", "contiguous", "pad"],
+)
+def test_memory_order_of_functions(f):
+    model = Odd(f).eval()
+    converted = convert(model)
+    for x in (X, X.contiguous(memory_format=torch.channels_last)):
+        with torch.no_grad():
+            assert converted(x).stride() == model(x).stride()
+        assert report(converted).entries[0].state == "network"
+
+
 def test_inference_mode():
     """As without gradients; weights made in it have no versions, and are left."""
     model, x = settle(Block(standardized)), torch.randn(2, 16, 20, 18)
@@ -395,6 +415,32 @@ def test_results_are_the_callers():
         first.zero_()
         assert not torch.equal(second, first)
         assert torch.equal(converted(x), kept)
+
+
+CLONES = {
+    "clone": lambda y: (y, y.clone()),
+    "view": lambda y: (y.flatten(1).clone(), y, y.clone().permute(0, 2, 3, 1)),
+    "expand": lambda y: [y[:1].expand(2, -1, -1, -1).clone(), y],
+    "contiguous": lambda y: [y, y.clone().contiguous(), y.contiguous()],
+    "pad": lambda y: {"y": y, "padded": functional.pad(y, (0, 0))},
+}
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("name", CLONES)
+def test_clones(name, last):
+    """Results share memory only where PyTorch's do."""
+    model = Odd(lambda m, y: CLONES[name](functional.relu(y))).eval()
+    x = X.contiguous(memory_format=torch.channels_last) if last else X
+    converted = check(model, x)
+    for _ in range(2):
+        with torch.no_grad():
+            expected, found = tensors(model(x)), tensors(converted(x))
+        for i, (y, theirs) in enumerate(zip(found, expected, strict=True)):
+            y.fill_(i + 1)
+            theirs.fill_(i + 1)
+        for y, theirs in zip(found, expected, strict=True):
+            assert torch.equal(y, theirs)
 
 
 # -------------------------------------------------------------------------------------------- what it stays to be
@@ -452,6 +498,18 @@ def test_copies():
             other[0].weight.zero_()
         assert same(model, converted)
         assert not torch.equal(other(X), model(X))
+
+
+def test_shallow_copies():
+    """They run the forward of what they were copied from, until they are converted."""
+    converted = convert(Odd(lambda m, y: y * m.calls).eval())
+    converted.calls = 1
+    shallow = convert(copy.copy(converted), inplace=True)
+    shallow.calls = 10
+    with torch.no_grad():
+        torch.testing.assert_close(shallow(X), converted(X) * 10)
+    assert shallow.forward.module is shallow
+    assert converted.forward.module is converted
 
 
 def rescale(model):
@@ -956,6 +1014,19 @@ def test_gradients(last, monkeypatch):
         assert ("MaxPool2d", not last) in taken
         assert ("Conv2d", False) in taken or not last
     assert report(converted).entries[0].reason == "gradients are asked for"
+
+
+@pytest.mark.parametrize("kind", [nn.MaxPool2d, nn.AvgPool2d])
+def test_windows_larger_than_the_image(kind):
+    """PyTorch takes them in ceil mode."""
+    options = {"dilation": 2} if kind is nn.MaxPool2d else {}
+    window = 4 if options else 7
+    model = nn.Sequential(kind(window, 3, 1 if not options else 0, ceil_mode=True, **options))
+    x = torch.randn(64, 64, 6 if options else 4, 9)
+    converted = convert(model)
+    assert torch.equal(model(x), converted(x))
+    with torch.no_grad():
+        torch.testing.assert_close(converted.eval()(x), model.eval()(x))
 
 
 def test_small_layers_train_as_they_are():

@@ -157,9 +157,14 @@ class Trace:
         return t
 
     def view(self, x: Traced, value: Value, meta: Any, order: tuple[int, ...] | None = None) -> Traced:
-        """A traced tensor that shares its memory with x."""
+        """A traced tensor that shares its memory with x, or is a copy where x lies otherwise than is asked for."""
         x._memory.shared = True
-        return self.tensor(value, meta, order, x._memory)
+        memory = x._memory
+        if meta.untyped_storage()._cdata != x.as_subclass(torch.Tensor).untyped_storage()._cdata:
+            # How x lies in PyTorch may not be known: neither is changed in place.
+            memory = _Storage()
+            memory.shared = True
+        return self.tensor(value, meta, order, memory)
 
     def changed(self, x: Traced, value: Value) -> Traced:
         """X after a change in place."""
@@ -263,6 +268,13 @@ def _last(t: Any) -> bool:
     return t.dim() in _CHANNELS_LAST and t.stride(1) == 1 and t.stride(-1) == t.shape[1] > 1
 
 
+def _laid(result: Any, x: Traced, last: bool = False) -> Any:
+    """A result that on the CPU, unlike without numbers, lies channels-last where x does, or where told."""
+    if last or _last(x.as_subclass(torch.Tensor)):
+        return result.contiguous(memory_format=_CHANNELS_LAST[result.dim()])
+    return result
+
+
 def _convolution(rank: int, transposed: bool) -> Handler:
     def lower(
         t: Trace,
@@ -289,10 +301,7 @@ def _convolution(rank: int, transposed: bool) -> Handler:
         value = t.graph.add(
             "conv", t.plain(x), rank=rank, transposed=transposed, weight=w, bias=t.vector(bias), options=options
         )
-        if rank > 1 and (_last(x.as_subclass(torch.Tensor)) or _last(weight)):
-            # As on the CPU, unlike without numbers.
-            result = result.contiguous(memory_format=_CHANNELS_LAST[rank + 2])
-        return t.tensor(value, result)
+        return t.tensor(value, _laid(result, x, rank > 1 and _last(weight)))
 
     def lower_transposed(
         t: Trace,
@@ -399,7 +408,8 @@ def _layer_norm(
 def _group_norm(
     t: Trace, result: Any, x: Any, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any
 ) -> Traced:
-    return t.tensor(_apply(t, t.plain(x), "group_norm", num_groups, t.vector(weight), t.vector(bias), eps), result)
+    value = _apply(t, t.plain(x), "group_norm", num_groups, t.vector(weight), t.vector(bias), eps)
+    return t.tensor(value, _laid(result, x))
 
 
 def _instance_norm(
@@ -890,7 +900,7 @@ def _pad(t: Trace, result: Any, x: Any, pad: Any, mode: str = "constant", value:
         pairs = [(max(low, 0), max(high, 0)) for low, high in pairs]
     if any(pair != (0, 0) for pair in pairs):
         v = t.graph.add("pad", v, pads=tuple(pairs), mode=modes[mode], value=value)
-    return t.tensor(v, result)
+    return t.tensor(v, _laid(result, x) if mode == "constant" else result)
 
 
 _FREE |= {
@@ -912,6 +922,8 @@ def _own(function: Any, name: str) -> Handler:
         if not isinstance(result, torch.Tensor):
             raise Unsupported(f"{name} with several results")
         values: list[Value] = []
+        if name in ("pixel_shuffle", "pixel_unshuffle"):
+            result = _laid(result, args[0] if args else kwargs["input"])
         args, kwargs = _kept(t, (args, kwargs), values)
 
         def run(*arrays: Array) -> Array:
@@ -973,6 +985,19 @@ for _name in (
 # --------------------------------------------------------------------------------------------------------- traces
 
 
+_VIEWS = ("expand", "expand_as", "broadcast_to", "movedim", "moveaxis")  # of what PyTorch computes in a network
+
+
+def _root(graph: Graph, value: Value) -> Value:
+    """What a value may be a view of."""
+    for node in reversed(graph.nodes):
+        if node.output is value and (
+            node.op in ("view", "flatten", "reshape") or (node.op == "call" and node.get("what") in _VIEWS)
+        ):
+            value = node.inputs[0]
+    return value
+
+
 class Lowered:
     """A graph, and how PyTorch's arguments and results fit it.
 
@@ -989,27 +1014,35 @@ class Lowered:
         self.nanoseconds = trace.nanoseconds
         self._spec, self._single = spec, single
         results = [v for v in leaves if isinstance(v, Traced)]
-        index: dict[tuple[Value, Any], int] = {}
+        index: dict[tuple[Value, Any, _Storage], int] = {}
         self._places: list[int] = []
         values: list[Value] = []
+        owners: dict[Value, _Storage] = {}
         for t in results:
-            key = t._value, t._order
+            key = t._value, t._order, t._memory
             if key not in index:
                 index[key] = len(values)
-                values.append(trace.plain(t))
+                value = trace.plain(t)
+                if owners.setdefault(_root(self.graph, t._value), t._memory) is not t._memory:
+                    # A clone, of which the graph knows nothing.
+                    value = self.graph.add("call", value, function=lambda a: a.copy(order="K"), what="clone")
+                values.append(value)
             self._places.append(index[key])
         self._leaves = [None if isinstance(v, Traced) else v for v in leaves]
         self._at = [i for i, v in enumerate(leaves) if isinstance(v, Traced)]
         self.graph.outputs = values
-        images = [t.as_subclass(torch.Tensor) for t in results if t.dim() >= 4]
-        self.contiguous = not any(
-            not m.is_contiguous() and m.is_contiguous(memory_format=_CHANNELS_LAST[m.dim()])
-            for m in images
-            if m.dim() in _CHANNELS_LAST
-        )
+        # Those that lie channels-last, by their places; the network may give another order.
+        self._last: dict[int, Any] = {}
+        for t, place in zip(results, self._places, strict=True):
+            m, order = t.as_subclass(torch.Tensor), _CHANNELS_LAST.get(t.dim())
+            if order is not None and not m.is_contiguous() and m.is_contiguous(memory_format=order):
+                self._last[place] = order
+        self.contiguous = not self._last
 
     def results(self, tensors: list[Any]) -> Any:
         """What the forward gives, of these tensors."""
+        for place, order in self._last.items():
+            tensors[place] = tensors[place].contiguous(memory_format=order)
         if self._single:
             return tensors[0]
         leaves = list(self._leaves)

@@ -45,7 +45,21 @@ def _conv(own: Any, module: Any, x: Any) -> Any:
 def _pool(own: Any, module: Any, x: Any) -> Any:
     if x.dim() != 4 or x.numel() < _ELEMENTS or _last(x) or getattr(module, "return_indices", False):
         return None
+    if any(map(_beyond, x.shape[2:], *(_pair(getattr(module, name, 1)) for name in _WINDOW))):
+        return None
     return own.forward(module, x)
+
+
+_WINDOW = ("kernel_size", "padding", "dilation")
+
+
+def _pair(value: Any) -> tuple[int, ...]:
+    return (value,) * 2 if isinstance(value, int) else tuple(value)
+
+
+def _beyond(size: int, window: int, padding: int, dilation: int) -> bool:
+    """Whether a window is larger than its image, which PyTorch takes in ceil mode."""
+    return dilation * (window - 1) + 1 > size + 2 * padding
 
 
 def _batch_norm(own: Any, module: Any, x: Any) -> Any:
