@@ -914,10 +914,12 @@ def test_arguments_that_are_filled(kind):
 @pytest.mark.parametrize("fails", [False, True])
 def test_tensors_that_are_kept(fails):
     """A forward that keeps tensors where nobody looks keeps PyTorch's, and those of each call."""
-    kept, tied = [], {}
+    kept, tied, other = [], {}, Exception()
 
     def forward(m, y):
         kept.append(y)
+        if not hasattr(other, "y"):
+            other.y = y
         tied["y"] = (y, [y])
         return y.clamp(min=y.max().item()) if fails else y
 
@@ -927,7 +929,7 @@ def test_tensors_that_are_kept(fails):
         for turn in (1, 2, 3):
             converted(X)
             assert len(kept) == turn
-            assert list(map(type, [*kept, tied["y"][0], *tied["y"][1]])) == [torch.Tensor] * (turn + 2)
+            assert list(map(type, [*kept, tied["y"][0], *tied["y"][1], other.y])) == [torch.Tensor] * (turn + 3)
     if not fails:
         assert report(converted).entries[0].reason == "a forward that keeps what it computes"
     assert [e.name for e in report(converted).networks] == ["conv"]

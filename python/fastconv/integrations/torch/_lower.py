@@ -1055,7 +1055,7 @@ _pytree: Any = importlib.import_module("torch.utils._pytree")
 
 
 def release(made: list[weakref.ref[Traced]]) -> bool:
-    """Whether traced tensors are left somewhere when nothing of their trace is; lists and dicts lose them again."""
+    """Whether traced tensors outlive their trace somewhere; lists, dicts and attributes lose them."""
     if not any(t() is not None for t in made):
         return False
     gc.collect()  # what only is part of a cycle
@@ -1064,9 +1064,10 @@ def release(made: list[weakref.ref[Traced]]) -> bool:
     for holder in gc.get_referrers(*left) if left else ():
         if type(holder) is list and holder is not left:
             holder[:] = [v for v in holder if id(v) not in own]
-        elif type(holder) is dict:
-            for key in [k for k, v in holder.items() if id(v) in own]:
-                del holder[key]
+        table = holder if type(holder) is dict else getattr(holder, "__dict__", None)
+        if type(table) is dict:
+            for key in [k for k, v in table.items() if id(v) in own]:
+                del table[key]
     return bool(left)
 
 
