@@ -586,9 +586,9 @@ def convert(model: Any, inplace: bool = False) -> Any:
     devices, and for other dtypes than float32 and float64 the modules run as they are.
 
     The modules stay what they are: their classes, parameters, buffers, names and state dicts do not change, and
-    `train`, `to`, `load_state_dict`, optimisers and `copy.deepcopy` work. A change of weights that PyTorch counts, or an
-    optimiser makes, is noticed at the next call; one through `.data` in place or through NumPy, of statistics by other
-    means than their layer, and of a module's other attributes, is not: call `refresh` then.
+    `train`, `to`, `load_state_dict`, optimisers and `copy.deepcopy` work. A change of weights that PyTorch counts,
+    or an optimiser makes, is noticed at the next call; one through `.data` in place or through NumPy, of statistics by
+    other means than their layer, and of a module's other attributes, is not: call `refresh` then.
 
     Results agree with PyTorch's up to rounding; they lie in memory as PyTorch's (channels-last for channels-last).
 
