@@ -199,6 +199,63 @@ def test_a_constant_of_the_last_axis_is_no_constant_of_the_channels() -> None:
     assert error(integration.prepare(model).run(x)[0], runtime(model, {"x": x})[0]) < 1e-6
 
 
+def gated(how: str, one: Any) -> Any:
+    """An activation as exporters write it, with numbers of any shape."""
+    b = Builder()
+    if how == "gelu":
+        erf = b("Erf", b("Div", "x", one(2**0.5)))
+        return b, b("Mul", b("Mul", "x", b("Add", erf, one(1))), one(0.5))
+    if how == "hardswish":
+        clipped = b("Clip", b("Add", "x", one(3)), np.float32(0), np.float32(6))
+        return b, b("Div", b("Mul", "x", clipped), one(6))
+    return b, b("Mul", b("Mul", "x", b("Sigmoid", "x")), one(1))
+
+
+@pytest.mark.parametrize("how", ["gelu", "hardswish", "silu"])
+def test_numbers_of_more_axes_than_the_image_give_it_more(how: str) -> None:
+    for rank, fused in ((0, True), (2, True), (3, False)):
+        b, y = gated(how, lambda v, rank=rank: np.full((1,) * rank, v, np.float32))
+        model, x = b.model(y, shape=(2, 5)), image(2, 5)
+        prepared = integration.prepare(model)
+        assert (steps(model, x) == ["activation"]) is fused
+        assert error(prepared.run(x)[0], runtime(model, {"x": x})[0]) < 2e-6
+
+
+def addable(layer: str, b: Builder) -> tuple[str, str, tuple[int, ...]]:
+    """A layer of 16 channels; what it comes to, and the shape of one image of its result."""
+    if layer == "separable":
+        return b.conv(b.conv("x", 8, 8, groups=8), 16, 8, 1), layer, (16, 12, 12)
+    if layer == "inverted":
+        wide = b("Relu", b.conv("x", 16, 8, 1))
+        return b.conv(b("Relu", b.conv(wide, 16, 16, groups=16)), 16, 16, 1), layer, (16, 12, 12)
+    if layer == "conv_transpose":
+        return b("ConvTranspose", "x", b.draw(8, 16, 2, 2), strides=[2, 2]), "conv", (16, 24, 24)
+    if layer == "depthwise":
+        return b.conv("x", 16, 8, groups=8), "conv", (16, 12, 12)
+    return b.conv("x", 16, 8, int(layer[-1])), "conv", (16, 12, 12)
+
+
+@pytest.mark.parametrize("layer", ["conv1", "conv3", "conv7", "depthwise", "conv_transpose", "separable", "inverted"])
+@pytest.mark.parametrize("n", [1, 2])
+def test_constants_that_are_added_to_a_layer(layer: str, n: int) -> None:
+    """Of any shape that broadcasts: part of the layer, unless the sum has more axes or images than its result."""
+    c, h, w = addable(layer, Builder())[2]
+    shapes: list[tuple[int, ...]] = [(c, h, w), (1, c, h, w), (n, c, h, w), (h, w), (w,), (1, h, 1), (c, h, 1), (1, w)]
+    larger: list[tuple[int, ...]] = [(1, 1, c, h, w), (1, 1, 1, h, w), (2, 1, c, h, w), *([(3, c, h, w)] * (n == 1))]
+    x = image(n, 8, 12, 12)
+    for shape in (*shapes, *larger):
+        for first in (True, False):
+            b = Builder()
+            y, op, _ = addable(layer, b)
+            constant = b.draw(*shape[-3:]) if shape[0] == 1 else b.draw(*shape)
+            sides = (y, constant.reshape(shape)) if first else (constant.reshape(shape), y)
+            model = b.model(b("Relu", b("Add", *sides)), shape=(n, 8, 12, 12))
+            prepared = integration.prepare(model)
+            assert steps(model, x) in (["constant", op], [op])
+            for _ in range(2):
+                assert error(prepared.run(x)[0], runtime(model, {"x": x})[0]) < 2e-6
+
+
 def test_a_number_folds_into_the_dense_layer_behind_views() -> None:
     """As attention divides its queries; not where somebody else reads the layer, or what is between."""
 

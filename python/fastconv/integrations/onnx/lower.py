@@ -353,7 +353,7 @@ def _activation(low: Lowering, step: Step) -> Value | None:
 @_rule("PRelu")
 def _prelu(low: Lowering, step: Step) -> Value | None:
     slope, name = low.constant(step, 1), step.inputs[0]
-    if slope is None or slope.size != 1 or not low.floats(name) or not 1 <= low.form(name).ndim <= 5:
+    if slope is None or slope.size != 1 or not low.floats(name) or not max(slope.ndim, 1) <= low.form(name).ndim <= 5:
         return None
     return low.graph.add("activation", low.value(name), activation=("leaky_relu", float(slope.item())))
 
@@ -410,7 +410,8 @@ def _gated(low: Lowering, step: Step) -> tuple[str, Activation] | None:
         return None
     for x, gate in (leaves, leaves[::-1]):
         maker = low.makers.get(gate)
-        if maker is None or x in low.known:
+        # A number of more axes than x gives the product more of them.
+        if maker is None or x in low.known or low.form(x).shape != low.forms[step.outputs[0]].shape:
             continue
         if maker.op in ("Sigmoid", "HardSigmoid") and maker.inputs[0] == x and number == 1:
             activation = _ACTIVATIONS[maker.op](low, maker)

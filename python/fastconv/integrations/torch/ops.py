@@ -1069,8 +1069,8 @@ def _lp_backward(ctx: Any, dy: Tensor | None) -> tuple[Any, ...]:
         return (None,) * 5
     if not torch.is_grad_enabled():
         return (_lp_gradient_op(dy, x, *ctx.options), None, None, None, None)
-    # The same of differentiable calls. A window's sum is its mean times the size of a whole one, as in the kernel: so the
-    # last windows, which ceil_mode cuts, count for more.
+    # The same of differentiable calls. A window's sum is its mean times the size of a whole one, as in the kernel: what
+    # is left of a last window that ceil_mode cuts counts for more.
     power, kernel_size, stride, ceil_mode = ctx.options
     factor = torch.where(y == 0, torch.zeros_like(y), dy * y.pow(1 - power)) * math.prod(kernel_size)
     means = _avg_gradient_op(factor, x.shape, kernel_size, stride, [0] * len(stride), ceil_mode, True, None)
