@@ -488,7 +488,7 @@ def _spread(node: Node, run: Any, addend: Array) -> Callable[[Any], Array] | Non
     shape = run.output_shape
     _check_alike(node, shape, addend.shape)
     if addend.shape == shape:
-        return lambda residual: residual  # type: ignore[no-any-return]
+        return lambda residual: residual
     if np.broadcast_shapes(shape, addend.shape) != shape:
         return None
     return lambda residual: np.broadcast_to(residual, shape)

@@ -499,6 +499,69 @@ def test_models_that_are_cut_short_or_changed() -> None:
     assert refused > len(damaged) // 3
 
 
+def functions(calls: int, depth: int) -> Any:
+    """A model whose one node comes to calls ** depth of them."""
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+    made = []
+    for i in range(depth + 1):
+        nodes = [helper.make_node(f"F{i + 1}", [f"t{k}"], [f"t{k + 1}"], domain="own") for k in range(calls)]
+        nodes = nodes if i < depth else [helper.make_node("Relu", ["t0"], [f"t{calls}"])]
+        made.append(helper.make_function("own", f"F{i}", ["t0"], [f"t{calls}"], nodes, opsets))
+    ports = [helper.make_tensor_value_info(v, onnx.TensorProto.FLOAT, [2, 3]) for v in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("F0", ["x"], ["y"], domain="own")], "calls", ports[:1], ports[1:])
+    return helper.make_model(graph, opset_imports=opsets, functions=made, ir_version=9)
+
+
+def test_calls_of_functions_are_written_out_up_to_a_number_of_nodes() -> None:
+    x = image(2, 3)
+    np.testing.assert_array_equal(integration.prepare(functions(3, 3)).run(x)[0], np.maximum(x, 0))
+    for depth in (5, 9, 40):
+        with pytest.raises(ValueError, match="must come to at most 32768 nodes"):
+            integration.prepare(functions(10, depth))
+
+
+@pytest.mark.parametrize("how", ["Concat", "Add", "MatMul", "Tile", "EyeLike", "MaxUnpool", "Gather", "Expand"])
+def test_constants_are_not_folded_to_more_than_is_admitted(how: str) -> None:
+    """Refused before memory is asked for."""
+    b = Builder()
+    many = b("Expand", np.float32([1]), np.array([2**20]))
+    if how == "Concat":
+        y = many
+        for _ in range(12):
+            y = b("Concat", y, y, axis=0)
+    elif how == "Tile":  # empty, and large before it is
+        y = b("Tile", np.ones((1, 1), np.float32), np.array([2**40, 0]))
+    elif how == "EyeLike":
+        y = b("EyeLike", b("Expand", np.ones((1, 1), np.float32), np.array([2**15, 2**15])))
+    elif how == "MaxUnpool":
+        options = {"kernel_shape": [2**16] * 2, "strides": [2**16] * 2}
+        y = b("MaxUnpool", np.ones((1, 1, 2, 2), np.float32), np.zeros((1, 1, 2, 2), np.int64), **options)
+    elif how == "Gather":
+        y = b("Gather", b("Unsqueeze", many, np.array([0])), b("ConstantOfShape", np.array([2**10])))
+        b.nodes[-2].attribute.append(
+            helper.make_attribute("value", helper.make_tensor("v", onnx.TensorProto.INT64, [1], [0]))
+        )
+    elif how == "Expand":  # each is admitted, all are not
+        y = b("Expand", np.float32([1]), np.array([2**27]))
+        for _ in range(3):
+            y = b("Neg", b("Expand", y, np.array([2**27])))
+    else:
+        y = b(how, b("Unsqueeze", many, np.array([1])), b("Unsqueeze", many, np.array([0])))
+    model = b.model(b("Add", "x", b("ReduceSum", y)), shape=(2, 5))
+    with pytest.raises(
+        ValueError, match=r"must (not )?.*elements" if how in ("Expand", "EyeLike") else rf"{how} .*elements"
+    ):
+        integration.prepare(model)
+
+
+def test_no_more_are_the_largest_than_there_are() -> None:
+    for k in (-1, 6):
+        b = Builder()
+        values, _ = b("TopK", "x", np.array([k]), outputs=2)
+        with pytest.raises(ValueError, match=r"TopK .*k \(=-?\d\) must be from 0 to"):
+            integration.prepare(b.model(values, shape=(2, 5)))
+
+
 def test_no_model() -> None:
     with pytest.raises(TypeError, match=r"must be a path, bytes or an onnx\.ModelProto"):
         integration.prepare(3)
