@@ -362,3 +362,20 @@ def test_a_sum_of_two_inputs() -> None:
         assert len(fused) == 1, str(fused)
         expected = module(x)
         np.testing.assert_allclose(fused(x), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+def test_sides_of_a_sum_that_are_not_alike() -> None:
+    """Layers that read views as their residuals do so where the network takes any, not where it asks for one shape."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Sequential(nn.Conv2d(6, 6, 3, padding=1, groups=6), nn.Conv2d(6, 6, 1))
+            self.conv = nn.Conv2d(6, 6, (8, 10))
+            self.add = nn.Add()
+
+        def forward(self, x: Any) -> Any:
+            return self.add(self.layer(x), self.conv(x))
+
+    with pytest.raises(ValueError, match=r"sides of a sum .* must have one shape"):
+        nn.fuse(settled(Block()))(image(2))

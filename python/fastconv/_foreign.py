@@ -179,6 +179,15 @@ def seen(value: Any) -> Any:
     return value if a is None else a
 
 
+def written(*values: object) -> None:
+    """What is done once a call has written to operands that it does not return; for NumPy's arrays nothing."""
+    if _OWN.issuperset(map(type, values)):
+        return
+    for value in values:
+        if (library := _library(value)) is not None:
+            library.written(value)
+
+
 def any_of(values: Collection[object]) -> bool:
     """Whether one of the values is an array of another library, on no device."""
     if _OWN.issuperset(map(type, values)):

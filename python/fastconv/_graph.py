@@ -425,7 +425,7 @@ def _fuse_layers(graph: Graph, node: Node, uses: dict[Value, int], makers: dict[
     if expand is not None and not (_pointwise(expand) and expand.input("residual") is None and _plain_input(expand)):
         expand = None
     options = {k: v for k, v in depthwise.get("options").items() if k != "groups"}
-    residual = node.input("residual")
+    residual, alike = node.input("residual"), node.get("alike")
     x = depthwise.inputs[0] if expand is None else expand.inputs[0]
     own = {name: node.get(name) for name in ("bias", "scale", "shift", "activation")}
     if expand is None and gate is None:
@@ -444,6 +444,7 @@ def _fuse_layers(graph: Graph, node: Node, uses: dict[Value, int], makers: dict[
     node.inputs, node.roles = [x], ["x"]
     if residual is not None:
         node.set_input("residual", residual)
+        node.attributes["alike"] = alike
     gone = [depthwise, *between, *([expand] if expand is not None else [])]
     graph.nodes = [n for n in graph.nodes if n not in gone]
     return True
@@ -465,43 +466,53 @@ def _prepare_conv(node: Node, x: Array, *more: Array) -> Runner:
     places = [node.roles.index(role) if role in node.roles else None for role in ("residual", "input_gate")]
     if places == [None, None]:
         return lambda out, x: run(x, out=out)
-    addend = None if places[0] is None else (x, *more)[places[0]]
-    if addend is not None and addend.shape[-_rank(run) :] != run.output_shape[-_rank(run) :]:
-        return _prepare_apart(node, places, x, *more)
+    spread = None if places[0] is None else _spread(node, run, (x, *more)[places[0]])
+    if places[0] is not None and spread is None:
+        return _prepare_apart(node, x, *more)
 
     def call(out: Array | None, *inputs: Array) -> Array:
         residual, gate = (None if i is None else inputs[i] for i in places)
+        if spread is not None:
+            residual = spread(residual)
         # A gate is of the channels, with or without N.
         return run(inputs[0], residual, None if gate is None else gate.reshape(gate.shape[: -a["rank"]]), out)
 
     return call
 
 
-def _rank(run: Any) -> int:
-    """The axes of a layer's result without N."""
-    return len(run.output_shape) - 1
+def _spread(node: Node, run: Any, addend: Array) -> Callable[[Any], Array] | None:
+    """What makes the residual of a layer from the other side of its sum; None where the sum is larger than its result.
+
+    The layers read views with strides of 0.
+    """
+    shape = run.output_shape
+    _check_alike(node, shape, addend.shape)
+    if addend.shape == shape:
+        return lambda residual: residual
+    if np.broadcast_shapes(shape, addend.shape) != shape:
+        return None
+    return lambda residual: np.broadcast_to(residual, shape)
 
 
-def _prepare_apart(node: Node, places: list[int | None], x: Array, *more: Array) -> Runner:
-    """A convolution whose sum broadcasts: it, the sum and the activation one after the other."""
+def _prepare_apart(node: Node, x: Array, *more: Array) -> Runner:
+    """A layer whose sum is larger than its result: it, the sum and the activation one after the other."""
     apart = Node(node.op, list(node.inputs), node.output, {**node.attributes, "activation": None}, list(node.roles))
     index = node.roles.index("residual")
     del apart.inputs[index], apart.roles[index]
     operands = (x, *more)
-    convolve = _prepare_conv(apart, *operands[:index], *operands[index + 1 :])
-    _check_alike(node, convolve(None, *operands[:index], *operands[index + 1 :]), operands[index])
+    layer = _PREPARE[node.op](apart, *operands[:index], *operands[index + 1 :])
     activate = _activation(node.get("activation"))
 
     def call(out: Array | None, *inputs: Array) -> Array:
-        y = np.add(convolve(None, *inputs[:index], *inputs[index + 1 :]), inputs[index], out=out)
+        y = np.add(layer(None, *inputs[:index], *inputs[index + 1 :]), inputs[index], out=out)
         return activate(y, y)
 
     return call
 
 
-def _check_alike(node: Node, x: Array, y: Array) -> None:
-    if node.get("alike") and x.shape != y.shape:
-        raise ValueError(f"the sides of a sum (shapes {x.shape} and {y.shape}) must have one shape")
+def _check_alike(node: Node, x: tuple[int, ...], y: tuple[int, ...]) -> None:
+    if node.get("alike") and x != y:
+        raise ValueError(f"the sides of a sum (shapes {x} and {y}) must have one shape")
 
 
 def _activation(act: Activation) -> Callable[..., Array]:
@@ -528,14 +539,19 @@ def _prepare_linear(node: Node, x: Array) -> Runner:
 
 
 def _prepare_layers(node: Node, x: Array, residual: Array | None = None) -> Runner:
-    a = dict(node.attributes)
+    a = {name: value for name, value in node.attributes.items() if name != "alike"}
     if node.op == "separable":
         weights = [a.pop("depthwise_weight"), a.pop("pointwise_weight"), a.pop("bias")]
         run = plan("separable_conv2d", x, *weights, **a)
     else:
         weights = [a.pop("expand_weight"), a.pop("depthwise_weight"), a.pop("project_weight"), a.pop("bias")]
         run = plan("inverted_residual", x, *weights, **a)
-    return lambda out, x, residual=None: run(x, residual, out=out)
+    if residual is None:
+        return lambda out, x: run(x, out=out)
+    spread = _spread(node, run, residual)
+    if spread is None:
+        return _prepare_apart(node, x, residual)
+    return lambda out, x, residual: run(x, spread(residual), out=out)
 
 
 def _affine(scale: Array, shift: Array, act: Activation) -> Runner:
@@ -554,7 +570,7 @@ def _prepare_activation(node: Node, x: Array) -> Runner:
 
 def _prepare_add(node: Node, x: Array, y: Array) -> Runner:
     act = node.get("activation")
-    _check_alike(node, x, y)
+    _check_alike(node, x.shape, y.shape)
     if x.shape == y.shape and x.ndim:
         return lambda out, x, y: functional.add(x, y, activation=act, out=out)
     activate = _activation(act)

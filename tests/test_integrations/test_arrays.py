@@ -218,6 +218,29 @@ def test_results_are_memory_of_the_output_cache() -> None:
         assert fastconv.cache_info() != before  # nothing was copied on the way out: its block has come back
 
 
+@pytest.mark.parametrize("strided", [False, True])  # a call, and one that takes a detour
+@pytest.mark.parametrize("train", [False, True])
+def test_running_statistics_that_are_written_are_known_to_be(train: bool, strided: bool) -> None:
+    """So autograd refuses a backward pass that has saved what they were before."""
+    torch = require("torch")
+    x = torch.from_numpy(X.copy())
+    if strided:
+        x = torch.stack([x, x], -1)[..., 0]
+    mean, var = torch.zeros(x.shape[1]), torch.ones(x.shape[1])
+    fastconv.batch_norm(x, mean, var)
+    assert mean._version == var._version == 0
+    factor = torch.ones(x.shape[1], requires_grad=True)
+    loss = (factor * mean).sum()
+    if train:
+        fastconv.batch_norm_train(x, mean, var)
+    else:
+        fastconv.batch_norm(x, mean, var, training=True)
+    assert mean.any()
+    assert min(mean._version, var._version) > 0
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
 def test_results_do_not_alias_what_they_were_computed_from() -> None:
     torch = require("torch")
     x = torch.from_numpy(X.copy())

@@ -199,6 +199,63 @@ def test_a_constant_of_the_last_axis_is_no_constant_of_the_channels() -> None:
     assert error(integration.prepare(model).run(x)[0], runtime(model, {"x": x})[0]) < 1e-6
 
 
+def gated(how: str, one: Any) -> Any:
+    """An activation as exporters write it, with numbers of any shape."""
+    b = Builder()
+    if how == "gelu":
+        erf = b("Erf", b("Div", "x", one(2**0.5)))
+        return b, b("Mul", b("Mul", "x", b("Add", erf, one(1))), one(0.5))
+    if how == "hardswish":
+        clipped = b("Clip", b("Add", "x", one(3)), np.float32(0), np.float32(6))
+        return b, b("Div", b("Mul", "x", clipped), one(6))
+    return b, b("Mul", b("Mul", "x", b("Sigmoid", "x")), one(1))
+
+
+@pytest.mark.parametrize("how", ["gelu", "hardswish", "silu"])
+def test_numbers_of_more_axes_than_the_image_give_it_more(how: str) -> None:
+    for rank, fused in ((0, True), (2, True), (3, False)):
+        b, y = gated(how, lambda v, rank=rank: np.full((1,) * rank, v, np.float32))
+        model, x = b.model(y, shape=(2, 5)), image(2, 5)
+        prepared = integration.prepare(model)
+        assert (steps(model, x) == ["activation"]) is fused
+        assert error(prepared.run(x)[0], runtime(model, {"x": x})[0]) < 2e-6
+
+
+def addable(layer: str, b: Builder) -> tuple[str, str, tuple[int, ...]]:
+    """A layer of 16 channels; what it comes to, and the shape of one image of its result."""
+    if layer == "separable":
+        return b.conv(b.conv("x", 8, 8, groups=8), 16, 8, 1), layer, (16, 12, 12)
+    if layer == "inverted":
+        wide = b("Relu", b.conv("x", 16, 8, 1))
+        return b.conv(b("Relu", b.conv(wide, 16, 16, groups=16)), 16, 16, 1), layer, (16, 12, 12)
+    if layer == "conv_transpose":
+        return b("ConvTranspose", "x", b.draw(8, 16, 2, 2), strides=[2, 2]), "conv", (16, 24, 24)
+    if layer == "depthwise":
+        return b.conv("x", 16, 8, groups=8), "conv", (16, 12, 12)
+    return b.conv("x", 16, 8, int(layer[-1])), "conv", (16, 12, 12)
+
+
+@pytest.mark.parametrize("layer", ["conv1", "conv3", "conv7", "depthwise", "conv_transpose", "separable", "inverted"])
+@pytest.mark.parametrize("n", [1, 2])
+def test_constants_that_are_added_to_a_layer(layer: str, n: int) -> None:
+    """Of any shape that broadcasts: part of the layer, unless the sum has more axes or images than its result."""
+    c, h, w = addable(layer, Builder())[2]
+    shapes: list[tuple[int, ...]] = [(c, h, w), (1, c, h, w), (n, c, h, w), (h, w), (w,), (1, h, 1), (c, h, 1), (1, w)]
+    larger: list[tuple[int, ...]] = [(1, 1, c, h, w), (1, 1, 1, h, w), (2, 1, c, h, w), *([(3, c, h, w)] * (n == 1))]
+    x = image(n, 8, 12, 12)
+    for shape in (*shapes, *larger):
+        for first in (True, False):
+            b = Builder()
+            y, op, _ = addable(layer, b)
+            constant = b.draw(*shape[-3:]) if shape[0] == 1 else b.draw(*shape)
+            sides = (y, constant.reshape(shape)) if first else (constant.reshape(shape), y)
+            model = b.model(b("Relu", b("Add", *sides)), shape=(n, 8, 12, 12))
+            prepared = integration.prepare(model)
+            assert steps(model, x) in (["constant", op], [op])
+            for _ in range(2):
+                assert error(prepared.run(x)[0], runtime(model, {"x": x})[0]) < 2e-6
+
+
 def test_a_number_folds_into_the_dense_layer_behind_views() -> None:
     """As attention divides its queries; not where somebody else reads the layer, or what is between."""
 
@@ -440,6 +497,68 @@ def test_models_that_are_cut_short_or_changed() -> None:
         except ValueError:
             refused += 1
     assert refused > len(damaged) // 3
+
+
+def functions(calls: int, depth: int) -> Any:
+    """A model whose one node comes to calls ** depth of them."""
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+    made = []
+    for i in range(depth + 1):
+        nodes = [helper.make_node(f"F{i + 1}", [f"t{k}"], [f"t{k + 1}"], domain="own") for k in range(calls)]
+        nodes = nodes if i < depth else [helper.make_node("Relu", ["t0"], [f"t{calls}"])]
+        made.append(helper.make_function("own", f"F{i}", ["t0"], [f"t{calls}"], nodes, opsets))
+    ports = [helper.make_tensor_value_info(v, onnx.TensorProto.FLOAT, [2, 3]) for v in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("F0", ["x"], ["y"], domain="own")], "calls", ports[:1], ports[1:])
+    return helper.make_model(graph, opset_imports=opsets, functions=made, ir_version=9)
+
+
+def test_calls_of_functions_are_written_out_up_to_a_number_of_nodes() -> None:
+    x = image(2, 3)
+    np.testing.assert_array_equal(integration.prepare(functions(3, 3)).run(x)[0], np.maximum(x, 0))
+    for depth in (5, 9, 40):
+        with pytest.raises(ValueError, match="must come to at most 32768 nodes"):
+            integration.prepare(functions(10, depth))
+
+
+@pytest.mark.parametrize("how", ["Concat", "Add", "MatMul", "Tile", "EyeLike", "MaxUnpool", "Gather", "Expand"])
+def test_constants_are_not_folded_to_more_than_is_admitted(how: str) -> None:
+    """Refused before memory is asked for."""
+    b = Builder()
+    many = b("Expand", np.float32([1]), np.array([2**20]))
+    if how == "Concat":
+        y = b("Expand", np.float32([1]), np.array([2**27]))
+        y = b("Concat", y, y, axis=0)
+    elif how == "Tile":  # empty, and large before it is
+        y = b("Tile", np.ones((1, 1), np.float32), np.array([2**40, 0]))
+    elif how == "EyeLike":
+        y = b("EyeLike", b("Expand", np.ones((1, 1), np.float32), np.array([2**15, 2**15])))
+    elif how == "MaxUnpool":
+        options = {"kernel_shape": [2**16] * 2, "strides": [2**16] * 2}
+        y = b("MaxUnpool", np.ones((1, 1, 2, 2), np.float32), np.zeros((1, 1, 2, 2), np.int64), **options)
+    elif how == "Gather":
+        y = b("Gather", b("Unsqueeze", many, np.array([0])), b("ConstantOfShape", np.array([2**10])))
+        b.nodes[-2].attribute.append(
+            helper.make_attribute("value", helper.make_tensor("v", onnx.TensorProto.INT64, [1], [0]))
+        )
+    elif how == "Expand":  # each is admitted, all are not
+        y = b("Expand", np.float32([1]), np.array([2**27]))
+        for _ in range(3):
+            y = b("Neg", b("Expand", y, np.array([2**27])))
+    else:
+        y = b(how, b("Unsqueeze", many, np.array([1])), b("Unsqueeze", many, np.array([0])))
+    model = b.model(b("Add", "x", b("ReduceSum", y)), shape=(2, 5))
+    with pytest.raises(
+        ValueError, match=r"must (not )?.*elements" if how in ("Expand", "EyeLike") else rf"{how} .*elements"
+    ):
+        integration.prepare(model)
+
+
+def test_no_more_are_the_largest_than_there_are() -> None:
+    for k in (-1, 6):
+        b = Builder()
+        values, _ = b("TopK", "x", np.array([k]), outputs=2)
+        with pytest.raises(ValueError, match=r"TopK .*k \(=-?\d\) must be from 0 to"):
+            integration.prepare(b.model(values, shape=(2, 5)))
 
 
 def test_no_model() -> None:

@@ -695,6 +695,25 @@ def test_no_images(name: str) -> None:
     assert all(not t.grad.any() for t in (x, *rest))
 
 
+@pytest.mark.parametrize("power", [1.0, 2.0, 3.0])
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_gradients_of_cut_windows_are_those_of_gradients_of_gradients(rank: int, power: float) -> None:
+    """A last window that ceil_mode cuts is rescaled, in gradients that can be differentiated as in others."""
+    x = torch.rand(2, 3, *(8, 6, 7)[:rank], generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.5
+    for size, step in ((3, 3), (3, 2), (2, 5)):
+        a, b, c = (x.clone().requires_grad_() for _ in range(3))
+        name = f"lp_pool{rank}d"
+        y = getattr(ops, name)(a, power, size, step, True)
+        theirs = getattr(torch.nn.functional, name)(b, power, size, step, True)
+        close(y, theirs)
+        (da,) = torch.autograd.grad((y**2).sum(), a, create_graph=True)
+        (db,) = torch.autograd.grad((theirs**2).sum(), b, create_graph=True)
+        (plain,) = torch.autograd.grad((getattr(ops, name)(c, power, size, step, True) ** 2).sum(), c)
+        close(da, db)
+        close(da, plain)
+        close(*(torch.autograd.grad((d**3).sum(), v)[0] for d, v in ((da, a), (db, b))))
+
+
 def test_saved_tensors_that_are_overwritten_are_seen() -> None:
     x, w = leaves(Case("", (X2, (6, 4, 3, 3))).tensors())
     z = x * 1

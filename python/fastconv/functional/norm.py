@@ -239,9 +239,11 @@ def batch_norm_train(
     """`batch_norm` with training=True, returning (y, mean, inv_std): y and what `batch_norm_backward` wants."""
     spec = _args.batch_spec(x, layout, True, momentum, eps, momentum_convention, running_variance, activation)
     options = _args.Options(layout, training=True)
-    return BatchNormResult(
+    result = BatchNormResult(
         *_forward("batch_norm", spec, x, weight, bias, residual, running_mean, running_var, out, options)
     )
+    _foreign.written(running_mean, running_var)
+    return result
 
 
 def batch_norm_backward(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import graphlib
 import math
 import os
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,8 @@ NEWEST_OPERATORS = 28
 _LARGE = 1 << 12
 # A message of protobuf ends here; larger models keep their weights beside them.
 _MOST_BYTES = 2**31 - 1
+# Nodes that the calls of a model's own functions may come to: hostile models ask for any number by a few lines.
+_MOST_EXPANDED = 2**15
 
 Model: Any = onnx.ModelProto
 
@@ -99,6 +103,7 @@ def read(model: object) -> Source:
     weights = _weights(proto, folder)
     _check(proto)
     if proto.functions:
+        _check_functions(proto)
         proto = onnx.inliner.inline_local_functions(proto)
     return _source(proto, weights)
 
@@ -113,6 +118,41 @@ def _check(proto: Any) -> None:
             onnx.checker.check_model(proto)
     except onnx.checker.ValidationError as error:
         raise ValueError(f"model is not valid: {str(error).strip().splitlines()[0]}") from None
+
+
+def _identity(f: Any, name: str) -> tuple[str, str, str]:
+    """What a call names a function by."""
+    return f.domain if f.domain != "ai.onnx" else "", name, getattr(f, "overload", "")
+
+
+def _check_functions(proto: Any) -> None:
+    """See to it that what the calls of functions come to can be written out."""
+
+    def called(nodes: Iterable[Any]) -> Counter[Any]:
+        """How often each operator is called, in the graphs of control flow as well."""
+        found: Counter[Any] = Counter()
+        left = list(nodes)
+        while left:
+            node = left.pop()
+            found[_identity(node, node.op_type)] += 1
+            for a in node.attribute:
+                for graph in (a.g, *a.graphs):
+                    left.extend(graph.node)
+        return found
+
+    functions = {_identity(f, f.name): called(f.node) for f in proto.functions}
+    sizes: dict[Any, int] = {}
+    try:
+        order = list(graphlib.TopologicalSorter(functions).static_order())
+    except graphlib.CycleError:
+        raise ValueError("model is not valid: functions must not call themselves") from None
+    for f in order:
+        if f in functions:
+            size = sum(count * sizes.get(g, 1) for g, count in functions[f].items())
+            sizes[f] = min(size, _MOST_EXPANDED + 1)
+    expanded = sum(count * sizes[f] for f, count in called(proto.graph.node).items() if f in sizes)
+    if expanded > _MOST_EXPANDED:
+        raise ValueError(f"the calls of the model's functions must come to at most {_MOST_EXPANDED} nodes")
 
 
 # ------------------------------------------------------------------------------------------------------------ weights

@@ -79,6 +79,8 @@ class Lowering:
         self.values: dict[str, Value] = {}
         self.forms: dict[str, Form] = dict(forms)
         self.makers: dict[str, Step] = {}
+        # Elements that constants may still be folded to; a model of large weights may make several of each.
+        self._budget = max(operators.MOST_FOLDED, 8 * sum(a.size for a in source.constants.values()))
         # The inputs that a value depends on.
         self._roots = {port.name: frozenset((port.name,)) for port in source.inputs}
         self._nodes: dict[Value, Node] = {}
@@ -147,7 +149,8 @@ class Lowering:
             raise ValueError(f"{step} reads {missing[0]!r}, which nobody makes")
         if step.op in ("Shape", "Size", "EyeLike") or all(name in self.known for name in names):
             arrays = self._arrays(step, lambda form: np.broadcast_to(np.zeros((), form.dtype), form.shape))
-            for name, result in zip(step.outputs, self._compute(step, arrays), strict=False):
+            shapes = [a.shape for a in arrays if a is not None]
+            for name, result in zip(step.outputs, self._fold(step, arrays, shapes), strict=False):
                 self.known[name] = result
             return
         self._ask(step, frozenset(step.inputs[i] for i in operator.constants if self.given(step, i)))
@@ -184,6 +187,22 @@ class Lowering:
             arrays.append(known if known is not None or not name else stand_in(self.forms[name]))
         return arrays
 
+    def _fold(self, step: Step, arrays: Sequence[Array | None], shapes: Sequence[tuple[int, ...]]) -> tuple[Array, ...]:
+        """A node of constants, within what is left of the budget."""
+        token = operators.LIMIT.set(self._budget)
+        try:
+            operators.admit_fold(step, shapes)
+            results = self._compute(step, arrays)
+        except (ValueError, LookupError, TypeError) as error:
+            words = str(error)
+            raise ValueError(words if words.startswith(str(step)) else f"{step}: {words}") from None
+        finally:
+            operators.LIMIT.reset(token)
+        self._budget -= sum(y.size for y in results)
+        if self._budget < 0:
+            raise ValueError(f"{step}: constants must not be folded to more than {operators.MOST_FOLDED} elements")
+        return results
+
     def _compute(self, step: Step, arrays: Sequence[Array | None]) -> tuple[Array, ...]:
         with np.errstate(all="ignore"):
             try:
@@ -191,6 +210,8 @@ class Lowering:
             except (ValueError, TypeError, IndexError, KeyError, ArithmeticError) as error:
                 what = f"{type(error).__name__} {error}" if isinstance(error, KeyError) else str(error)
                 raise ValueError(f"{step}: {what}") from None
+            except MemoryError as error:
+                raise ValueError(f"{step} asks for more memory than there is: {error}") from None
         return tuple(np.asarray(y) for y in (results if isinstance(results, tuple) else (results,)))
 
     def _forms(self, step: Step, kind: str) -> list[Form]:
@@ -353,7 +374,7 @@ def _activation(low: Lowering, step: Step) -> Value | None:
 @_rule("PRelu")
 def _prelu(low: Lowering, step: Step) -> Value | None:
     slope, name = low.constant(step, 1), step.inputs[0]
-    if slope is None or slope.size != 1 or not low.floats(name) or not 1 <= low.form(name).ndim <= 5:
+    if slope is None or slope.size != 1 or not low.floats(name) or not max(slope.ndim, 1) <= low.form(name).ndim <= 5:
         return None
     return low.graph.add("activation", low.value(name), activation=("leaky_relu", float(slope.item())))
 
@@ -410,7 +431,8 @@ def _gated(low: Lowering, step: Step) -> tuple[str, Activation] | None:
         return None
     for x, gate in (leaves, leaves[::-1]):
         maker = low.makers.get(gate)
-        if maker is None or x in low.known:
+        # A number of more axes than x gives the product more of them.
+        if maker is None or x in low.known or low.form(x).shape != low.forms[step.outputs[0]].shape:
             continue
         if maker.op in ("Sigmoid", "HardSigmoid") and maker.inputs[0] == x and number == 1:
             activation = _ACTIVATIONS[maker.op](low, maker)

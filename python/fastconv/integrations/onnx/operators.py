@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +20,11 @@ from ... import functional
 from ..._args import Array
 from .load import Step
 
-# No constant is folded to more elements than that: hostile models ask for them by a line.
+# No result has more elements than that, nor what constants are folded to in all: hostile models ask for it by a line.
 _MOST_ELEMENTS = 2**31
+MOST_FOLDED = 2**28
+# How many a result may have here and now.
+LIMIT: ContextVar[int] = ContextVar("LIMIT", default=_MOST_ELEMENTS)
 
 Results = Array | tuple[Array, ...]
 Pairs = tuple[tuple[int, int], ...]
@@ -78,9 +82,40 @@ def _axes(axes: Any, rank: int) -> tuple[int, ...]:
 
 
 def _admit(shape: Sequence[int]) -> tuple[int, ...]:
-    if min(shape, default=0) < 0 or math.prod(shape) > _MOST_ELEMENTS:
-        raise ValueError(f"the result's shape {tuple(shape)} must have from 0 to {_MOST_ELEMENTS} elements")
+    # What is on the way to an empty result may be large.
+    if min(shape, default=0) < 0 or math.prod(n for n in shape if n) > LIMIT.get():
+        raise ValueError(f"the result's shape {tuple(shape)} must have from 0 to {LIMIT.get()} elements")
     return tuple(shape)
+
+
+def admit_fold(step: Step, shapes: Sequence[tuple[int, ...]]) -> None:
+    """See to it that a node of constants of these shapes makes no more than is admitted, before it is computed."""
+    if OPERATORS[step.op].kind == "broadcast" and step.version >= 7:
+        _admit(np.broadcast_shapes(*shapes))
+    elif step.op == "Concat":
+        _admit((sum(map(math.prod, shapes)),))
+    elif step.op in ("Gather", "MatMul", "Gemm", "Einsum"):
+        # An upper bound: the products of all axes that are not summed over, or not taken from.
+        if step.op == "Gather":
+            x, indices = shapes
+            axis = axis_of(step.get("axis", 0), len(x))
+            _admit((*x[:axis], *indices, *x[axis + 1 :]))
+        elif step.op == "Einsum":
+            _admit_einsum(step, shapes)
+        elif min(len(s) for s in shapes[:2]) >= 2:
+            a, b = shapes[0], shapes[1]
+            turned = step.op == "Gemm"
+            rows = a[-1] if turned and step.get("transA", 0) else a[-2]
+            columns = b[-2] if turned and step.get("transB", 0) else b[-1]
+            _admit((*np.broadcast_shapes(a[:-2], b[:-2]), rows, columns))
+
+
+def _admit_einsum(step: Step, shapes: Sequence[tuple[int, ...]]) -> None:
+    terms, arrow, result = step.attributes["equation"].replace(" ", "").partition("->")
+    if "." in terms or not arrow:
+        return
+    sizes = {c: n for term, s in zip(terms.split(","), shapes, strict=True) for c, n in zip(term, s, strict=True)}
+    _admit([sizes[c] for c in result])
 
 
 # ------------------------------------------------------------------------------------------------ windows of an image
@@ -255,7 +290,7 @@ def _max_unpool(step: Step, x: Array, indices: Array, shape: Array | None = None
         for i, (n, r, s) in enumerate(zip(x.shape[2:], kernel, stride, strict=True))
     ]
     natural = (*x.shape[:2], *sizes)
-    y = np.zeros(natural if shape is None else _admit(_ints(shape)), x.dtype)
+    y = np.zeros(_admit(natural if shape is None else _ints(shape)), x.dtype)
     # Indices are those of the smallest image that the windows came from.
     y[tuple(np.unravel_index(indices, natural))] = x
     return y
@@ -461,6 +496,8 @@ def _arg(step: Step, x: Array) -> Array:
 @_operator("TopK", constants=(1,))
 def _top(step: Step, x: Array, k: Array | None = None) -> Results:
     axis, count = axis_of(step.get("axis", -1), x.ndim), step.get("k") if k is None else _ints(k)[0]
+    if not 0 <= count <= x.shape[axis]:
+        raise ValueError(f"k (={count}) must be from 0 to the size of axis {axis}, which is {x.shape[axis]}")
     largest = bool(step.get("largest", 1))
     # Of equal ones the first comes first.
     if largest:
@@ -785,7 +822,7 @@ def _range(step: Step, start: Array, limit: Array, delta: Array) -> Array:
 def _eye_like(step: Step, x: Array) -> Array:
     code = step.get("dtype")
     kind = x.dtype if code is None else onnx.helper.tensor_dtype_to_np_dtype(code)
-    rows, columns = x.shape
+    rows, columns = _admit(x.shape)
     return np.asarray(np.eye(rows, columns, step.get("k", 0), kind))
 
 

@@ -18,6 +18,7 @@ input.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -1068,11 +1069,12 @@ def _lp_backward(ctx: Any, dy: Tensor | None) -> tuple[Any, ...]:
         return (None,) * 5
     if not torch.is_grad_enabled():
         return (_lp_gradient_op(dy, x, *ctx.options), None, None, None, None)
-    # The same of differentiable calls: with a divisor of 1 the gradient of an average is that of a sum.
+    # The same of differentiable calls. A window's sum is its mean times the size of a whole one, as in the kernel: what
+    # is left of a last window that ceil_mode cuts counts for more.
     power, kernel_size, stride, ceil_mode = ctx.options
-    factor = torch.where(y == 0, torch.zeros_like(y), dy * y.pow(1 - power))
-    sums = _avg_gradient_op(factor, x.shape, kernel_size, stride, [0] * len(stride), ceil_mode, True, 1)
-    return (sums * _power(x, power - 1), None, None, None, None)
+    factor = torch.where(y == 0, torch.zeros_like(y), dy * y.pow(1 - power)) * math.prod(kernel_size)
+    means = _avg_gradient_op(factor, x.shape, kernel_size, stride, [0] * len(stride), ceil_mode, True, None)
+    return (means * _power(x, power - 1), None, None, None, None)
 
 
 def _power(x: Tensor, power: float) -> Tensor:
