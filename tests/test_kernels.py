@@ -323,6 +323,7 @@ def weight_cases(rng, dtype, lanes):
             "column, channel, tap backwards": (length * taps, taps, list(range(taps))[::-1]),
             "column, tap, channel": (length * taps, 1, [t * length for t in range(taps)]),
             "channel, column, tap": (taps, valid * taps, list(range(taps))),
+            "channel, column, tap backwards": (taps, valid * taps, list(range(taps))[::-1]),
             "channel, tap, column": (1, valid * taps, [t * valid for t in range(taps)]),
             "tap, channel, column": (1, valid, [t * valid * length for t in range(taps)]),
             "some columns of more": (length * taps + 5, taps, list(range(taps))),

@@ -368,6 +368,8 @@ double share_inside(const DenseJob& job, int first, int end) {
 }
 
 // Whether images, which are joined or planes of a volume, are so small that much of a filter lies outside of them.
+// (Zen 4, AVX-512, direct, call | plan, times as fast as in the order of the image: 3 x 3 of 8 images of 2 x 2 1.3
+// | 1.6, of 3 x 3 1.4 | 1.5, of 4 x 4 1.25 | 1.3, with stride 2 1.15 | 1.3; 5 x 5 of 16 of 4 x 4 1.3 | 1.4.)
 bool skips_by_image(const DenseJob& job) {
   return job.out[0] >= 4 && job.in[0] == job.out[0] && job.filter[0] == 1 && job.stride[0] == 1 && job.pad[0] == 0 &&
          job.mode == PaddingMode::zeros && job.taps() > 1 && job.out[1] * job.out[2] <= 16 &&
